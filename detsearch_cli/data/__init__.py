@@ -1,0 +1,1 @@
+"""Data sets: formats, checks, transforms, loading, and the embedded sets."""

@@ -1,0 +1,342 @@
+"""The recipe: everything a training run needs, frozen, validated, one YAML file.
+
+A *fragment* is a partial recipe. Fragments are laid over each other, later over earlier, so a searched
+assignment, learned anchors and an evolved loss can be trained together. Changing a recipe makes a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from detsearch_cli import parts
+from detsearch_cli.errors import RecipeError
+
+Fragment = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Slot(BaseModel):
+    """A named part and its options: `{name: dynamic, alpha: 1.5}`, or just its name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Backbone(_Section):
+    """Which features the detector sees."""
+
+    name: str = "resnet50"
+    weights: Path | None = Field(None, description="safetensors or weights-only state dict; None: from scratch")
+    frozen_stages: int = Field(0, ge=0, le=5, description="stem and first stages that do not train")
+    frozen_bn: bool = Field(False, description="batch norm keeps its loaded statistics and scale")
+
+
+class Neck(_Section):
+    """Feature pyramid."""
+
+    channels: int = Field(256, ge=8)
+    levels: tuple[int, int] = Field((3, 7), description="first and last pyramid level; level i has stride 2^i")
+
+    @field_validator("levels")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 2 <= value[0] <= value[1] <= 7:
+            raise ValueError(f"levels must be first <= last, both in 2..7, got {value}")
+        return value
+
+    @property
+    def num_levels(self) -> int:
+        return self.levels[1] - self.levels[0] + 1
+
+
+class Head(_Section):
+    """Classification and regression towers, shared by all levels."""
+
+    convs: int = Field(4, ge=0, le=8)
+
+
+class Data(_Section):
+    """What is trained on, what candidates are scored on, what only the final evaluation sees."""
+
+    source: str = Field("shapes", description="folder, or a name such as shapes:images=200,size=160 or voc")
+    train: str = "train"
+    val: str = "val"
+    val_fraction: float | None = Field(
+        None, gt=0, lt=1, description="hold out this part of `train` as `val` instead of the set's own split"
+    )
+    subset: float | int | None = Field(None, gt=0, description="train on this many images (int) or this part (float)")
+    split_seed: int = 0
+    strict: bool = Field(False, description="refuse data with defects instead of handling and counting them")
+
+
+class Augment(_Section):
+    """Image size and training-time augmentation."""
+
+    image_size: tuple[int, int] = Field((800, 1333), description="short side, limit of the long side, in pixels")
+    multi_scale: tuple[int, ...] | None = Field(None, description="short sides drawn from in training")
+    flip: float = Field(0.5, ge=0, le=1)
+    photometric: float = Field(0.0, ge=0, le=1, description="probability of photometric distortion")
+    crop: float = Field(0.0, ge=0, le=1, description="probability of a random IoU crop")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+
+class Optim(_Section):
+    """Optimiser, as in the paper by default (HPS-Det, section 4.1)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    batch_size: int = Field(16, ge=1, description="images a step, over all devices and accumulated micro-batches")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    clip_norm: float | None = Field(None, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; None: no averaging")
+    precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Optim:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class Schedule(_Section):
+    """Length and learning-rate schedule."""
+
+    epochs: int = Field(12, ge=1)
+    name: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[float, ...] = Field((8 / 12, 11 / 12), description="parts of the epochs after which lr drops")
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup_steps: int = Field(500, ge=0, description="linear warm-up, at most a tenth of all steps")
+    warmup_factor: float = Field(1 / 3, gt=0, le=1)
+    eval_every: int = Field(1, ge=0, description="epochs between evaluations; 0: only after the last")
+
+
+class Test(_Section):
+    """How detections are selected. `nms_iou` None: the detector's own (RetinaNet .5, FCOS and ATSS .6)."""
+
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    pre_nms_top_k: int = Field(1000, ge=1, description="per pyramid level")
+    nms_iou: float | None = Field(None, gt=0, le=1)
+    max_detections: int = Field(100, ge=1)
+
+
+class Runtime(_Section):
+    """Where and how fast it runs. Not part of the recipe's identity: none of it names a trial."""
+
+    device: str = "auto"
+    devices: int = Field(1, ge=1, description="GPUs (or CPU processes) on each node")
+    num_nodes: int = Field(1, ge=1)
+    workers: int = Field(0, ge=0, description="data loading processes")
+    cache: Literal["off", "ram", "device"] = "off"
+    channels_last: bool = True
+    tensorboard: bool = False
+
+
+class Recipe(_Section):
+    """Everything a training run needs."""
+
+    detector: Slot = Slot(name="fcos")
+    backbone: Backbone = Backbone()  # type: ignore[call-arg]
+    neck: Neck = Neck()  # type: ignore[call-arg]
+    head: Head = Head()  # type: ignore[call-arg]
+    data: Data = Data()  # type: ignore[call-arg]
+    augment: Augment = Augment()  # type: ignore[call-arg]
+    optim: Optim = Optim()  # type: ignore[call-arg]
+    schedule: Schedule = Schedule()  # type: ignore[call-arg]
+    test: Test = Test()  # type: ignore[call-arg]
+    runtime: Runtime = Runtime()  # type: ignore[call-arg]
+    priors: Slot | None = Field(None, description="None: the detector's own")
+    assign: Slot | None = Field(None, description="None: the detector's own")
+    loss: Slot | None = Field(None, description="None: the detector's own")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _backbone_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def identity(self) -> dict[str, Any]:
+        """The recipe without `runtime`, as plain data: what decides the result."""
+        return self.model_dump(mode="json", exclude={"runtime"})
+
+    def hash(self) -> str:
+        """Canonical name of the recipe, 16 hex digits: equal recipes, however written, have one hash."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def with_(self, fragment: Mapping[str, Any]) -> Recipe:
+        """A new recipe with the fragment laid over this one."""
+        return validate(merge(self.model_dump(mode="json"), fragment))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+SLOTS = ("detector", "priors", "assign", "loss")
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
+    """Lay `above` over `below`. Sections merge key by key; a slot naming another part replaces the slot whole."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if key in SLOTS and isinstance(value, str):
+            value = {"name": value}
+        if key == "backbone" and isinstance(value, str):
+            value = {"name": value}
+        renamed = (
+            key in SLOTS
+            and isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("name", old.get("name")) != old.get("name")
+        )
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not renamed:
+            value = merge(old, value)
+        result[key] = value
+    return result
+
+
+def read_fragment(path: Path) -> Fragment:
+    """Read a YAML fragment. Raises RecipeError naming the file when it is missing or no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold keys and values, found a {type(content).__name__}")
+    return content
+
+
+def parse_set(assignment: str) -> Fragment:
+    """`optim.lr=0.02` -> {"optim": {"lr": 0.02}}; the value is read as YAML."""
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip() or not all(key.strip().split(".")):
+        raise RecipeError(f"--set takes key=value such as optim.lr=0.02, got {assignment!r}")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: {value!r} is not valid YAML") from error
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def compose(fragments: Iterable[tuple[str, Fragment]]) -> Recipe:
+    """Lay named fragments over each other, first to last, and validate the outcome.
+
+    Each item is (where it came from, fragment); a key that does not validate is blamed on the last origin
+    that set it. Raises RecipeError.
+    """
+    whole: Fragment = {}
+    pairs = list(fragments)
+    for _, fragment in pairs:
+        whole = merge(whole, fragment)
+    try:
+        return validate(whole)
+    except RecipeError as error:
+        key = getattr(error, "key", ())
+        for origin, fragment in reversed(pairs):
+            if key and _holds(fragment, key):
+                raise RecipeError(f"{origin}: {error}") from error
+        raise
+
+
+def _holds(fragment: Any, key: tuple[Any, ...]) -> bool:
+    for part in key[:2]:
+        if isinstance(fragment, Mapping) and part in fragment:
+            fragment = fragment[part]
+        else:
+            return isinstance(fragment, str)
+    return True
+
+
+def validate(content: Mapping[str, Any]) -> Recipe:
+    """Check every key of every section and every slot's options. Raises RecipeError naming the key."""
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, ()) from error
+    for key, package in (("priors", "slots.priors"), ("assign", "slots.assigners"), ("loss", "slots.losses")):
+        slot: Slot | None = getattr(recipe, key)
+        if slot is not None:
+            _check_slot(key, package, slot)
+    _check_detector(recipe.detector)
+    return recipe
+
+
+def _check_slot(key: str, package: str, slot: Slot) -> None:
+    build_part(package, slot, key)
+
+
+def _check_detector(slot: Slot) -> None:
+    from detsearch_cli.detectors.base import Detector
+
+    cls = _named("detectors", slot, Detector, "detector")
+    try:
+        cls.Options.model_validate(slot.options)
+    except ValidationError as error:
+        raise _explain(error, ("detector",)) from error
+
+
+def build_part(package: str, slot: Slot, key: str) -> Any:
+    """The slot's working object, its options validated. Raises RecipeError naming the key."""
+    cls = _named(package, slot, parts.Part, key)
+    try:
+        return cls.model_validate(slot.options)
+    except ValidationError as error:
+        raise _explain(error, (key,)) from error
+
+
+def _named(package: str, slot: Slot, base: type[Any], key: str) -> type[Any]:
+    try:
+        return parts.find(package, slot.name, base)
+    except RecipeError as error:
+        named = RecipeError(f"{key}: {error}")
+        named.key = (key, "name")  # type: ignore[attr-defined]
+        raise named from error
+
+
+def _explain(error: ValidationError, prefix: tuple[str, ...]) -> RecipeError:
+    first = error.errors()[0]
+    key = prefix + tuple(str(p) for p in first["loc"])
+    name = ".".join(key) or "recipe"
+    if first["type"] == "extra_forbidden":
+        message = f"{name} is no key of a recipe; see `detsearch train --help` and docs/recipe.md for the keys"
+    elif first["type"] == "missing":
+        message = f"{name} is missing"
+    else:
+        said = first["msg"].removeprefix("Value error, ")
+        message = f"{name}: {said[0].lower()}{said[1:]}, got {first['input']!r}"
+    explained = RecipeError(message)
+    explained.key = key  # type: ignore[attr-defined]
+    return explained

@@ -1,0 +1,119 @@
+"""What travels between data, detectors, slots and engine: ragged targets, dense predictions, detections.
+
+Boxes are xyxy in absolute pixels everywhere. Batches are ragged, never padded and never looped over:
+the ground truths of all images are concatenated and `splits` tells where each image's begin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truths of a batch. boxes (ΣG, 4) xyxy px, labels (ΣG,) int64 in [0, C), splits (B+1,) int64."""
+
+    boxes: Tensor
+    labels: Tensor
+    splits: Tensor
+
+    @property
+    def num_images(self) -> int:
+        return self.splits.numel() - 1
+
+    def image_index(self) -> Tensor:
+        """Image of every ground truth, (ΣG,) int64."""
+        counts = self.splits.diff()
+        return torch.repeat_interleave(
+            torch.arange(self.num_images, device=counts.device), counts, output_size=self.boxes.shape[0]
+        )
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(*(t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.splits)))
+
+    @staticmethod
+    def from_lists(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
+        """One entry an image: boxes (G_i, 4), labels (G_i,)."""
+        counts = torch.tensor([0] + [len(b) for b in boxes])
+        return Targets(torch.cat(boxes).reshape(-1, 4), torch.cat(labels), counts.cumsum(0))
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Anchors or points of all levels, shared by the images of a batch, level after level, row-major.
+
+    boxes (A, 4) xyxy px: the anchors; for points a cell of one stride centred on the point.
+    points (A, 2) xy px: the centres. level (A,) int64 in [0, L). strides (L,) px.
+    ranges (L, 2) px: (low, high] of the largest regression distance a level is meant for (FCOS),
+    None where the detector has no such ranges. counts (L,) priors a level, as Python ints.
+    """
+
+    boxes: Tensor
+    points: Tensor
+    level: Tensor
+    strides: Tensor
+    counts: tuple[int, ...]
+    ranges: Tensor | None = None
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.counts)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Predictions at every prior, before any selection.
+
+    logits (B, A, C) raw class scores. boxes (B, A, 4) decoded, xyxy px, with gradient.
+    deltas (B, A, 4): the regression output the boxes were decoded from.
+    centerness (B, A) raw logits, None where the detector has no such branch. priors: the A priors.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    deltas: Tensor
+    priors: Priors
+    centerness: Tensor | None = None
+
+    def detached(self) -> Dense:
+        """The same without gradient, in float32: what assigners look at."""
+        centerness = None if self.centerness is None else self.centerness.detach().float()
+        return replace(
+            self,
+            logits=self.logits.detach().float(),
+            boxes=self.boxes.detach().float(),
+            deltas=self.deltas.detach().float(),
+            centerness=centerness,
+        )
+
+
+BACKGROUND = -1
+IGNORE = -2
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """matched (B, A) int64: row of `Targets.boxes` (0..ΣG-1), BACKGROUND (-1) or IGNORE (-2)."""
+
+    matched: Tensor
+
+    @property
+    def positive(self) -> Tensor:
+        """(B, A) bool."""
+        return self.matched >= 0
+
+    @staticmethod
+    def background(num_images: int, num_priors: int, device: torch.device) -> Assignment:
+        return Assignment(torch.full((num_images, num_priors), BACKGROUND, dtype=torch.int64, device=device))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Final detections of one image, best first. boxes (N, 4) xyxy px, scores (N,), labels (N,) int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor

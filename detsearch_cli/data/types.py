@@ -26,7 +26,8 @@ class Record:
 
     image_id: unique in its split (COCO's own where given, else 1..N in file order). file: None when rendered.
     boxes (N, 4) float32 xyxy px in the image as shown (EXIF applied); labels (N,) int64 in [0, C);
-    crowd, difficult (N,) bool; area (N,) float64 px^2, COCO's own where given.
+    crowd, difficult (N,) bool; area (N,) float64 px^2, COCO's own where given. key: names a rendered image's
+    pixels wherever the record goes; None: the file does.
     """
 
     image_id: int
@@ -38,6 +39,7 @@ class Record:
     crowd: np.ndarray
     difficult: np.ndarray
     area: np.ndarray
+    key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,21 @@
+"""Detectors, one a file; `build` makes the one a recipe names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detsearch_cli import parts
+
+if TYPE_CHECKING:
+    from detsearch_cli.detectors.base import Detector
+    from detsearch_cli.recipe import Recipe
+
+
+def build(recipe: Recipe, num_classes: int) -> Detector:
+    """The recipe's detector with its backbone weights loaded, in training mode, on the CPU.
+
+    Raises RecipeError for parts that do not fit together, CheckpointError for weights that do not fit.
+    """
+    from detsearch_cli.detectors.base import Detector
+
+    return parts.find("detectors", recipe.detector.name, Detector)(recipe, num_classes)

@@ -1,0 +1,147 @@
+"""Backbones: features of strides 4 to 32 from timm or our own, frozen parts, weights from a file."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from detsearch_cli import recipe as recipes
+from detsearch_cli.detectors import _small
+from detsearch_cli.detectors._weights import load_backbone_weights
+from detsearch_cli.errors import RecipeError
+
+SWIN = {f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")}
+TIMM = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "mobilenetv2_050",
+    *SWIN,
+)
+NAMES = (*_small.NAMES, *TIMM)
+"""Backbones by name; `timm/NAME` takes any other model of timm that gives features."""
+
+
+class Backbone(nn.Module):
+    """Features of the levels a pyramid needs. levels: theirs, fine to coarse; channels: of each.
+
+    Frozen stages and frozen batch norms stay in eval mode whatever `train` is called with.
+    """
+
+    levels: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._always_eval: list[nn.Module] = []
+
+    @abstractmethod
+    def stages(self) -> list[list[nn.Module]]:
+        """Stem, then each stage: the modules that compute it."""
+
+    def freeze(self, stages: int, batch_norm: bool) -> None:
+        """Stop the first `stages` (1 is the stem) and, if asked, every batch norm from training."""
+        frozen = [module for stage in self.stages()[:stages] for module in stage]
+        if batch_norm:
+            frozen += [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for module in frozen:
+            module.requires_grad_(False)
+        self._always_eval = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        for module in self._always_eval:
+            module.eval()
+        return self
+
+
+class SmallBackbone(Backbone):
+    """One of our own networks, cut after the coarsest level that is needed."""
+
+    def __init__(self, name: str, last: int) -> None:
+        super().__init__()
+        self.body = _small.build(name, last)
+        self.levels, self.channels = self.body.levels, self.body.channels
+
+    def stages(self) -> list[list[nn.Module]]:
+        return self.body.stages()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) -> features of `levels`."""
+        features: list[Tensor] = self.body(images)
+        return features
+
+
+class TimmBackbone(Backbone):
+    """A timm model's features, cut after the coarsest level that is needed."""
+
+    def __init__(self, name: str, last: int) -> None:
+        super().__init__()
+        import timm  # seconds to import, so only where a timm model is used
+
+        options = {}
+        if name.startswith("swin_"):
+            # windows of 7 at every image size, also where the model's own 224 px would make do with one
+            options = {"strict_img_size": False, "always_partition": True}
+        try:
+            body = timm.create_model(name, pretrained=False, features_only=True, **options)
+            wanted = [i for i, r in enumerate(body.feature_info.reduction()) if 4 <= r <= 2**last]
+            body = timm.create_model(
+                name, pretrained=False, features_only=True, out_indices=tuple(wanted), **options
+            )
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise RecipeError(f"backbone.name: timm gives no features for {name!r} ({error})") from error
+        self.body = body
+        self.nhwc = "NHWC" in str(getattr(body, "output_fmt", ""))
+        self.levels = tuple(int(r).bit_length() - 1 for r in body.feature_info.reduction())
+        self.channels = tuple(body.feature_info.channels())
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Cut the modules, in order, after the one that gives each feature; the first cut ends the stem."""
+        leaves = [(n.replace("_", "."), m) for n, m in self.body.named_modules() if not list(m.children())]
+        ends = []
+        for name in _stage_names(self.body):
+            end = [i for i, (n, _) in enumerate(leaves) if f"{n}.".startswith(f"{name}.")]
+            ends.append(end[-1] + 1 if end else 0)
+        return [[m for _, m in leaves[a:b]] for a, b in zip([0, *ends], ends, strict=False)]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) -> features of `levels`, channels second."""
+        features = self.body(images)
+        return [f.permute(0, 3, 1, 2).contiguous() for f in features] if self.nhwc else list(features)
+
+
+def _stage_names(body: nn.Module) -> list[str]:
+    """Modules that end the stem and the stages of a timm feature extractor, "_" as "."."""
+    names = [info["module"].replace("_", ".") for info in body.feature_info.info]  # type: ignore[union-attr]
+    if body.feature_info.info[0]["reduction"] >= 4:  # type: ignore[index,union-attr]
+        return ["patch.embed" if hasattr(body, "patch_embed") else "stem", *names]
+    return names
+
+
+def build_backbone(backbone: recipes.Backbone, levels: tuple[int, int]) -> Backbone:
+    """The backbone a recipe names, its weights loaded and its frozen parts frozen.
+
+    levels: first and last of the pyramid. Raises RecipeError for an unknown name, CheckpointError for weights
+    that do not fit.
+    """
+    name, last = backbone.name, min(levels[1], 5)
+    model: Backbone
+    if name in _small.NAMES:
+        model = SmallBackbone(name, last)
+    elif name in TIMM:
+        model = TimmBackbone(SWIN.get(name, name), last)
+    elif name.startswith("timm/"):
+        model = TimmBackbone(name.removeprefix("timm/"), last)
+    else:
+        raise RecipeError(f"backbone.name: {name!r} is none of {', '.join(NAMES)}, nor timm/NAME")
+    if backbone.weights is not None:
+        load_backbone_weights(model, backbone.weights)
+    model.freeze(backbone.frozen_stages, backbone.frozen_bn)
+    return model

@@ -1,0 +1,92 @@
+"""The head: classification and regression towers shared by all levels, an optional centerness branch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+PRIOR_PROBABILITY = 0.01
+"""Initial score of every class, so that the many negatives do not drown the first steps (focal loss, section 3.3)."""
+
+
+class Scale(nn.Module):
+    """One learnable factor. Source: Tian et al. 2019 (FCOS), section 3.2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class DenseHead(nn.Module):
+    """Towers of 3x3 convolutions, then one convolution each for class logits, 4 offsets and centerness.
+
+    norm: group norm in the towers (FCOS, ATSS) or none (RetinaNet). scales: a learnable factor a level on the
+    regression (number of levels), 0 for none. centerness: on which tower the branch sits, None for no branch.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        convs: int,
+        num_classes: int,
+        *,
+        per_cell: int = 1,
+        norm: bool = False,
+        scales: int = 0,
+        centerness: Literal["cls", "reg"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls_tower = _tower(channels, convs, norm)
+        self.reg_tower = _tower(channels, convs, norm)
+        self.cls = nn.Conv2d(channels, per_cell * num_classes, 3, padding=1)
+        self.reg = nn.Conv2d(channels, per_cell * 4, 3, padding=1)
+        self.scales = nn.ModuleList(Scale() for _ in range(scales))
+        self.centerness_on = centerness
+        self.centerness = nn.Conv2d(channels, per_cell, 3, padding=1) if centerness else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[arg-type]
+
+    def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Pyramid -> logits (B, A, C), offsets (B, A, 4), centerness (B, A); priors as PriorGrid orders them."""
+        logits, offsets, centerness = [], [], []
+        for level, feature in enumerate(pyramid):
+            cls, reg = self.cls_tower(feature), self.reg_tower(feature)
+            logits.append(_rows(self.cls(cls), self.num_classes))
+            offset = self.reg(reg)
+            offsets.append(_rows(self.scales[level](offset) if self.scales else offset, 4))
+            if self.centerness is not None:
+                centerness.append(
+                    _rows(self.centerness(reg if self.centerness_on == "reg" else cls), 1)[..., 0]
+                )
+        return torch.cat(logits, 1), torch.cat(offsets, 1), torch.cat(centerness, 1) if centerness else None
+
+
+def _tower(channels: int, convs: int, norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(convs):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+        if norm:
+            layers.append(nn.GroupNorm(_groups(channels), channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def _groups(channels: int) -> int:
+    """Groups of at least 8 channels, as 32 groups of the papers' 256 channels are."""
+    return max(g for g in range(1, max(1, channels // 8) + 1) if channels % g == 0)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """(B, n * width, H, W) -> (B, H * W * n, width)."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)

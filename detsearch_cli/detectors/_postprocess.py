@@ -1,0 +1,50 @@
+"""From dense predictions to detections: threshold, best per level, non-maximum suppression."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from detsearch_cli import boxes
+from detsearch_cli.recipe import Test
+from detsearch_cli.structures import Dense, Detections
+
+
+def select(dense: Dense, sizes: Tensor, test: Test, nms_iou: float) -> list[Detections]:
+    """The detections of every image, best first. sizes (B, 2) height, width px: boxes are clipped to it.
+
+    The class score alone must exceed the threshold; ranking and the final score use sqrt(class * centerness)
+    where there is a centerness, as in FCOS's and ATSS's released code. Boxes empty after clipping are dropped.
+    """
+    scores = dense.logits.float().sigmoid()
+    # the threshold comes before the product, so that low centerness ranks a box low but cannot remove it
+    passes = scores > test.score_threshold
+    if dense.centerness is not None:
+        scores = (scores * dense.centerness.float().sigmoid()[..., None]).sqrt()
+    scores = torch.where(passes, scores, -1.0)
+    best, prior, label = _best_per_level(scores, dense.priors.counts, test.pre_nms_top_k)
+    chosen = dense.boxes.gather(1, prior[..., None].expand(-1, -1, 4))
+    chosen = boxes.clip(chosen, sizes.to(chosen.device))
+    keep = (best >= 0) & (chosen[..., 2:] > chosen[..., :2]).all(-1)
+    results = []
+    for image in range(best.shape[0]):
+        kept = keep[image]
+        found, score, kind = chosen[image, kept], best[image, kept], label[image, kept]
+        order = batched_nms(found, score, kind, nms_iou)[: test.max_detections]
+        results.append(Detections(found[order], score[order], kind[order]))
+    return results
+
+
+def _best_per_level(scores: Tensor, counts: tuple[int, ...], top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The top_k (prior, class) pairs of every level. scores (B, A, C) -> score, prior, class, each (B, K)."""
+    num_images, _, num_classes = scores.shape
+    best, where, start = [], [], 0
+    for count in counts:
+        flat = scores[:, start : start + count].reshape(num_images, -1)
+        top, index = flat.topk(min(top_k, flat.shape[1]), dim=1)
+        best.append(top)
+        where.append(index + start * num_classes)
+        start += count
+    index = torch.cat(where, 1)
+    return torch.cat(best, 1), index // num_classes, index % num_classes

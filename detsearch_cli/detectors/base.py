@@ -1,0 +1,133 @@
+"""What every dense one-stage detector is: backbone, pyramid, head, priors, and the assigner and loss it trains with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from detsearch_cli import recipe as recipes
+from detsearch_cli.detectors._backbones import build_backbone
+from detsearch_cli.detectors._fpn import FPN
+from detsearch_cli.detectors._heads import DenseHead
+from detsearch_cli.detectors._postprocess import select
+from detsearch_cli.errors import RecipeError
+from detsearch_cli.parts import Part
+from detsearch_cli.slots.assigners.base import Assigner
+from detsearch_cli.slots.losses.base import DetectionLoss
+from detsearch_cli.slots.priors.base import PriorGrid
+from detsearch_cli.structures import Dense, Detections, Priors, Targets
+
+T = TypeVar("T", bound=Part)
+PRIOR_CACHE = 32
+"""Image sizes whose priors are kept; multi-scale training sees about that many."""
+
+
+class Detector(nn.Module, ABC):
+    """Base of all detectors; one subclass a file. A recipe's slots replace the detector's own parts."""
+
+    Options: ClassVar[type[Part]] = Part
+    default_nms_iou: ClassVar[float]
+    max_count: ClassVar[int]
+    """Largest number of positives a ground truth that HPS-Det's search considers (section 4.2)."""
+    extra_from_backbone: ClassVar[bool] = False
+    """Whether the level above the backbone's last is made from the backbone's output instead of the pyramid's."""
+
+    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+        super().__init__()
+        self.options = self.Options.model_validate(recipe.detector.options)
+        self.num_classes = num_classes
+        self.levels = recipe.neck.levels
+        self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
+        self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()
+        self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()
+        self.loss: DetectionLoss = _slot(recipe, "loss", DetectionLoss) or self.default_loss()
+        self.backbone = build_backbone(recipe.backbone, self.levels)
+        self.neck = FPN(
+            self.backbone.levels,
+            self.backbone.channels,
+            recipe.neck.channels,
+            self.levels,
+            extra_from_backbone=self.extra_from_backbone,
+        )
+        self.head = self.build_head(recipe.neck.channels, recipe.head.convs)
+        self._priors: dict[tuple[object, ...], Priors] = {}
+
+    @abstractmethod
+    def default_priors(self) -> PriorGrid:
+        """Priors when the recipe names none."""
+
+    @abstractmethod
+    def default_assigner(self) -> Assigner:
+        """Assigner when the recipe names none."""
+
+    @abstractmethod
+    def default_loss(self) -> DetectionLoss:
+        """Loss when the recipe names none."""
+
+    @abstractmethod
+    def build_head(self, channels: int, convs: int) -> DenseHead:
+        """The towers; `self.prior_grid` is already known."""
+
+    @abstractmethod
+    def decode(self, priors: Priors, deltas: Tensor) -> Tensor:
+        """Boxes of the regression output. deltas (B, A, 4) float32 -> (B, A, 4) xyxy px."""
+
+    def forward(self, images: Tensor) -> Dense:
+        """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32, with gradient."""
+        features = self.neck(self.backbone(images))
+        logits, deltas, centerness = self.head(features)
+        priors = self.priors([(f.shape[2], f.shape[3]) for f in features], images.device)
+        # float32 under autocast too: exp and box areas overflow half precision
+        deltas = deltas.float()
+        return Dense(
+            logits=logits.float(),
+            boxes=self.decode(priors, deltas),
+            deltas=deltas,
+            priors=priors,
+            centerness=None if centerness is None else centerness.float(),
+        )
+
+    def priors(self, sizes: list[tuple[int, int]], device: torch.device) -> Priors:
+        """Priors of feature maps of these heights and widths; the last few sizes are kept."""
+        key = (*sizes, device)
+        if key not in self._priors:
+            if len(self._priors) >= PRIOR_CACHE:
+                self._priors.pop(next(iter(self._priors)))
+            # priors made under inference_mode could never take part in training
+            with torch.inference_mode(False):
+                self._priors[key] = self.prior_grid(sizes, self.levels, device)
+        return self._priors[key]
+
+    def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Named scalar terms to be summed. images (B, 3, H, W); targets in the images' pixels."""
+        dense = self(images)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            assignment = self.assigner(dense.detached(), targets)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.loss(dense, assignment, targets)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:
+        """Detections of every image, best first, in the images' pixels, clipped to `sizes` (B, 2) height, width.
+
+        Call it in eval mode; batch norm would otherwise use the batch's statistics.
+        """
+        nms_iou = self.default_nms_iou if test.nms_iou is None else test.nms_iou
+        return select(self(images), sizes, test, nms_iou)
+
+
+def _slot(recipe: recipes.Recipe, key: str, base: type[T]) -> T | None:
+    """The recipe's own part of that slot, None where it leaves the choice to the detector."""
+    slot = getattr(recipe, key)
+    if slot is None:
+        return None
+    package = {"priors": "slots.priors", "assign": "slots.assigners", "loss": "slots.losses"}[key]
+    part = recipes.build_part(package, slot, key)
+    if not isinstance(part, base):
+        raise RecipeError(
+            f"{key}: {slot.name!r} is no {base.__name__}; see docs/recipe.md for what a slot holds"
+        )
+    return part

@@ -1,0 +1,70 @@
+"""FCOS: one point a cell predicts its distances to the four sides of a box, and its centerness."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from detsearch_cli import boxes, recipe
+from detsearch_cli.detectors._heads import DenseHead
+from detsearch_cli.detectors.base import Detector
+from detsearch_cli.errors import RecipeError
+from detsearch_cli.parts import Part
+from detsearch_cli.slots.assigners.fcos import FCOSAssigner
+from detsearch_cli.slots.losses.focal_iou import FocalIoU
+from detsearch_cli.slots.priors.base import PriorGrid
+from detsearch_cli.slots.priors.points import Points
+from detsearch_cli.structures import Priors
+
+
+class FCOS(Detector):
+    """Source: Tian et al. 2019 (FCOS), vanilla by default; its later tricks are options."""
+
+    class Options(Part):
+        center_sampling: bool = Field(False, description="positives only near the middle of a box")
+        radius: float = Field(1.5, gt=0, description="of centre sampling, in strides")
+        norm_on_bbox: bool = Field(False, description="predict distances in strides, ReLU instead of exp")
+        centerness: bool = Field(True, description="predict centerness; without it every positive weighs 1")
+        centerness_on_reg: bool = Field(False, description="centerness on the regression tower")
+
+    options: Options
+    default_nms_iou: ClassVar[float] = 0.6
+    max_count: ClassVar[int] = 25
+
+    def __init__(self, recipe: recipe.Recipe, num_classes: int) -> None:
+        super().__init__(recipe, num_classes)
+        if self.prior_grid.per_cell != 1:
+            raise RecipeError(
+                f"detector fcos needs one prior a cell, got {self.prior_grid.per_cell}; use priors: points"
+            )
+
+    def default_priors(self) -> PriorGrid:
+        return Points()
+
+    def default_assigner(self) -> FCOSAssigner:
+        return FCOSAssigner(center_sampling=self.options.center_sampling, radius=self.options.radius)
+
+    def default_loss(self) -> FocalIoU:
+        return FocalIoU()
+
+    def build_head(self, channels: int, convs: int) -> DenseHead:
+        tower = "reg" if self.options.centerness_on_reg else "cls"
+        return DenseHead(
+            channels,
+            convs,
+            self.num_classes,
+            norm=True,
+            scales=len(self.strides),
+            centerness=tower if self.options.centerness else None,  # type: ignore[arg-type]
+        )
+
+    def decode(self, priors: Priors, deltas: Tensor) -> Tensor:
+        """exp gives pixels; with norm_on_bbox a ReLU gives strides."""
+        if self.options.norm_on_bbox:
+            distances = F.relu(deltas) * priors.strides[priors.level][:, None]
+        else:
+            distances = deltas.clamp(max=boxes.MAX_LOG_DISTANCE).exp()
+        return boxes.decode_distances(priors.points, distances)

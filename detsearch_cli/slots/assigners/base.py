@@ -1,0 +1,48 @@
+"""What every assigner is, and the ragged reductions they share.
+
+An assigner sees (ground truth, prior) pairs of a whole batch. None loops over images or ground truths: it
+lists the pairs that qualify and lets every prior pick its best pair by a scatter.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from detsearch_cli.parts import Part
+from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Targets
+
+MAX_PAIRS = 2**24
+"""Ground truths are taken in chunks of at most this many (ground truth, prior) pairs: 64 MiB a float matrix."""
+
+
+class Assigner(Part):
+    """Decides which prior answers for which ground truth. No gradient flows through it."""
+
+    @abstractmethod
+    def __call__(self, dense: Dense, targets: Targets) -> Assignment:
+        """matched (B, A). `dense` is detached and float32; priors are `dense.priors`."""
+
+
+def chunks(num_gt: int, num_priors: int) -> Iterator[slice]:
+    """Slices of the ground truths that keep a (G, A) matrix within MAX_PAIRS; one slice for usual batches."""
+    step = max(1, MAX_PAIRS // max(1, num_priors))
+    for start in range(0, num_gt, step):
+        yield slice(start, min(start + step, num_gt))
+
+
+def pick_highest(gt: Tensor, prior: Tensor, score: Tensor, targets: Targets, num_priors: int) -> Tensor:
+    """Every prior takes its pair of highest score; of equal scores the first ground truth.
+
+    gt, prior, score (P,): the qualifying pairs. Returns matched (B, A), BACKGROUND where no pair qualifies.
+    Order-independent reductions only, so the result is deterministic on every device.
+    """
+    num_images, num_gt = targets.num_images, targets.boxes.shape[0]
+    cell = targets.image_index()[gt] * num_priors + prior
+    best = score.new_full((num_images * num_priors,), -torch.inf).scatter_reduce(0, cell, score, "amax")
+    wins = score == best[cell]
+    first = gt.new_full((num_images * num_priors,), num_gt).scatter_reduce(0, cell[wins], gt[wins], "amin")
+    return torch.where(first < num_gt, first, BACKGROUND).view(num_images, num_priors)

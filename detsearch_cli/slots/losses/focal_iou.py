@@ -1,0 +1,69 @@
+"""Focal loss, IoU or GIoU loss weighted by centerness, and centerness (FCOS, ATSS)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from detsearch_cli import boxes
+from detsearch_cli.slots.losses.base import DetectionLoss, focal_sum, mean_over_ranks
+from detsearch_cli.structures import Assignment, Dense, Targets
+
+OUTSIDE_WEIGHT = 0.1
+"""Weight of a positive whose centre lies outside its box, where centerness is 0. FCOS and ATSS never choose
+one, a dynamic assignment may, and a ground truth must not lose its regression because of that."""
+
+
+class FocalIoU(DetectionLoss):
+    """Source: Tian et al. 2019 (FCOS), Eq. 2 and the released code; Zhang et al. 2020 (ATSS) with GIoU, weight 2.
+
+    Classification and centerness are divided by the number of positives, regression by the sum of its weights,
+    both averaged over ranks. Without a centerness branch every positive weighs 1.
+    """
+
+    alpha: float = Field(0.25, ge=0, le=1)
+    gamma: float = Field(2.0, ge=0)
+    iou: Literal["iou", "linear_iou", "giou"] = "iou"
+    regression_weight: float = Field(1.0, ge=0)
+
+    def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
+        image, prior = assignment.positive.nonzero(as_tuple=True)
+        gt = targets.boxes[assignment.matched[image, prior]]
+        num_positive = mean_over_ranks(gt.new_tensor(gt.shape[0]))
+        classification = focal_sum(dense, assignment, targets, self.alpha, self.gamma) / num_positive
+        regression = iou_loss(dense.boxes[image, prior], gt, self.iou)
+        if dense.centerness is None:
+            return {
+                "classification": classification,
+                "regression": self.regression_weight * regression.sum() / num_positive,
+            }
+        target = boxes.centerness(dense.priors.points[prior], gt)
+        weight = torch.where(target > 0, target, OUTSIDE_WEIGHT)
+        total = mean_over_ranks(weight.sum(), minimum=1e-6)
+        centerness = F.binary_cross_entropy_with_logits(
+            dense.centerness[image, prior], target, reduction="sum"
+        )
+        return {
+            "classification": classification,
+            "regression": self.regression_weight * (regression * weight).sum() / total,
+            "centerness": centerness / num_positive,
+        }
+
+
+def iou_loss(predicted: Tensor, gt: Tensor, kind: Literal["iou", "linear_iou", "giou"] = "iou") -> Tensor:
+    """Loss of paired boxes. predicted, gt (N, 4) xyxy px -> (N,). -ln IoU, 1 - IoU or 1 - GIoU.
+
+    For -ln IoU one px^2 is added to intersection and union as in FCOS's code: finite without overlap.
+    """
+    if kind == "giou":
+        return 1 - boxes.giou(predicted, gt)
+    if kind == "linear_iou":
+        return 1 - boxes.iou(predicted, gt)
+    corners = torch.maximum(predicted[..., :2], gt[..., :2]), torch.minimum(predicted[..., 2:], gt[..., 2:])
+    shared = boxes.area(torch.cat(corners, -1))
+    union = boxes.area(predicted) + boxes.area(gt) - shared
+    return -((shared + 1) / (union + 1)).log()

@@ -1,0 +1,1 @@
+"""Where a detector predicts: anchors or points."""

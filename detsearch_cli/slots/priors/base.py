@@ -1,0 +1,60 @@
+"""What every prior grid is: priors tiled over the cells of every pyramid level."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from detsearch_cli.parts import Part
+from detsearch_cli.structures import Priors
+
+
+class PriorGrid(Part):
+    """Tiles priors over feature maps. Subclasses give the boxes of one cell."""
+
+    @property
+    @abstractmethod
+    def per_cell(self) -> int:
+        """Priors at every cell, the same on all levels."""
+
+    @abstractmethod
+    def cell_boxes(self, stride: int) -> list[tuple[float, float]]:
+        """Width and height in px of the priors at one cell of a level with this stride; `per_cell` of them."""
+
+    def ranges(self, levels: tuple[int, int]) -> list[tuple[float, float]] | None:
+        """(low, high] regression distance in px of every level, None where the grid has none."""
+        return None
+
+    def __call__(
+        self, sizes: list[tuple[int, int]], levels: tuple[int, int], device: torch.device | None = None
+    ) -> Priors:
+        """All priors, level after level, row-major, the priors of a cell together.
+
+        sizes: height and width in cells of every level; levels: first and last; level i has stride 2^i px.
+        A cell's priors are centred at (column + .5, row + .5) strides.
+        """
+        strides = [2**level for level in range(levels[0], levels[1] + 1)]
+        points = [_centers(size, stride) for size, stride in zip(sizes, strides, strict=True)]
+        boxes = []
+        for centers, stride in zip(points, strides, strict=True):
+            half = torch.tensor(self.cell_boxes(stride)) / 2
+            boxes.append(torch.cat((centers[:, None] - half, centers[:, None] + half), -1).reshape(-1, 4))
+        counts = tuple(len(b) for b in boxes)
+        ranges = self.ranges(levels)
+        return Priors(
+            boxes=torch.cat(boxes).to(device),
+            points=torch.cat(points).repeat_interleave(self.per_cell, 0).to(device),
+            level=torch.repeat_interleave(torch.arange(len(strides)), torch.tensor(counts)).to(device),
+            strides=torch.tensor(strides, dtype=torch.float32, device=device),
+            counts=counts,
+            ranges=None if ranges is None else torch.tensor(ranges, device=device),
+        )
+
+
+def _centers(size: tuple[int, int], stride: int) -> Tensor:
+    rows = (torch.arange(size[0], dtype=torch.float32) + 0.5) * stride
+    columns = (torch.arange(size[1], dtype=torch.float32) + 0.5) * stride
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x.reshape(-1), y.reshape(-1)), -1)

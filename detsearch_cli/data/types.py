@@ -70,10 +70,24 @@ class Split:
 class Source(Protocol):
     """A data set that was found. `splits` are those it can load, of train, val, test."""
 
-    spec: str
-    format: str
-    splits: tuple[str, ...]
+    @property
+    def spec(self) -> str:
+        """What the user wrote."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """Name of the file format, or of the embedded set."""
+        ...
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those of train, val, test that can be loaded."""
+        ...
 
     def load(self, split: str, strict: bool = False) -> Split:
-        """Raises DataError for an unknown split, for files that cannot be handled, and, strict, for any defect."""
+        """Read one split.
+
+        Raises DataError for an unknown split, for files that cannot be handled, and, strict, for any defect.
+        """
         ...

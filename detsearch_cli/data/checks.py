@@ -1,0 +1,334 @@
+"""Builds a Split out of what a format reads, and records everything that is wrong on the way.
+
+A defect that can be handled is handled (clipped, left out, converted, rotated) and recorded; nothing on disk
+is changed. Loading reads image headers only; `decode_all` decodes every pixel and finds truncated files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detsearch_cli.data.images import Header, read_header, read_image, turn_boxes
+from detsearch_cli.data.types import Defect, Record, Split
+from detsearch_cli.errors import DataError
+
+MISSING_IMAGE = "missing image"
+UNREADABLE_IMAGE = "unreadable image"
+TRUNCATED_IMAGE = "truncated image"
+SIZE = "size contradicts image"
+OUTSIDE = "box outside image"
+ZERO_AREA = "zero-area box"
+SWAPPED = "swapped corners"
+BROKEN_LABEL = "broken label"
+UNKNOWN_CLASS = "unknown class"
+CLASS_SPELLING = "class-name spelling"
+DUPLICATE_ID = "duplicate id"
+NO_DIFFICULT = "difficult missing"
+CROWD = "crowd region"
+EXIF = "EXIF rotation"
+LABEL_ONLY = "label without image"
+IMAGE_ONLY = "image without label"
+SPLIT_PROBLEM = "split not usable"
+_MODES = {
+    "L": "grey image",
+    "1": "grey image",
+    "LA": "grey image",
+    "P": "palette image",
+    "PA": "palette image",
+}
+_MODES |= {"RGBA": "RGBA image", "RGBX": "RGBA image", "RGBa": "RGBA image"}
+
+# Annotation tools round coordinates to two decimals; a box may leave the image by that much and be sound.
+ROUNDING = 0.05
+
+
+@dataclass
+class Objects:
+    """Objects of one image, as the annotation gives them. Boxes are xyxy px, continuous coordinates."""
+
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+    area: list[float] = field(default_factory=list)
+
+    def append(
+        self,
+        box: tuple[float, float, float, float],
+        label: int,
+        crowd: bool = False,
+        difficult: bool = False,
+        area: float = float("nan"),
+    ) -> None:
+        """Add one object; area NaN means that of the box."""
+        self.boxes.append(box)
+        self.labels.append(label)
+        self.crowd.append(crowd)
+        self.difficult.append(difficult)
+        self.area.append(area)
+
+
+class Reader:
+    """`Split.read` for images on disk."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self.files = files
+
+    def __call__(self, index: int) -> np.ndarray:
+        """Image `index` as uint8 (H, W, 3) RGB."""
+        return read_image(self.files[index])
+
+
+class Collector:
+    """Gathers the records and defects of one split of the data set in `folder`."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder = folder
+        self.split = split
+        self.records: list[Record] = []
+        self.defects: list[Defect] = []
+
+    def defect(self, kind: str, file: Path, detail: str, handled: str) -> None:
+        """Record a defect; the file is named relative to the data set's folder."""
+        name = file.relative_to(self.folder) if file.is_relative_to(self.folder) else file
+        self.defects.append(Defect(kind, name.as_posix(), detail, handled))
+
+    def open(self, file: Path, named_by: str) -> Header | None:
+        """Header of an image; None, with a defect, when it is missing or unreadable."""
+        try:
+            header = read_header(file)
+        except FileNotFoundError:
+            self.defect(MISSING_IMAGE, file, f"named by {named_by}", "image left out")
+            return None
+        except DataError as error:
+            self.defect(UNREADABLE_IMAGE, file, str(error.__cause__ or error), "image left out")
+            return None
+        if header.mode != "RGB":
+            kind = _MODES.get(header.mode, f"{header.mode} image")
+            self.defect(kind, file, f"mode {header.mode}", "converted to RGB")
+        return header
+
+    def add(
+        self,
+        file: Path,
+        header: Header,
+        objects: Objects,
+        *,
+        where: Path,
+        declared: tuple[int, int] | None = None,
+        image_id: int | None = None,
+        tolerance: float = ROUNDING,
+    ) -> None:
+        """Check the objects of one image and keep it.
+
+        where: the label file that defects are blamed on; declared: (width, height) px the annotation claims;
+        tolerance: px by which a box may leave the image without being reported (it is clipped all the same).
+        """
+        boxes = np.asarray(objects.boxes, dtype=np.float64).reshape(-1, 4)
+        if header.orientation != 1:
+            boxes = self._turn(file, header, boxes, declared)
+        elif declared is not None and declared != (header.width, header.height):
+            detail = (
+                f"annotation says {declared[0]}x{declared[1]}, {file.name} is {header.width}x{header.height}"
+            )
+            self.defect(SIZE, where, detail, "image's own size taken, boxes kept")
+        boxes, keep = self._clip(boxes, header, file, where, tolerance)
+        crowd = np.asarray(objects.crowd, dtype=bool)[keep]
+        for box in boxes[crowd]:
+            self.defect(CROWD, where, f"{file.name} {_show(box)}", "kept as an ignored region")
+        own = ((boxes[:, 2] - boxes[:, 0]).astype(np.float64)) * (boxes[:, 3] - boxes[:, 1])
+        given = np.asarray(objects.area, dtype=np.float64)[keep]
+        self.records.append(
+            Record(
+                image_id=len(self.records) + 1 if image_id is None else image_id,
+                file=file,
+                height=header.height,
+                width=header.width,
+                boxes=boxes,
+                labels=np.asarray(objects.labels, dtype=np.int64)[keep],
+                crowd=crowd,
+                difficult=np.asarray(objects.difficult, dtype=bool)[keep],
+                area=np.where(np.isfinite(given) & (given > 0), given, own),
+            )
+        )
+
+    def _turn(
+        self, file: Path, header: Header, boxes: np.ndarray, declared: tuple[int, int] | None
+    ) -> np.ndarray:
+        """Boxes in the image as shown.
+
+        The declared size tells which frame they were drawn in; when it does not (square, turned by 180
+        degrees, not declared), it was the shown one, because annotation tools show it.
+        """
+        shown = (header.width, header.height)
+        stored = shown[::-1] if header.sideways else shown
+        detail = f"orientation {header.orientation}"
+        if header.sideways and declared == stored and stored != shown:
+            boxes = turn_boxes(boxes, header.orientation, header.width, header.height)
+            self.defect(EXIF, file, detail, "image and boxes rotated")
+            return boxes
+        self.defect(EXIF, file, detail, "image rotated, boxes are those of the rotated image")
+        if declared is not None and declared != shown:
+            said = f"annotation says {declared[0]}x{declared[1]}, shown {shown[0]}x{shown[1]}"
+            self.defect(SIZE, file, said, "image's own size taken, boxes kept")
+        return boxes
+
+    def _clip(
+        self, boxes: np.ndarray, header: Header, file: Path, where: Path, tolerance: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 4) -> (float32 (K, 4) inside the image with positive area, keep (N,) bool)."""
+        limit = np.array([header.width, header.height, header.width, header.height], dtype=np.float64)
+        finite = np.isfinite(boxes).all(axis=1)
+        clipped = np.clip(np.where(finite[:, None], boxes, 0), 0, limit).astype(np.float32)
+        alive = finite & (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+        moved = np.abs(clipped - boxes).max(axis=1, initial=0) > tolerance if len(boxes) else finite
+        for i in np.flatnonzero(~alive | moved):
+            x1, y1, x2, y2 = boxes[i]
+            if not finite[i]:
+                kind, handled = BROKEN_LABEL, "box left out"
+            elif x2 <= x1 or y2 <= y1:
+                kind, handled = ZERO_AREA, "box left out"
+            else:
+                kind, handled = OUTSIDE, "box clipped" if alive[i] else "box left out"
+            self.defect(
+                kind, where, f"{file.name} {_show(boxes[i])} in {header.width}x{header.height}", handled
+            )
+        return clipped[alive], alive
+
+    def in_order(
+        self, box: tuple[float, float, float, float], where: Path
+    ) -> tuple[float, float, float, float]:
+        """The box with x1 <= x2 and y1 <= y2; a defect when its corners were swapped."""
+        x1, y1, x2, y2 = box
+        if x1 <= x2 and y1 <= y2:
+            return box
+        self.defect(SWAPPED, where, _show(np.array(box)), "corners put in order")
+        return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+    def finish(self, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> Split:
+        """The Split. Raises DataError when no image or no class is left."""
+        if not classes:
+            raise DataError(
+                f"{self.folder} has no class in its annotations; at least one labelled box is needed"
+            )
+        if not self.records:
+            first = f", first: {self.defects[0].kind} {self.defects[0].file}" if self.defects else ""
+            raise DataError(
+                f"split {self.split!r} of {self.folder} has no usable image "
+                f"({len(self.defects)} defects{first}); check that images and labels lie where the format "
+                "expects them"
+            )
+        return Split(
+            name=self.split,
+            classes=tuple(classes),
+            category_ids=tuple(category_ids) if category_ids else tuple(range(1, len(classes) + 1)),
+            records=tuple(self.records),
+            defects=tuple(self.defects),
+            read=Reader(tuple(r.file for r in self.records if r.file is not None)),
+        )
+
+
+def _show(box: np.ndarray) -> str:
+    return "(" + ", ".join(f"{v:g}" for v in box.tolist()) + ")"
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Class names of a format that has no ids: sorted, spellings merged. `of` maps each name as written."""
+
+    names: tuple[str, ...]
+    of: dict[str, int]
+    problems: tuple[tuple[str, str, str], ...]  # name as written, detail, handled
+
+
+def class_names(counts: Counter[str]) -> ClassNames:
+    """Decide the classes from how often each name is written, over ALL splits, so that labels agree.
+
+    Names that differ only in case, spaces, "_" or "-" are one class, spelled as most often. A name seen at
+    most once per hundred of a nearly equal one is reported as a likely typo but stays a class: only its
+    owner knows.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        groups.setdefault(re.sub(r"[\s_\-]+", " ", name.strip()).casefold(), []).append(name)
+    spelled = {key: max(g, key=lambda n: (counts[n], n)) for key, g in groups.items()}
+    total = {spelled[key]: sum(counts[n] for n in g) for key, g in groups.items()}
+    names = tuple(sorted(total))
+    problems: list[tuple[str, str, str]] = []
+    for key, group in groups.items():
+        for name in group:
+            if name != spelled[key]:
+                detail = f"{name!r} ({counts[name]} boxes) beside {spelled[key]!r} ({counts[spelled[key]]})"
+                problems.append((name, detail, f"taken as {spelled[key]!r}"))
+    for name in names:
+        others = [n for n in names if n != name and total[name] * 100 <= total[n] and len(n) > 3]
+        close = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        if close:
+            detail = f"{name!r} ({total[name]} boxes) may be a typo of {close[0]!r} ({total[close[0]]})"
+            problems.append((name, detail, "kept as a class of its own"))
+    of = {n: names.index(spelled[key]) for key, g in groups.items() for n in g}
+    return ClassNames(names, of, tuple(problems))
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8 (a byte-order mark is dropped). Raises DataError naming the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be decoded") from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises DataError naming the file and the position of the first error."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = "; the file is cut short" if error.pos >= len(text.rstrip()) - 1 else ""
+        raise DataError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno} "
+            f"(character {error.pos} of {len(text)}){cut}; fetch or export it again"
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be an annotation file") from error
+
+
+def decode_all(split: Split) -> list[Defect]:
+    """Decode every image; a defect for each that fails. About a hundred images a second and core."""
+    found: list[Defect] = []
+    for index, record in enumerate(split.records):
+        if record.file is None:
+            continue
+        try:
+            height, width = split.read(index).shape[:2]
+        except DataError as error:
+            reason = str(error.__cause__ or error)
+            found.append(Defect(TRUNCATED_IMAGE, record.file.as_posix(), reason, "training would stop here"))
+            continue
+        if (height, width) != (record.height, record.width):
+            detail = f"header says {record.width}x{record.height}, pixels are {width}x{height}"
+            found.append(Defect(SIZE, record.file.as_posix(), detail, "training would stop here"))
+    return found
+
+
+def refuse_defects(source: str, split: Split, defects: Iterable[Defect]) -> None:
+    """Raise DataError naming the first defect and how many there are; return when there is none."""
+    listed = list(defects)
+    if not listed:
+        return
+    first = listed[0]
+    raise DataError(
+        f"strict: split {split.name!r} of {source} has {len(listed)} defects, the first is {first.kind} in "
+        f"{first.file} ({first.detail}); mend them or load without strict"
+    )

@@ -1,0 +1,1 @@
+"""File formats of data sets: one file each with `detect`, `splits` and `load`."""

@@ -1,0 +1,1 @@
+"""Executors: where workers run; one file each, `--executor NAME` is `executors/NAME.py`."""

@@ -1,0 +1,190 @@
+"""The space of candidates: named parameters, each an integer range, a real range or a choice.
+
+A candidate is a plain dict, parameter name -> value, in the order of the space.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from detsearch_cli.errors import SpaceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Value = int | float | str
+Candidate = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Whole numbers low..high, both included."""
+
+    name: str
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise SpaceError(f"{self.name} must have low <= high, got {self.low}..{self.high}")
+
+    @property
+    def size(self) -> int:
+        return self.high - self.low + 1
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def level(self, index: int, count: int) -> int:
+        """Centre of the `index`-th of `count` equal parts of the range; all values when count is the size."""
+        return self.low + int((index + 0.5) * self.size / count)
+
+    def sample(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(self.low, self.high + 1))
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real numbers low..high; uniform in the logarithm where `log`."""
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise SpaceError(f"{self.name} must have finite low <= high, got {self.low}..{self.high}")
+        if self.log and self.low <= 0:
+            raise SpaceError(
+                f"{self.name} is searched in the logarithm, so low must be above 0, got {self.low}"
+            )
+
+    @property
+    def size(self) -> int | None:
+        return 1 if self.low == self.high else None
+
+    def holds(self, value: Any) -> bool:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high
+
+    def level(self, index: int, count: int) -> float:
+        """Centre of the `index`-th of `count` equal parts of the range (of its logarithm where `log`)."""
+        return self.at((index + 0.5) / count)
+
+    def at(self, part: float) -> float:
+        """The value at `part` in [0, 1] of the way from low to high."""
+        if not self.log:
+            value = self.low + part * (self.high - self.low)
+        else:
+            value = math.exp(math.log(self.low) + part * (math.log(self.high) - math.log(self.low)))
+        return min(max(value, self.low), self.high)
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return self.at(float(rng.random()))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some strings, without an order."""
+
+    name: str
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))
+        if not self.options or len(set(self.options)) != len(self.options):
+            raise SpaceError(
+                f"{self.name} must have distinct options, at least one, got {list(self.options)}"
+            )
+
+    @property
+    def size(self) -> int:
+        return len(self.options)
+
+    def holds(self, value: Any) -> bool:
+        return value in self.options
+
+    def level(self, index: int, count: int) -> str:
+        return self.options[int((index + 0.5) * self.size / count)]
+
+    def sample(self, rng: np.random.Generator) -> str:
+        return self.options[int(rng.integers(self.size))]
+
+
+Parameter = Integer | Real | Choice
+_KINDS: dict[str, type[Parameter]] = {"integer": Integer, "real": Real, "choice": Choice}
+
+
+@dataclass(frozen=True)
+class Space:
+    """All candidates: the product of the parameters. Raises SpaceError when empty or when names repeat."""
+
+    parameters: tuple[Parameter, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(self.parameters))
+        names = self.names
+        if not names:
+            raise SpaceError("a search space needs at least one parameter, got none")
+        if len(set(names)) != len(names):
+            raise SpaceError(f"parameter names must differ, got {', '.join(names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.parameters)
+
+    @cached_property
+    def free(self) -> tuple[Parameter, ...]:
+        """The parameters that can take more than one value."""
+        return tuple(p for p in self.parameters if p.size != 1)
+
+    @cached_property
+    def size(self) -> int | None:
+        """Number of candidates; None when a real parameter makes it infinite."""
+        product = 1
+        for p in self.parameters:
+            if p.size is None:
+                return None
+            product *= p.size
+        return product
+
+    def check(self, candidate: Mapping[str, Value]) -> None:
+        """Raises SpaceError unless the candidate has exactly this space's names, each value in its range."""
+        if set(candidate) != set(self.names):
+            raise SpaceError(
+                f"a candidate must set {', '.join(self.names)}, got {', '.join(candidate) or 'nothing'}"
+            )
+        for p in self.parameters:
+            if not p.holds(candidate[p.name]):
+                raise SpaceError(f"{p.name} must lie in {describe(p)}, got {candidate[p.name]!r}")
+
+    def sample(self, rng: np.random.Generator) -> Candidate:
+        """A candidate drawn uniformly."""
+        return {p.name: p.sample(rng) for p in self.parameters}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain data that `from_json` reads back."""
+        kinds = {cls: kind for kind, cls in _KINDS.items()}
+        return [{"kind": kinds[type(p)], **json.loads(json.dumps(asdict(p)))} for p in self.parameters]
+
+    @staticmethod
+    def from_json(content: list[dict[str, Any]]) -> Space:
+        return Space(tuple(_KINDS[c["kind"]](**{k: v for k, v in c.items() if k != "kind"}) for c in content))
+
+
+def describe(parameter: Parameter) -> str:
+    """The parameter's range for a message: `1..25`, `0.1..1` or `a | b`."""
+    if isinstance(parameter, Choice):
+        return " | ".join(parameter.options)
+    return f"{parameter.low:g}..{parameter.high:g}"
+
+
+def key(candidate: Mapping[str, Value]) -> str:
+    """Canonical name of a candidate: equal candidates have equal keys, whatever the order of their names."""
+    return json.dumps(dict(candidate), sort_keys=True)

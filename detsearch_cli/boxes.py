@@ -29,9 +29,9 @@ def centers(boxes: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes that broadcast against each other. a, b (..., 4) -> (...) in [0, 1]; 0 where both are empty.
+    """IoU of boxes that broadcast. a, b (..., 4) -> (...) in [0, 1]; 0 where both are empty.
 
-    Works on single coordinates instead of corner pairs: half the memory traffic on a (G, 1) x (1, A) broadcast.
+    Works on single coordinates, not corner pairs: half the memory traffic on a (G, 1) x (1, A) broadcast.
     """
     ax1, ay1, ax2, ay2 = a.unbind(-1)
     bx1, by1, bx2, by2 = b.unbind(-1)
@@ -48,7 +48,10 @@ def pairwise_iou(gt: Tensor, priors: Tensor) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of paired boxes. a, b (N, 4) -> (N,) in [-1, 1]. Source: Rezatofighi et al. 2019, Alg. 1."""
+    """Generalised IoU of paired boxes. a, b (N, 4) -> (N,) in [-1, 1].
+
+    Source: Rezatofighi et al. 2019, Algorithm 1.
+    """
     shared = area(
         torch.cat((torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])), -1)
     )
@@ -79,7 +82,7 @@ def decode_deltas(anchors: Tensor, deltas: Tensor) -> Tensor:
 
 
 def encode_distances(points: Tensor, boxes: Tensor) -> Tensor:
-    """Distances from points to the sides; negative outside. points (..., 2), boxes (..., 4) -> (..., 4) l t r b px."""
+    """Distances to the sides, negative outside. points (..., 2), boxes (..., 4) -> (..., 4) l t r b px."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1)
 
 
@@ -100,6 +103,6 @@ def centerness(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Cut boxes at the image border. boxes (..., N, 4), sizes (..., 2) height, width -> same shape as boxes."""
+    """Cut boxes at the image border. boxes (..., N, 4), sizes (..., 2) height, width -> as boxes."""
     limit = sizes.flip(-1).repeat_interleave(2, -1)[..., [0, 2, 1, 3]].unsqueeze(-2).to(boxes)
     return torch.minimum(boxes.clamp(min=0), limit)

@@ -18,4 +18,5 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
     """
     from detsearch_cli.detectors.base import Detector
 
-    return parts.find("detectors", recipe.detector.name, Detector)(recipe, num_classes)
+    found: type[Detector] = parts.find("detectors", recipe.detector.name, Detector)  # type: ignore[type-abstract]
+    return found(recipe, num_classes)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from detsearch_cli import recipe as recipes
@@ -85,26 +85,31 @@ class TimmBackbone(Backbone):
         super().__init__()
         import timm  # seconds to import, so only where a timm model is used
 
-        options = {}
-        if name.startswith("swin_"):
-            # windows of 7 at every image size, also where the model's own 224 px would make do with one
-            options = {"strict_img_size": False, "always_partition": True}
+        # swin: windows of 7 at every image size, also where the model's own 224 px would make do with one
+        swin = {"strict_img_size": False, "always_partition": True} if name.startswith("swin_") else {}
+        options: dict[str, Any] = {"pretrained": False, "features_only": True, **swin}
         try:
-            body = timm.create_model(name, pretrained=False, features_only=True, **options)
-            wanted = [i for i, r in enumerate(body.feature_info.reduction()) if 4 <= r <= 2**last]
-            body = timm.create_model(
-                name, pretrained=False, features_only=True, out_indices=tuple(wanted), **options
-            )
-        except (RuntimeError, ValueError, AttributeError) as error:
-            raise RecipeError(f"backbone.name: timm gives no features for {name!r} ({error})") from error
-        self.body = body
-        self.nhwc = "NHWC" in str(getattr(body, "output_fmt", ""))
-        self.levels = tuple(int(r).bit_length() - 1 for r in body.feature_info.reduction())
-        self.channels = tuple(body.feature_info.channels())
+            strides = [2**level for level in range(2, last + 1)]
+            reductions = feature_info(timm.create_model(name, **options)).reduction()
+            wanted = tuple(i for i, reduction in enumerate(reductions) if reduction in strides)
+            self.body = timm.create_model(name, out_indices=wanted, **options)
+        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise RecipeError(
+                f"backbone.name: timm gives no features for {name!r} ({reason}); see timm.list_models()"
+            ) from error
+        self.nhwc = "NHWC" in str(getattr(self.body, "output_fmt", ""))
+        info = feature_info(self.body)
+        self.levels = tuple(int(r).bit_length() - 1 for r in info.reduction())
+        self.channels = tuple(info.channels())
 
     def stages(self) -> list[list[nn.Module]]:
         """Cut the modules, in order, after the one that gives each feature; the first cut ends the stem."""
-        leaves = [(n.replace("_", "."), m) for n, m in self.body.named_modules() if not list(m.children())]
+        leaves = [
+            (name.replace("_", "."), module)
+            for name, module in self.body.named_modules()
+            if name and (not list(module.children()) or list(module.parameters(recurse=False)))
+        ]
         ends = []
         for name in _stage_names(self.body):
             end = [i for i, (n, _) in enumerate(leaves) if f"{n}.".startswith(f"{name}.")]
@@ -117,10 +122,16 @@ class TimmBackbone(Backbone):
         return [f.permute(0, 3, 1, 2).contiguous() for f in features] if self.nhwc else list(features)
 
 
+def feature_info(body: nn.Module) -> Any:
+    """timm's description of the features: reductions, channels, modules."""
+    return body.feature_info
+
+
 def _stage_names(body: nn.Module) -> list[str]:
     """Modules that end the stem and the stages of a timm feature extractor, "_" as "."."""
-    names = [info["module"].replace("_", ".") for info in body.feature_info.info]  # type: ignore[union-attr]
-    if body.feature_info.info[0]["reduction"] >= 4:  # type: ignore[index,union-attr]
+    features = feature_info(body).info
+    names = [info["module"].replace("_", ".") for info in features]
+    if features[0]["reduction"] >= 4:
         return ["patch.embed" if hasattr(body, "patch_embed") else "stem", *names]
     return names
 

@@ -28,7 +28,7 @@ class FPN(nn.Module):
         first, last = levels
         if first not in backbone_levels:
             raise RecipeError(
-                f"neck.levels must begin at a level of the backbone ({', '.join(map(str, backbone_levels))}), "
+                f"neck.levels must begin at one of the backbone's ({', '.join(map(str, backbone_levels))}), "
                 f"got {first}; set neck.levels or take another backbone"
             )
         inputs = [i for i, level in enumerate(backbone_levels) if first <= level <= last]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 PRIOR_PROBABILITY = 0.01
-"""Initial score of every class, so that the many negatives do not drown the first steps (focal loss, section 3.3)."""
+"""Initial score of every class, so that the many negatives do not drown the first steps.
+
+Source: Lin et al. 2017 (focal loss), section 3.3."""
 
 
 class Scale(nn.Module):
@@ -58,7 +60,7 @@ class DenseHead(nn.Module):
         nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[arg-type]
 
     def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pyramid -> logits (B, A, C), offsets (B, A, 4), centerness (B, A); priors as PriorGrid orders them."""
+        """Pyramid -> logits (B, A, C), offsets (B, A, 4), centerness (B, A), in the order of PriorGrid."""
         logits, offsets, centerness = [], [], []
         for level, feature in enumerate(pyramid):
             cls, reg = self.cls_tower(feature), self.reg_tower(feature)

@@ -14,8 +14,8 @@ from detsearch_cli.structures import Dense, Detections
 def select(dense: Dense, sizes: Tensor, test: Test, nms_iou: float) -> list[Detections]:
     """The detections of every image, best first. sizes (B, 2) height, width px: boxes are clipped to it.
 
-    The class score alone must exceed the threshold; ranking and the final score use sqrt(class * centerness)
-    where there is a centerness, as in FCOS's and ATSS's released code. Boxes empty after clipping are dropped.
+    The class score alone must exceed the threshold; where there is a centerness, ranking and the final score
+    use sqrt(class * centerness), as in FCOS's and ATSS's code. Boxes that clipping empties are dropped.
     """
     scores = dense.logits.float().sigmoid()
     # the threshold comes before the product, so that low centerness ranks a box low but cannot remove it

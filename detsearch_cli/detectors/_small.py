@@ -9,7 +9,7 @@ NAMES = ("tiny", "mobilenetv1_025", "shufflenetv2_050")
 
 
 class SmallNet(nn.Module):
-    """Blocks by name, run in order; some end a level. `level_ends`: name of the block -> (level, channels)."""
+    """Blocks by name, run in order; some end a level. level_ends: block's name -> (level, channels)."""
 
     def __init__(
         self, blocks: dict[str, nn.Module], level_ends: dict[str, tuple[int, int]], last: int

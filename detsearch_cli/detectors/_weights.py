@@ -26,7 +26,7 @@ class LoadReport:
 def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
     """Load a safetensors file or a torch file (weights only) into `backbone.body`.
 
-    Finds the state dict inside usual wrappers, strips any common prefix ("module.", "body.", "backbone." ...),
+    Finds the state dict inside usual wrappers, strips any prefix ("module.", "body." ...),
     knows timm's, torchvision's and Swin's own key names, and ignores what a backbone has not (classifiers,
     necks). Raises CheckpointError when the file cannot be read, a shape differs or a weight is missing.
     """
@@ -63,7 +63,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch and safetensors raise a dozen kinds for a file that is none of theirs
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} holds no readable weights ({reason})") from error
-    while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
+    while isinstance(content, dict):
         inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), dict)), None)
         if inner is None:
             break

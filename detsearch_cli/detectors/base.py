@@ -1,4 +1,4 @@
-"""What every dense one-stage detector is: backbone, pyramid, head, priors, and the assigner and loss it trains with."""
+"""What every dense one-stage detector is: backbone, pyramid, head, priors, and what it trains with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Detector(nn.Module, ABC):
     max_count: ClassVar[int]
     """Largest number of positives a ground truth that HPS-Det's search considers (section 4.2)."""
     extra_from_backbone: ClassVar[bool] = False
-    """Whether the level above the backbone's last is made from the backbone's output instead of the pyramid's."""
+    """Whether P6 is made from the backbone's last feature (C5) instead of the pyramid's (P5)."""
 
     def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class Detector(nn.Module, ABC):
         self.num_classes = num_classes
         self.levels = recipe.neck.levels
         self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
-        self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()
-        self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()
-        self.loss: DetectionLoss = _slot(recipe, "loss", DetectionLoss) or self.default_loss()
+        self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
+        self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
+        self.loss: DetectionLoss = _slot(recipe, "loss", DetectionLoss) or self.default_loss()  # type: ignore[type-abstract]
         self.backbone = build_backbone(recipe.backbone, self.levels)
         self.neck = FPN(
             self.backbone.levels,
@@ -76,7 +76,7 @@ class Detector(nn.Module, ABC):
         """Boxes of the regression output. deltas (B, A, 4) float32 -> (B, A, 4) xyxy px."""
 
     def forward(self, images: Tensor) -> Dense:
-        """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32, with gradient."""
+        """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32."""
         features = self.neck(self.backbone(images))
         logits, deltas, centerness = self.head(features)
         priors = self.priors([(f.shape[2], f.shape[3]) for f in features], images.device)
@@ -111,9 +111,10 @@ class Detector(nn.Module, ABC):
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:
-        """Detections of every image, best first, in the images' pixels, clipped to `sizes` (B, 2) height, width.
+        """Detections of every image, best first, in the images' pixels.
 
-        Call it in eval mode; batch norm would otherwise use the batch's statistics.
+        sizes (B, 2): height and width before padding; boxes are clipped to it. Call it in eval mode;
+        batch norm would otherwise use the batch's statistics.
         """
         nms_iou = self.default_nms_iou if test.nms_iou is None else test.nms_iou
         return select(self(images), sizes, test, nms_iou)

@@ -24,11 +24,15 @@ class FCOS(Detector):
     """Source: Tian et al. 2019 (FCOS), vanilla by default; its later tricks are options."""
 
     class Options(Part):
-        center_sampling: bool = Field(False, description="positives only near the middle of a box")
-        radius: float = Field(1.5, gt=0, description="of centre sampling, in strides")
-        norm_on_bbox: bool = Field(False, description="predict distances in strides, ReLU instead of exp")
-        centerness: bool = Field(True, description="predict centerness; without it every positive weighs 1")
-        centerness_on_reg: bool = Field(False, description="centerness on the regression tower")
+        center_sampling: bool = Field(default=False, description="positives only near the middle of a box")
+        radius: float = Field(default=1.5, gt=0, description="of centre sampling, in strides")
+        norm_on_bbox: bool = Field(
+            default=False, description="predict distances in strides, ReLU instead of exp"
+        )
+        centerness: bool = Field(
+            default=True, description="predict centerness; without it every positive weighs 1"
+        )
+        centerness_on_reg: bool = Field(default=False, description="centerness on the regression tower")
 
     options: Options
     default_nms_iou: ClassVar[float] = 0.6

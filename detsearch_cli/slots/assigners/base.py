@@ -16,7 +16,7 @@ from detsearch_cli.parts import Part
 from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Targets
 
 MAX_PAIRS = 2**24
-"""Ground truths are taken in chunks of at most this many (ground truth, prior) pairs: 64 MiB a float matrix."""
+"""Ground truths are taken in chunks of at most this many pairs with priors: 64 MiB a float matrix."""
 
 
 class Assigner(Part):

@@ -15,8 +15,8 @@ from detsearch_cli.structures import Assignment, Dense, Priors, Targets
 class FCOSAssigner(Assigner):
     """Source: Tian et al. 2019 (FCOS), section 3.1 and 3.2; the released code for centre sampling."""
 
-    center_sampling: bool = Field(False, description="only points near the middle of the box")
-    radius: float = Field(1.5, gt=0, description="of centre sampling, in strides")
+    center_sampling: bool = Field(default=False, description="only points near the middle of the box")
+    radius: float = Field(default=1.5, gt=0, description="of centre sampling, in strides")
 
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:
         priors, device = dense.priors, targets.boxes.device

@@ -27,7 +27,7 @@ class DetectionLoss(Part):
 def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:
     """A scalar averaged over all ranks of a distributed training, at least `minimum`; without gradient.
 
-    Dividing by it makes the averaged gradients those of one large batch, and is safe on a rank without objects.
+    Dividing by it makes averaged gradients those of one large batch; safe on a rank without objects.
     """
     value = value.detach().float()
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -19,16 +19,16 @@ one, a dynamic assignment may, and a ground truth must not lose its regression b
 
 
 class FocalIoU(DetectionLoss):
-    """Source: Tian et al. 2019 (FCOS), Eq. 2 and the released code; Zhang et al. 2020 (ATSS) with GIoU, weight 2.
+    """Source: Tian et al. 2019 (FCOS), Eq. 2 and the released code; Zhang et al. 2020 (ATSS): GIoU, weight 2.
 
-    Classification and centerness are divided by the number of positives, regression by the sum of its weights,
-    both averaged over ranks. Without a centerness branch every positive weighs 1.
+    Classification and centerness are divided by the number of positives, regression by the sum of its
+    weights, both averaged over ranks. Without a centerness branch every positive weighs 1.
     """
 
-    alpha: float = Field(0.25, ge=0, le=1)
-    gamma: float = Field(2.0, ge=0)
+    alpha: float = Field(default=0.25, ge=0, le=1)
+    gamma: float = Field(default=2.0, ge=0)
     iou: Literal["iou", "linear_iou", "giou"] = "iou"
-    regression_weight: float = Field(1.0, ge=0)
+    regression_weight: float = Field(default=1.0, ge=0)
 
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         image, prior = assignment.positive.nonzero(as_tuple=True)

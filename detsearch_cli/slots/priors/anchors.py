@@ -13,9 +13,9 @@ class Anchors(PriorGrid):
     An anchor's area is (base * stride * 2^(i / scales))^2 for i < scales; its ratio is height / width.
     """
 
-    base: float = Field(4.0, gt=0, description="side of the smallest square anchor, in strides")
-    scales: int = Field(3, ge=1, le=16, description="anchor sizes in one octave")
-    ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width")
+    base: float = Field(default=4.0, gt=0, description="side of the smallest square anchor, in strides")
+    scales: int = Field(default=3, ge=1, le=16, description="anchor sizes in one octave")
+    ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1, description="height / width")
 
     @field_validator("ratios")
     @classmethod

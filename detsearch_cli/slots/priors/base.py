@@ -21,7 +21,7 @@ class PriorGrid(Part):
 
     @abstractmethod
     def cell_boxes(self, stride: int) -> list[tuple[float, float]]:
-        """Width and height in px of the priors at one cell of a level with this stride; `per_cell` of them."""
+        """Width and height in px of the `per_cell` priors at a cell of a level with this stride."""
 
     def ranges(self, levels: tuple[int, int]) -> list[tuple[float, float]] | None:
         """(low, high] regression distance in px of every level, None where the grid has none."""

@@ -10,10 +10,10 @@ from detsearch_cli.slots.priors.base import PriorGrid
 
 
 class Points(PriorGrid):
-    """Source: Tian et al. 2019 (FCOS), section 3.2: (0, 64], (64, 128], (128, 256], (256, 512], (512, inf)."""
+    """(0, 64], (64, 128], (128, 256] ... (512, inf) px. Source: Tian et al. 2019 (FCOS), section 3.2."""
 
     range_base: float = Field(
-        64.0,
+        default=64.0,
         gt=0,
         description="largest distance in px of level 3; doubles with every level, the last is open",
     )

@@ -1,0 +1,56 @@
+"""The nearest priors of every level whose IoU exceeds its mean plus deviation (ATSS)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from detsearch_cli import boxes
+from detsearch_cli.slots.assigners.base import Assigner, chunks, pick_highest
+from detsearch_cli.structures import Assignment, Dense, Priors, Targets
+
+
+class ATSSAssigner(Assigner):
+    """Source: Zhang et al. 2020 (ATSS), Algorithm 1; its code for contested priors: the highest IoU wins."""
+
+    top_k: int = Field(default=9, ge=1, description="candidates a level and prior of a cell")
+
+    def __call__(self, dense: Dense, targets: Targets) -> Assignment:
+        priors, device = dense.priors, targets.boxes.device
+        num_gt, num_priors = targets.boxes.shape[0], priors.points.shape[0]
+        if num_gt == 0:
+            return Assignment.background(targets.num_images, num_priors, device)
+        pieces = [self.nearest(targets.boxes[c], priors) for c in chunks(num_gt, max(priors.counts))]
+        candidate = torch.cat(pieces)
+        gt_boxes = targets.boxes[:, None]
+        overlap = boxes.iou(gt_boxes, priors.boxes[candidate])
+        positive = overlap >= mean_plus_deviation(overlap)
+        inside = boxes.encode_distances(priors.points[candidate], gt_boxes).amin(-1) > 0.01
+        gt, column = (positive & inside).nonzero(as_tuple=True)
+        matched = pick_highest(gt, candidate[gt, column], overlap[gt, column], targets, num_priors)
+        return Assignment(matched)
+
+    def nearest(self, gt: Tensor, priors: Priors) -> Tensor:
+        """Priors with the nearest centres, `top_k` on every level. gt (G, 4) -> (G, K) int64."""
+        middle = boxes.centers(gt)
+        found, start = [], 0
+        for count in priors.counts:
+            offset = middle[:, None] - priors.points[None, start : start + count]
+            squared = offset[..., 0] ** 2 + offset[..., 1] ** 2
+            per_cell = _priors_per_cell(priors, start, count)
+            found.append(squared.topk(min(self.top_k * per_cell, count), largest=False).indices + start)
+            start += count
+        return torch.cat(found, 1)
+
+
+def mean_plus_deviation(overlap: Tensor) -> Tensor:
+    """Threshold of every ground truth. overlap (G, K) -> (G, 1). A single candidate has no deviation."""
+    mean = overlap.mean(1, keepdim=True)
+    return mean + overlap.std(1, keepdim=True) if overlap.shape[1] > 1 else mean
+
+
+def _priors_per_cell(priors: Priors, start: int, count: int) -> int:
+    """Priors that share the first cell's centre; they lie together."""
+    points = priors.points[start : start + min(count, 64)]
+    return int((points == points[0]).all(-1).sum())

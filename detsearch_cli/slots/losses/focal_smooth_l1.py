@@ -1,0 +1,42 @@
+"""Focal loss and smooth L1 on encoded offsets (RetinaNet)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from detsearch_cli import boxes
+from detsearch_cli.errors import RecipeError
+from detsearch_cli.slots.losses.base import DetectionLoss, focal_sum, mean_over_ranks
+from detsearch_cli.structures import Assignment, Dense, Targets
+
+
+class FocalSmoothL1(DetectionLoss):
+    """Source: Lin et al. 2017 (focal loss), section 4; numbers from maskrcnn-benchmark's RetinaNet.
+
+    There, classification is divided by positives + images and regression by 4 x positives (BBOX_REG_WEIGHT),
+    on offsets scaled by (10, 10, 5, 5).
+    """
+
+    alpha: float = Field(default=0.25, ge=0, le=1)
+    gamma: float = Field(default=2.0, ge=0)
+    beta: float = Field(default=0.11, gt=0, description="where smooth L1 turns from square to straight")
+    regression_weight: float = Field(default=0.25, ge=0)
+
+    def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
+        if dense.priors.ranges is not None:
+            raise RecipeError(
+                "loss focal_smooth_l1 compares offsets from anchors, got points; use loss: focal_iou"
+            )
+        image, prior = assignment.positive.nonzero(as_tuple=True)
+        gt = targets.boxes[assignment.matched[image, prior]]
+        num_positive = torch.tensor(gt.shape[0], device=gt.device)
+        wanted = boxes.encode_deltas(dense.priors.boxes[prior], gt)
+        regression = F.smooth_l1_loss(dense.deltas[image, prior], wanted, beta=self.beta, reduction="sum")
+        classification = focal_sum(dense, assignment, targets, self.alpha, self.gamma)
+        return {
+            "classification": classification / mean_over_ranks(num_positive + dense.logits.shape[0]),
+            "regression": self.regression_weight * regression / mean_over_ranks(num_positive),
+        }

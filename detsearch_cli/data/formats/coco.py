@@ -205,7 +205,9 @@ def _looks_like_coco(path: Path) -> bool:
     except OSError:
         return False
     known = (b'"images"', b'"annotations"', b'"categories"')
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" and sum(k in head or k in tail for k in known) >= 1
+    needed = 1 if _layout.split_name(path.stem) else 2
+    starts = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+    return starts and sum(k in head or k in tail for k in known) >= needed
 
 
 def _classes(files: dict[str, Path]) -> _Classes:

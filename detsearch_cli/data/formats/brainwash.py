@@ -1,0 +1,94 @@
+"""Brainwash: brainwash_{train,val,test}.idl beside the image folders they name, one class `head`.
+
+A line is `"path.png": (x1, y1, x2, y2), (...);`, the last one ends with a full stop. Boxes are continuous
+pixels; the format lets any two opposite corners name a box, so swapped ones are no defect.
+Source: Stewart and Andriluka, End-to-end people detection in crowded scenes, released annotations.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from detsearch_cli.data import checks
+from detsearch_cli.data.checks import Collector, Objects
+from detsearch_cli.data.formats import _layout
+from detsearch_cli.data.images import find_images
+from detsearch_cli.data.types import Split
+from detsearch_cli.errors import DataError
+
+_LINE = re.compile(r'^"([^"]+)"\s*(?::\s*(.*?))?\s*[;.]?\s*$')
+_NUMBER = r"\s*([-+0-9.eE]+|nan|inf)\s*"
+_BOX = re.compile(rf"\({_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\)(?:\s*:\s*[-+0-9.eE]+)?(?:/[-+0-9.]+)?")
+
+
+def detect(folder: Path) -> bool:
+    """Whether an .idl file lies in the folder."""
+    return bool(_files(folder))
+
+
+def splits(folder: Path) -> tuple[str, ...]:
+    """Those of train, val, test that have an .idl file."""
+    found = _files(folder)
+    return tuple(s for s in _layout.SPLITS if s in found)
+
+
+def load(folder: Path, split: str) -> Split:
+    """Read one split. Raises DataError, naming the line, for a line that is no idl."""
+    files = _files(folder)
+    path = files[split]
+    collector = Collector(folder, split)
+    seen: set[str] = set()
+    for number, line in enumerate(checks.read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, objects = _parse(path, number, line.strip())
+        if name in seen:
+            collector.defect(checks.DUPLICATE_ID, path, f"{name} is listed twice", "second one left out")
+            continue
+        seen.add(name)
+        file = folder / name
+        header = collector.open(file, path.name)
+        if header is not None:
+            collector.add(file, header, objects, where=path)
+    if split == splits(folder)[0]:
+        _orphans(collector, files)
+    return collector.finish(("head",))
+
+
+def _parse(path: Path, number: int, line: str) -> tuple[str, Objects]:
+    match = _LINE.match(line)
+    rest = _BOX.sub("", match.group(2) or "") if match else line
+    if match is None or rest.strip(" ,\t"):
+        raise DataError(f'{path} line {number}: expected "image": (x1, y1, x2, y2), ...; found {line[:80]!r}')
+    objects = Objects()
+    for x1, y1, x2, y2 in _BOX.findall(match.group(2) or ""):
+        try:
+            left, right = sorted((float(x1), float(x2)))
+            top, bottom = sorted((float(y1), float(y2)))
+        except ValueError as error:
+            raise DataError(f"{path} line {number}: a box is four numbers, got {(x1, y1, x2, y2)}") from error
+        objects.append((left, top, right, bottom), 0)
+    return match.group(1), objects
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = sorted(folder.glob("*.idl"))
+    if len(found) == 1:
+        return {_layout.split_name(found[0].stem) or "train": found[0]}
+    return {name: p for p in reversed(found) if (name := _layout.split_name(p.stem))}
+
+
+def _orphans(collector: Collector, files: dict[str, Path]) -> None:
+    """Images that no list names, in the folders that lists name; looked for once, with the first split."""
+    named = {
+        match.group(1)
+        for path in files.values()
+        for line in checks.read_text(path).splitlines()
+        if (match := _LINE.match(line.strip()))
+    }
+    for place in sorted({Path(name).parent for name in named}):
+        folder = collector.folder / place
+        for image in find_images(folder) if folder.is_dir() else []:
+            if (place / image.name).as_posix() not in named:
+                collector.defect(checks.IMAGE_ONLY, image, "named by no .idl file", "image left out")

@@ -1,25 +1,22 @@
 """Finds the parts of detsearch (detectors, slots, samplers, formats) by file name.
 
-A part is one file in its package: `slots/assigners/atss.py` is `assign: {name: atss}`. Listing and
-describing parts reads files without importing them, so that `--help` stays fast.
+A part is one file in its package: `slots/assigners/atss.py` is `assign: {name: atss}`.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import inspect
-from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from detsearch_cli.discovery import names, summary
 from detsearch_cli.errors import DetsearchError, RecipeError
 
-ROOT = Path(__file__).parent
+__all__ = ["Part", "find", "load", "names", "summary"]
 T = TypeVar("T")
 
 
@@ -27,20 +24,6 @@ class Part(BaseModel):
     """A frozen, fully validated configuration that is also the working object."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@cache
-def names(package: str) -> tuple[str, ...]:
-    """Names of the parts in `package` (such as "slots.assigners"), sorted; imports nothing."""
-    folder = ROOT.joinpath(*package.split("."))
-    return tuple(sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_") and p.stem != "base"))
-
-
-def summary(package: str, name: str) -> str:
-    """First line of the part's module docstring; imports nothing."""
-    path = ROOT.joinpath(*package.split("."), f"{name}.py")
-    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return doc.partition("\n")[0]
 
 
 def load(package: str, name: str, error: type[DetsearchError] = RecipeError) -> ModuleType:

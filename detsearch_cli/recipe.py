@@ -286,24 +286,26 @@ def validate(content: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise _explain(error, ()) from error
+    slots = {"detector": _complete(recipe.detector, detector_options(recipe.detector))}
     for key, package in (("priors", "slots.priors"), ("assign", "slots.assigners"), ("loss", "slots.losses")):
         slot: Slot | None = getattr(recipe, key)
         if slot is not None:
-            _check_slot(key, package, slot)
-    _check_detector(recipe.detector)
-    return recipe
+            slots[key] = _complete(slot, build_part(package, slot, key))
+    return recipe.model_copy(update=slots)
 
 
-def _check_slot(key: str, package: str, slot: Slot) -> None:
-    build_part(package, slot, key)
+def _complete(slot: Slot, part: parts.Part) -> Slot:
+    """The slot with every option spelled out, so that a default written or left out gives the same hash."""
+    return Slot(name=slot.name, **part.model_dump(mode="json"))
 
 
-def _check_detector(slot: Slot) -> None:
+def detector_options(slot: Slot) -> parts.Part:
+    """The detector's own options, validated. Raises RecipeError naming the key."""
     from detsearch_cli.detectors.base import Detector
 
     cls = _named("detectors", slot, Detector, "detector")
     try:
-        cls.Options.model_validate(slot.options)
+        return cls.Options.model_validate(slot.options)
     except ValidationError as error:
         raise _explain(error, ("detector",)) from error
 

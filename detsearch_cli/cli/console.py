@@ -1,0 +1,126 @@
+"""What a person sees: tables and progress on stderr, one JSON document on stdout where asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_hint = {"text": "give the same command again to go on"}
+
+
+@cache
+def err() -> Console:
+    """Console on stderr; silent on every rank but the first of a distributed run."""
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    return Console(stderr=True, quiet=rank != 0, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line for a person."""
+    err().print(text, markup=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """One sentence about what went wrong."""
+    err().print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def emit_json(content: Any) -> None:
+    """One machine-readable document on stdout; NaN becomes null."""
+    from detsearch_cli.engine.files import finite
+
+    sys.stdout.write(json.dumps(finite(content), indent=1) + "\n")
+
+
+def set_resume_hint(text: str) -> None:
+    """What Ctrl-C tells the user about going on."""
+    _hint["text"] = text
+
+
+def resume_hint() -> str:
+    return _hint["text"]
+
+
+def command_line() -> str:
+    """This command as it was typed, the program by its bare name."""
+    return shlex.join(["detsearch", *sys.argv[1:]])
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stderr; all columns but the first are right-aligned."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        made.add_column(_escape(column), justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(_escape(cell) for cell in row))
+    err().print(made)
+
+
+def percent(value: float | None) -> str:
+    """A fraction as the field prints AP: 100 x, one decimal; a dash where undefined."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f}"
+
+
+@contextmanager
+def training_bar(title: str) -> Iterator[Any]:
+    """Progress of a training run: a callable for engine.train's `watch`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err(), transient=False) as progress:
+        task = progress.add_task(_escape(title), total=None, note="")
+        ap = {"last": ""}
+
+        def watch(at: Any) -> None:
+            if at.ap is not None:
+                ap["last"] = f"AP {percent(at.ap)} "
+            losses = " ".join(f"{name} {value:.3f}" for name, value in at.losses.items())
+            note = f"epoch {at.epoch}/{at.epochs} {ap['last']}{losses}"
+            progress.update(task, total=at.steps, completed=at.step, note=note)
+
+        yield watch
+
+
+def coco_table(title: str, coco: dict[str, float | None]) -> None:
+    """The twelve COCO numbers in two lines of six."""
+    names = list(coco)
+    table(title, names[:6], [[percent(coco[n]) for n in names[:6]]])
+    table("", names[6:], [[percent(coco[n]) for n in names[6:]]])
+
+
+def class_table(rows: list[dict[str, Any]], limit: int | None = None) -> None:
+    """Per-class results, best AP first."""
+    shown = sorted(rows, key=lambda r: -(r["AP"] if r["AP"] is not None and not math.isnan(r["AP"]) else -1))[:limit]
+    cells = [[r["name"], str(r["images"]), str(r["boxes"]), percent(r["AP"]), percent(r["AP50"])] for r in shown]
+    table("per class", ["class", "images", "boxes", "AP", "AP50"], cells)
+
+
+def interval_text(comparison: Any) -> str:
+    """`+2.1 AP [+0.4, +3.9]`, from fractions."""
+    return (
+        f"{100 * comparison.difference:+.1f} {comparison.metric} "
+        f"[{100 * comparison.low:+.1f}, {100 * comparison.high:+.1f}]"
+    )

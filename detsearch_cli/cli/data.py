@@ -1,0 +1,96 @@
+"""Look at a data set, convert it, split it. Nothing given is ever changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="data", no_args_is_help=True, help=__doc__)
+DataArgument = Annotated[str, typer.Argument(help="Folder (format detected), or a name: shapes, voc, coco, ...")]
+
+
+@app.command("inspect")
+def inspect(
+    data: DataArgument,
+    split: Annotated[str | None, typer.Option(help="train, val or test; default: all.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 2 when there is any defect.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Counts, classes, box sizes and shapes, and every defect with its file."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.cli.inspection import show_inspection
+    from detsearch_cli.data.inspect import inspect as look
+    from detsearch_cli.data.source import load_split, open_source
+
+    source = open_source(data)
+    found = [look(load_split(source, name, strict)) for name in ([split] if split else source.splits)]
+    if json:
+        console.emit_json({"data": data, "format": source.format, "splits": [i.to_json() for i in found]})
+        return
+    for inspection in found:
+        show_inspection(source.format, inspection)
+
+
+@app.command("preview")
+def preview(
+    data: DataArgument,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option(help="How many images.", min=1, max=400)] = 24,
+    columns: Annotated[int, typer.Option(help="Images a row.", min=1, max=20)] = 6,
+    tile: Annotated[int, typer.Option(help="Side of a tile in pixels.", min=32, max=1024)] = 256,
+    seed: Annotated[int, typer.Option(help="Which images are drawn.")] = 0,
+) -> None:
+    """A contact sheet with boxes."""
+    import numpy as np
+    from PIL import Image
+
+    from detsearch_cli.cli import console
+    from detsearch_cli.data.drawing import contact_sheet
+    from detsearch_cli.data.source import load_split, open_source
+    from detsearch_cli.files import replace_file
+
+    loaded = load_split(open_source(data), split)
+    chosen = np.random.default_rng(seed).permutation(len(loaded))[:images]
+    sheet = contact_sheet(loaded, sorted(chosen.tolist()), columns, tile)
+    replace_file(out, lambda p: Image.fromarray(sheet).save(p, format="PNG"))
+    console.say(f"{out}: {len(chosen)} of {len(loaded)} images")
+
+
+@app.command("convert")
+def convert(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    to: Annotated[str, typer.Option(help="coco, voc or yolo.")] = "coco",
+) -> None:
+    """Write the data set in another format into a new folder."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.data.convert import convert as write
+    from detsearch_cli.data.source import open_source
+
+    source = open_source(data)
+    write(source, out, to)
+    console.say(f"{out}: {source.format} -> {to}, splits {', '.join(source.splits)}")
+
+
+@app.command("split")
+def split(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="New folder (COCO format).")],
+    fractions: Annotated[str, typer.Option(help="Parts of train, val and test.")] = "0.7,0.1,0.2",
+    seed: Annotated[int, typer.Option(help="Which images go where.")] = 0,
+) -> None:
+    """Deal all images anew into train, val and test, into a new folder."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.data.convert import split as write
+    from detsearch_cli.data.source import open_source
+    from detsearch_cli.errors import DataError
+
+    try:
+        parts = tuple(float(p) for p in fractions.split(","))
+    except ValueError:
+        raise DataError(f"--fractions takes three numbers such as 0.7,0.1,0.2, got {fractions!r}") from None
+    write(open_source(data), out, parts, seed)  # type: ignore[arg-type]
+    console.say(f"{out}: train, val and test written")

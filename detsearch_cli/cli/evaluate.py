@@ -1,0 +1,188 @@
+"""Score a run, a weights file, or any framework's detections."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detsearch_cli.errors import CheckFailed, EvaluationError
+
+if TYPE_CHECKING:
+    from detsearch_cli.data.types import Split
+    from detsearch_cli.engine.detections import DetectionTable
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.", show_default=False)] = None,
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file instead of a run.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="COCO-format results json of any framework; needs --data.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data to score on; default: the run's own.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; default: test where it exists, else val.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="last or best weights of the run.")] = "last",
+    evaluator: Annotated[str, typer.Option(help="faster (faster-coco-eval) or pycocotools.")] = "faster",
+    compare: Annotated[Path | None, typer.Option(help="Another run (or results json) to compare with.")] = None,
+    metric: Annotated[str, typer.Option(help="Metric of --compare: AP, AP50 or AP75.")] = "AP",
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of --compare.", min=100)] = 1000,
+    fail_under: Annotated[
+        list[str] | None, typer.Option(help="Exit 1 when a metric is lower; repeat.", metavar="AP=0.30")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write PR curves and the confusion matrix here.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """COCO AP, VOC mAP and per-class tables; --compare gives the difference with an interval."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.engine.evaluate import evaluate as score
+
+    limits = [parse_limit(item) for item in fail_under or []]
+    subject = find_subject(run, weights, detections, data, split, checkpoint, device)
+    result = score(subject.split, subject.table, evaluator)
+    report: dict[str, Any] = {"subject": subject.name, "split": subject.split.name, **result.to_json()}
+    if compare is not None:
+        report["comparison"] = compare_with(subject, compare, metric, resamples, data, split, checkpoint, device)
+    if plots is not None:
+        report["plots"] = [str(p) for p in write_plots(subject, plots)]
+    if json:
+        console.emit_json(report)
+    else:
+        show(subject, report)
+    check_limits(limits, report)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Detections and the split they belong to."""
+
+    name: str
+    split: Split
+    table: DetectionTable
+
+
+def find_subject(
+    run: Path | None,
+    weights: Path | None,
+    detections: Path | None,
+    data: str | None,
+    split: str | None,
+    checkpoint: str,
+    device: str,
+) -> Subject:
+    """What is scored: exactly one of a run, a weights file or a results file."""
+    from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.score import detect_with, open_split
+
+    given = [x for x in (run, weights, detections) if x is not None]
+    if len(given) != 1:
+        raise EvaluationError(f"give exactly one of RUN, --weights and --detections, got {len(given)}")
+    if detections is not None or (run is not None and run.suffix == ".json"):
+        path = detections or run
+        assert path is not None
+        if data is None:
+            raise EvaluationError("--detections needs --data: the annotations to score against")
+        chosen = open_split(data, split)
+        return Subject(str(path), chosen, DetectionTable.load(path, chosen))
+    if checkpoint not in ("last", "best"):
+        raise EvaluationError(f"--checkpoint is last or best, got {checkpoint!r}")
+    path = weights or run
+    assert path is not None
+    chosen, table = detect_with(path, data, split, f"{checkpoint}.safetensors", device)
+    return Subject(str(path), chosen, table)
+
+
+def compare_with(
+    subject: Subject,
+    other: Path,
+    metric: str,
+    resamples: int,
+    data: str | None,
+    split: str | None,
+    checkpoint: str,
+    device: str,
+) -> dict[str, Any]:
+    """Paired bootstrap over the images of the same split: this run minus the other."""
+    from dataclasses import asdict
+
+    from detsearch_cli.engine.compare import paired_bootstrap
+
+    json_file = other if other.suffix == ".json" else None
+    rival = find_subject(
+        None if json_file else other, None, json_file, data, split, checkpoint, device
+    )
+    ids = [[r.image_id for r in s.split.records] for s in (subject, rival)]
+    if ids[0] != ids[1] or subject.split.classes != rival.split.classes:
+        raise EvaluationError(
+            f"{subject.name} and {rival.name} are scored on different images or classes; give --data and --split"
+        )
+    outcome = paired_bootstrap(subject.split, rival.table, subject.table, metric=metric, resamples=resamples)
+    return {"other": rival.name, "text": _interval(outcome), **asdict(outcome)}
+
+
+def _interval(outcome: Any) -> str:
+    from detsearch_cli.cli.console import interval_text
+
+    return interval_text(outcome)
+
+
+def show(subject: Subject, report: dict[str, Any]) -> None:
+    """The report as tables."""
+    from detsearch_cli.cli import console
+
+    title = f"{subject.name} on {subject.split.name} ({len(subject.split)} images)"
+    console.coco_table(title, report["coco"])
+    voc = report["voc"]
+    console.table("", ["VOC07 mAP@0.5", "VOC mAP@0.5"], [[console.percent(v) for v in voc.values()]])
+    console.class_table(report["per_class"])
+    if "comparison" in report:
+        comparison = report["comparison"]
+        verdict = "" if comparison["low"] > 0 or comparison["high"] < 0 else " (within noise)"
+        console.say(f"difference to {comparison['other']}: {comparison['text']}, 95% interval{verdict}")
+    for path in report.get("plots", []):
+        console.say(f"wrote {path}")
+
+
+def write_plots(subject: Subject, folder: Path) -> list[Path]:
+    """precision_recall.png and confusion.png."""
+    from detsearch_cli.engine.score import draw_plots
+
+    return draw_plots(subject.split, subject.table, folder)
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    """`AP=0.30` -> ("AP", 0.3). Raises EvaluationError."""
+    match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.]+)\s*", text)
+    try:
+        if match is None:
+            raise ValueError
+        value = float(match[2])
+    except ValueError:
+        raise EvaluationError(f"--fail-under takes METRIC=FRACTION such as AP=0.30, got {text!r}") from None
+    if not 0 <= value <= 1:
+        raise EvaluationError(f"--fail-under takes a fraction in 0..1, got {value:g}; AP 30 is AP=0.30")
+    return match[1], value
+
+
+def check_limits(limits: list[tuple[str, float]], report: dict[str, Any]) -> None:
+    """Raise CheckFailed for the first metric under its limit."""
+    known = {**report["coco"], **report["voc"]}
+    for name, least in limits:
+        if name not in known:
+            raise EvaluationError(f"--fail-under: {name} is none of the metrics ({', '.join(known)})")
+        value = known[name]
+        if value is None or not value >= least:
+            shown = "undefined" if value is None else f"{value:.4f}"
+            raise CheckFailed(f"{name} is {shown}, under the required {least:g}")
+
+

@@ -1,0 +1,183 @@
+"""The options every command shares, written once. A dataclass of options becomes parameters of a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from detsearch_cli.discovery import names
+
+if typing.TYPE_CHECKING:
+    from detsearch_cli.recipe import Fragment, Recipe
+
+R = TypeVar("R")
+DETECTORS = ", ".join(names("detectors"))
+SAMPLERS = ", ".join(names("search.samplers"))
+EXECUTORS = ", ".join(names("search.executors"))
+
+
+def with_options(**groups: type[Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a command the fields of each dataclass as options; it receives one filled instance a group."""
+
+    def decorate(command: Callable[..., R]) -> Callable[..., R]:
+        hints = typing.get_type_hints(command, include_extras=True)
+        own = [
+            p.replace(annotation=hints.get(p.name, p.annotation))
+            for p in inspect.signature(command).parameters.values()
+            if p.name not in groups
+        ]
+        shared = [p for group in groups.values() for p in _parameters(group)]
+
+        @functools.wraps(command)
+        def call(**given: Any) -> R:
+            filled = {
+                name: group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
+                for name, group in groups.items()
+            }
+            return command(**given, **filled)
+
+        call.__signature__ = inspect.Signature(own + shared)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in own + shared}
+        return call
+
+    return decorate
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(group, include_extras=True)
+    found = []
+    for f in dataclasses.fields(group):
+        default = f.default if f.default is not dataclasses.MISSING else []
+        found.append(
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[f.name])
+        )
+    return found
+
+
+def _option(help: str, *names: str, panel: str = "Recipe", **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+@dataclass
+class RecipeOptions:
+    """What is trained. Fragments first, then the named options, then --set; later wins."""
+
+    detector: Annotated[str | None, _option(f"{DETECTORS}.")] = None
+    backbone: Annotated[
+        str | None, _option("resnet50, mobilenetv2_050, swin_tiny, tiny, mobilenetv1_025, ... or timm/NAME.")
+    ] = None
+    backbone_weights: Annotated[Path | None, _option("Pretrained backbone: safetensors or state dict.")] = None
+    data: Annotated[str | None, _option("Folder (format detected) or name: shapes, faces, voc, coco, ...")] = None
+    val_fraction: Annotated[float | None, _option("Hold out this part of the training images.")] = None
+    subset: Annotated[
+        float | None, _option("Train on this many images; below 1, on this part of them.", min=0)
+    ] = None
+    epochs: Annotated[int | None, _option("Length of a training.")] = None
+    image_size: Annotated[str | None, _option("Side limit in pixels, or SHORT,LONG as in 800,1333.")] = None
+    batch_size: Annotated[int | None, _option("Images a step.")] = None
+    recipe: Annotated[list[Path], _option("YAML recipe or fragment; repeat, later over earlier.")] = field(
+        default_factory=list
+    )
+    set: Annotated[list[str], _option("One key, such as optim.lr=0.02; repeat.", metavar="KEY=VALUE")] = field(
+        default_factory=list
+    )
+    seed: Annotated[int | None, _option("Seed of weights, order and augmentation.")] = None
+    device: Annotated[str | None, _option("auto, cpu, cuda or cuda:1.", panel="Machine")] = None
+    devices: Annotated[int | None, _option("GPUs (or CPU processes) a node.", panel="Machine")] = None
+    num_nodes: Annotated[int | None, _option("Machines, through torchrun or Slurm.", panel="Machine")] = None
+    workers: Annotated[int | None, _option("Data loading processes.", panel="Machine")] = None
+    cache: Annotated[str | None, _option("off, ram or device: where decoded images stay.", panel="Machine")] = None
+
+    def fragments(self) -> list[tuple[str, Fragment]]:
+        """(origin, fragment) in the order they are laid over each other."""
+        from detsearch_cli.recipe import parse_set, read_fragment
+
+        named = [(str(path), read_fragment(path)) for path in self.recipe]
+        options = [(f"--{key.replace('_', '-')}", fragment) for key, fragment in self._named()]
+        return named + options + [("--set", parse_set(item)) for item in self.set]
+
+    def _named(self) -> list[tuple[str, Fragment]]:
+        keys: dict[str, tuple[str, ...]] = {
+            "detector": ("detector",),
+            "backbone": ("backbone", "name"),
+            "backbone_weights": ("backbone", "weights"),
+            "data": ("data", "source"),
+            "val_fraction": ("data", "val_fraction"),
+            "subset": ("data", "subset"),
+            "epochs": ("schedule", "epochs"),
+            "image_size": ("augment", "image_size"),
+            "batch_size": ("optim", "batch_size"),
+            "seed": ("seed",),
+            "device": ("runtime", "device"),
+            "devices": ("runtime", "devices"),
+            "num_nodes": ("runtime", "num_nodes"),
+            "workers": ("runtime", "workers"),
+            "cache": ("runtime", "cache"),
+        }
+        found: list[tuple[str, Fragment]] = []
+        for name, path in keys.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            nested: Any = self._plain(name, value)
+            for part in reversed(path):
+                nested = {part: nested}
+            found.append((name, nested))
+        return found
+
+    @staticmethod
+    def _plain(name: str, value: Any) -> Any:
+        if name == "image_size":
+            return image_size(value)
+        if name == "subset":
+            return int(value) if value >= 1 else value
+        if name == "data" and Path(value).is_dir():
+            # an absolute path, so that workers and later commands find it from any folder
+            return str(Path(value).resolve())
+        if isinstance(value, Path):
+            return str(value.resolve())
+        return value
+
+    def compose(self, below: Fragment | None = None) -> Recipe:
+        """The recipe these options describe, laid over `below`. Raises RecipeError naming the key."""
+        from detsearch_cli.recipe import compose
+
+        return compose([("defaults", below or {}), *self.fragments()])
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """`192` -> (192, 192); `800,1333` or `800x1333` -> (800, 1333). Raises RecipeError."""
+    from detsearch_cli.errors import RecipeError
+
+    parts = text.lower().replace("x", ",").split(",")
+    if len(parts) not in (1, 2) or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise RecipeError(f"--image-size takes pixels such as 512 or 800,1333, got {text!r}")
+    numbers = [int(p) for p in parts]
+    return (numbers[0], numbers[-1])
+
+
+@dataclass
+class SearchOptions:
+    """How a search runs; the same in every method."""
+
+    trials: Annotated[int, _option("Trials, the baseline included.", panel="Search", min=1)] = 100
+    time_budget: Annotated[
+        float | None, _option("Hand out no new trial after this many minutes.", panel="Search")
+    ] = None
+    sampler: Annotated[str | None, _option(f"{SAMPLERS}.", panel="Search")] = None
+    jobs: Annotated[int, _option("Trials at a time.", panel="Search", min=1)] = 1
+    executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Search")] = "local"
+    storage: Annotated[
+        str | None, _option("Ledger database URL; default: study.db in the study's folder.", panel="Search")
+    ] = None
+    name: Annotated[str | None, _option("Name of the study; the same name resumes it.", panel="Search")] = None
+    out: Annotated[Path, _option("Folder that holds the studies.", panel="Search")] = Path("studies")
+    json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Search")] = False

@@ -1,0 +1,50 @@
+"""Run a trained detector on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict")(predict)
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder or .safetensors file.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
+    score_threshold: Annotated[float, typer.Option(help="Draw boxes from this score on.", min=0, max=1)] = 0.3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="COCO results on stdout instead of pictures.")] = False,
+) -> None:
+    """Pictures with boxes, or COCO json."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.engine.checkpoint import load_detector
+    from detsearch_cli.engine.predict import detect_split, expand_images, image_split, per_image
+    from detsearch_cli.engine.score import pick_device
+
+    files = expand_images(images)
+    model, recipe, classes = load_detector(run)
+    split = image_split(files, classes)
+    where = pick_device(device)
+    table = detect_split(model.to(where), split, recipe, where)
+    if json:
+        names = [{"id": r.image_id, "file_name": str(r.file)} for r in split.records]
+        categories = [{"id": i, "name": n} for i, n in zip(split.category_ids, classes, strict=True)]
+        console.emit_json({"images": names, "categories": categories, "annotations": table.to_coco(split)})
+        return
+    from PIL import Image
+
+    from detsearch_cli.data.drawing import draw
+    from detsearch_cli.engine.files import replace_file
+
+    for number, found in enumerate(per_image(table, len(split))):
+        keep = found.scores >= score_threshold
+        picture = draw(split.read(number), found.boxes[keep], found.labels[keep], classes, found.scores[keep])
+        path = out / f"{files[number].stem}.png"
+        replace_file(path, lambda p, picture=picture: Image.fromarray(picture).save(p, format="PNG"))  # type: ignore[misc]
+        console.say(f"{path}: {int(keep.sum())} objects")

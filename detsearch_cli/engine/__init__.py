@@ -1,0 +1,1 @@
+"""The shared training engine: train, evaluate, checkpoint, compare."""

@@ -1,0 +1,121 @@
+"""Run folders: what a training run keeps, and how it is found again.
+
+    recipe.yaml           the whole recipe
+    metrics.json          written last; its presence means the run is finished
+    log.jsonl             one line a step, one line an epoch
+    last.safetensors      weights after the last finished epoch (averaged ones, with EMA); carries recipe and classes
+    best.safetensors      the same at the epoch of the highest validation AP, when it is evaluated every epoch
+    resume.safetensors    weights, optimiser, EMA and random state; removed when the run is finished
+    detections.json       COCO results of the evaluated split
+
+Weights are safetensors only: opening a file never runs code.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from detsearch_cli.engine.files import replace_file
+from detsearch_cli.errors import CheckpointError
+from detsearch_cli.recipe import Recipe, validate
+
+RECIPE, METRICS, LOG = "recipe.yaml", "metrics.json", "log.jsonl"
+LAST, BEST, RESUME, DETECTIONS = "last.safetensors", "best.safetensors", "resume.safetensors", "detections.json"
+
+
+def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
+    """Save a detector with all that is needed to build it again."""
+    about = {"recipe": recipe.to_yaml(), "classes": json.dumps(classes)}
+    save_tensors(path, model.state_dict(), about)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Save tensors and text atomically."""
+    # clone: safetensors refuses tensors that share memory, and channels-last ones
+    plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
+    replace_file(path, lambda p: save_file(plain, p, metadata=about))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and text. Raises CheckpointError naming the file."""
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}; give a run folder or a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no complete safetensors file ({error}); restore or retrain it") from error
+
+
+def load_detector(run_or_file: Path, which: str = LAST) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
+    """Build the detector a run folder or weights file holds: (detector in eval mode, recipe, classes)."""
+    from detsearch_cli.detectors import build
+
+    path = run_or_file / which if run_or_file.is_dir() else run_or_file
+    if run_or_file.is_dir() and not path.is_file():
+        raise CheckpointError(f"{run_or_file} holds no {which}; is it the folder of a finished run?")
+    tensors, about = load_tensors(path)
+    if "recipe" not in about or "classes" not in about:
+        raise CheckpointError(f"{path} was not written by detsearch: it names no recipe and classes")
+    # the backbone's own file is not needed any more: its weights are in here
+    recipe = validate(yaml.safe_load(about["recipe"]))
+    bare = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": None})})
+    classes = tuple(json.loads(about["classes"]))
+    model = build(bare, len(classes))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its own recipe: {str(error).splitlines()[1].strip()}") from error
+    return model.eval(), recipe, classes
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
+    """Optimiser state as named tensors and JSON."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"optim.{index}.{key}": value
+        for index, entry in state["state"].items()
+        for key, value in entry.items()
+        if isinstance(value, Tensor)
+    }
+    return tensors, json.dumps(state["param_groups"])
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: str) -> None:
+    """The inverse of `pack_optimizer`."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optim."):
+            _, index, key = name.split(".", 2)
+            entries.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": json.loads(groups)})
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """metrics.json of a finished run, or None."""
+    path = folder / METRICS
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); remove it and run the training again") from error
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """recipe.yaml of a run folder."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no run folder: it holds no {RECIPE}")
+    try:
+        return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error

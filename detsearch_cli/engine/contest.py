@@ -1,0 +1,107 @@
+"""Is one recipe better than another? Train both with the same seeds, score both on images no search has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detsearch_cli.data.types import Split
+from detsearch_cli.engine import checkpoint as ckpt
+from detsearch_cli.engine.compare import Comparison, paired_bootstrap, seed_interval
+from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.engine.evaluate import Evaluation, evaluate
+from detsearch_cli.engine.score import detect_with, final_split
+from detsearch_cli.engine.train import Watch
+from detsearch_cli.engine.trial import load_data, train_with_retry
+from detsearch_cli.recipe import Recipe
+
+SIDES = ("baseline", "searched")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One training of one side, scored on the final split."""
+
+    side: str
+    seed: int
+    folder: Path
+    evaluation: Evaluation
+    table: DetectionTable
+    train_seconds: float
+
+    @property
+    def ap(self) -> float:
+        return self.evaluation.coco["AP"]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Both sides over all seeds. `over_images` is the paired bootstrap of the first seed's two detectors."""
+
+    split: Split
+    entries: tuple[Entry, ...]
+    over_images: Comparison
+    over_seeds: Comparison | None
+
+    def aps(self, side: str) -> list[float]:
+        """AP of every seed of a side, in the order of the seeds."""
+        return [e.ap for e in self.entries if e.side == side]
+
+    @property
+    def decisive(self) -> Comparison:
+        """The interval over seeds where there are several: seed noise exceeds image noise on small sets."""
+        return self.over_seeds or self.over_images
+
+    def to_json(self) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        return {
+            "split": self.split.name,
+            "images": len(self.split),
+            "runs": [
+                {
+                    "side": e.side,
+                    "seed": e.seed,
+                    "run": str(e.folder),
+                    "train_seconds": e.train_seconds,
+                    **e.evaluation.to_json(),
+                }
+                for e in self.entries
+            ],
+            "over_images": asdict(self.over_images),
+            "over_seeds": asdict(self.over_seeds) if self.over_seeds else None,
+        }
+
+
+def contest(
+    baseline: Recipe,
+    searched: Recipe,
+    seeds: Sequence[int],
+    folder: Path,
+    watch: Callable[[str], Watch] = lambda _: lambda _: None,
+) -> Contest:
+    """Train both recipes once a seed, at equal cost, and compare them on the final split.
+
+    `watch` is given a title for each training and returns its progress callback. The same call resumes.
+    """
+    split = final_split(searched.data)
+    entries = []
+    for seed in seeds:
+        for side, recipe in zip(SIDES, (baseline, searched), strict=True):
+            entries.append(_enter(side, recipe.with_({"seed": seed}), folder / f"{side}-seed{seed}", split, watch))
+    first = {e.side: e.table for e in entries if e.seed == seeds[0]}
+    over_images = paired_bootstrap(split, first["baseline"], first["searched"])
+    over_seeds = None
+    if len(seeds) > 1:
+        aps = {side: [e.ap for e in entries if e.side == side] for side in SIDES}
+        over_seeds = seed_interval(aps["baseline"], aps["searched"])
+    return Contest(split, tuple(entries), over_images, over_seeds)
+
+
+def _enter(side: str, recipe: Recipe, folder: Path, split: Split, watch: Callable[[str], Watch]) -> Entry:
+    metrics = train_with_retry(recipe, load_data(recipe.data), folder, watch(f"{side}, seed {recipe.seed}"))
+    _, table = detect_with(folder, None, None, ckpt.LAST, recipe.runtime.device)
+    table.save(folder / "detections.final.json", split)
+    return Entry(side, recipe.seed, folder, evaluate(split, table), table, metrics["train_seconds"])

@@ -1,0 +1,114 @@
+"""Detections of a trained detector: on a whole split, or on image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detsearch_cli.data.images import find_images, read_header, read_image
+from detsearch_cli.data.loader import Batch, Loader
+from detsearch_cli.data.types import Record, Split
+from detsearch_cli.detectors.base import Detector
+from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.errors import DataError
+from detsearch_cli.recipe import Recipe
+from detsearch_cli.structures import Detections
+
+EVAL_BATCH = 16
+
+
+@torch.no_grad()
+def detect_split(
+    model: Detector, split: Split, recipe: Recipe, device: torch.device, *, rank: int = 0, world: int = 1
+) -> DetectionTable:
+    """Detections of every image of `split` (of this rank's share), in original pixels."""
+    training = model.training
+    model.eval()
+    loader = Loader(
+        split,
+        recipe.augment,
+        batch_size=min(EVAL_BATCH, recipe.optim.batch_size),
+        train=False,
+        seed=0,
+        device=device,
+        workers=recipe.runtime.workers,
+        cache=recipe.runtime.cache,
+        rank=rank,
+        world=world,
+    )
+    try:
+        return DetectionTable.concatenate([_to_table(model, batch, split, recipe) for batch in loader.epoch(0)])
+    finally:
+        model.train(training)
+
+
+def _to_table(model: Detector, batch: Batch, split: Split, recipe: Recipe) -> DetectionTable:
+    found: list[Detections] = model.detect(batch.images, batch.sizes, recipe.test)
+    rows = [_to_original(d, batch.scales[i], split.records[int(batch.index[i])]) for i, d in enumerate(found)]
+    counts = [len(d.scores) for d in found]
+    return DetectionTable(
+        image=np.repeat(batch.index.numpy(), counts),
+        boxes=np.concatenate(rows).reshape(-1, 4),
+        scores=np.concatenate([d.scores.float().cpu().numpy() for d in found]).astype(np.float64),
+        labels=np.concatenate([d.labels.cpu().numpy() for d in found]).astype(np.int64),
+    )
+
+
+def _to_original(found: Detections, scale: Tensor, record: Record) -> np.ndarray:
+    """Boxes (N, 4) from resized to original pixels, clipped to the image."""
+    boxes = found.boxes.float().cpu().numpy().astype(np.float64) / scale.repeat(2).numpy()
+    limit = np.array([record.width, record.height] * 2, dtype=np.float64)
+    return np.clip(boxes, 0, limit)
+
+
+def image_split(paths: Iterable[Path], classes: tuple[str, ...]) -> Split:
+    """Image files without annotations, as a split. Raises DataError for a file that is no image."""
+    files = list(paths)
+    records = []
+    for number, path in enumerate(files, 1):
+        header = read_header(path)
+        empty = np.zeros(0)
+        records.append(
+            Record(
+                number,
+                path,
+                header.height,
+                header.width,
+                np.zeros((0, 4), np.float32),
+                empty.astype(np.int64),
+                empty.astype(bool),
+                empty.astype(bool),
+                empty,
+            )
+        )
+    ids = tuple(range(1, len(classes) + 1))
+    return Split("images", classes, ids, tuple(records), (), lambda i: read_image(files[i]))
+
+
+def expand_images(given: Iterable[Path]) -> list[Path]:
+    """Files as they are, folders as the images directly in them, sorted. Raises DataError for a missing path."""
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = find_images(path)
+            if not inside:
+                raise DataError(f"{path} holds no images; give image files or a folder of them")
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"no image at {path}; check the path")
+    return found
+
+
+def per_image(table: DetectionTable, num_images: int) -> Iterator[DetectionTable]:
+    """The table's rows of image 0, 1, ..."""
+    order = np.argsort(table.image, kind="stable")
+    bounds = np.searchsorted(table.image[order], np.arange(num_images + 1))
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        rows = order[start:stop]
+        yield table.select(rows)

@@ -1,0 +1,66 @@
+"""Scoring what was trained: which split, which weights, which pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from detsearch_cli.data.source import load_split, open_source
+from detsearch_cli.data.splits import resolve
+from detsearch_cli.data.types import Split
+from detsearch_cli.engine.checkpoint import load_detector
+from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.engine.predict import detect_split
+from detsearch_cli.errors import CheckpointError, EvaluationError
+from detsearch_cli.recipe import Data
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: the GPU where there is one. Raises CheckpointError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CheckpointError(f"--device is auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError(f"no CUDA device is visible for --device {name}; use cpu")
+    return device
+
+
+def final_split(data: Data) -> Split:
+    """The split that no search has seen: test where the set has one, else val."""
+    resolved = resolve(data, open_source(data.source))
+    return resolved.test if resolved.test is not None else resolved.val
+
+
+def open_split(spec: str, split: str | None) -> Split:
+    """A split of a data set by name; None: test where it exists, else val, else the only one there is."""
+    source = open_source(spec)
+    if split is None:
+        split = next((name for name in ("test", "val", "train") if name in source.splits), "train")
+    return load_split(source, split)
+
+
+def detect_with(
+    run_or_file: Path, data: str | None, split: str | None, which: str, device: str
+) -> tuple[Split, DetectionTable]:
+    """Run the detector of a run folder or weights file on a split.
+
+    Raises EvaluationError when the data's classes are not the detector's: scores would be shifted silently.
+    """
+    model, recipe, classes = load_detector(run_or_file, which)
+    if split is None and data is None:
+        chosen = final_split(recipe.data)
+    elif split == "val" and data is None:
+        chosen = resolve(recipe.data, open_source(recipe.data.source)).val
+    else:
+        chosen = open_split(data or recipe.data.source, split)
+    if chosen.classes != classes:
+        raise EvaluationError(
+            f"{run_or_file} knows the classes {', '.join(classes)}, the data has {', '.join(chosen.classes)}; "
+            f"score it on data with the same classes"
+        )
+    where = pick_device(device)
+    return chosen, detect_split(model.to(where), chosen, recipe, where)

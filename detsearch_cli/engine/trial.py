@@ -1,0 +1,59 @@
+"""One trial: a recipe trained at one budget with one seed, and its metrics. What executors ship to a worker."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from detsearch_cli.data.source import open_source
+from detsearch_cli.data.splits import Resolved, resolve
+from detsearch_cli.engine.train import Watch, train
+from detsearch_cli.recipe import Data, Recipe, validate
+
+
+def run_trial(recipe_yaml: str, workdir: str) -> dict[str, Any]:
+    """Train the recipe in `workdir`, score it on the recipe's validation split, return the metrics.
+
+    Raises whatever training raises; the caller records it as the reason of a failed trial.
+    """
+    started = time.monotonic()
+    recipe = validate(yaml.safe_load(recipe_yaml))
+    data = load_data(recipe.data)
+    metrics = train_with_retry(recipe, data, Path(workdir))
+    return {**metrics, "seconds": round(time.monotonic() - started, 3)}
+
+
+@lru_cache(maxsize=4)
+def load_data(data: Data) -> Resolved:
+    """The recipe's splits, kept between the trials of one worker."""
+    return resolve(data, open_source(data.source))
+
+
+def train_with_retry(
+    recipe: Recipe, data: Resolved, folder: Path, watch: Watch = lambda _: None
+) -> dict[str, Any]:
+    """Train; out of memory retries once at half the batch with twice the accumulation."""
+    try:
+        return train(recipe, data.train, data.val, folder, watch)
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        smaller = recipe.optim.accumulate * 2
+        if not is_out_of_memory(error) or recipe.optim.batch_size % smaller:
+            raise
+    # outside the except block: the exception would keep the failed run's tensors alive
+    torch.cuda.empty_cache()
+    shutil.rmtree(folder)
+    halved = recipe.with_({"optim": {"accumulate": smaller}})
+    return {**train(halved, data.train, data.val, folder, watch), "halved_batch": True}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether CUDA or the CPU allocator ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()

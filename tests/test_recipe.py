@@ -1,0 +1,85 @@
+"""Recipes: fragments lie over each other, equal recipes have one hash, errors name the key and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from detsearch_cli.errors import RecipeError
+from detsearch_cli.recipe import Recipe, compose, merge, parse_set, read_fragment, validate
+
+
+def test_later_fragments_win_key_by_key() -> None:
+    recipe = compose([("a", {"optim": {"lr": 0.1, "momentum": 0.8}}), ("b", {"optim": {"lr": 0.2}})])
+    assert (recipe.optim.lr, recipe.optim.momentum) == (0.2, 0.8)
+
+
+def test_a_slot_that_names_another_part_replaces_the_slot_whole() -> None:
+    below = {"assign": {"name": "dynamic", "counts": [[3]]}}
+    assert merge(below, {"assign": {"name": "atss"}}) == {"assign": {"name": "atss"}}
+    assert merge(below, {"assign": {"alpha": 2.0}})["assign"] == {"name": "dynamic", "counts": [[3]], "alpha": 2.0}
+
+
+def test_a_default_written_or_left_out_gives_one_hash() -> None:
+    short = validate({"detector": "fcos", "optim": {"lr": 0.01}})
+    long = validate({"detector": {"name": "fcos", "center_sampling": False}, "seed": 0})
+    assert short.hash() == long.hash() == Recipe.model_validate(yaml.safe_load(short.to_yaml())).hash()
+
+
+def test_where_it_runs_does_not_change_the_hash_and_what_it_trains_does() -> None:
+    base = validate({})
+    assert base.with_({"runtime": {"device": "cpu", "workers": 3}}).hash() == base.hash()
+    assert base.with_({"seed": 1}).hash() != base.hash()
+
+
+def test_a_recipe_survives_yaml_and_with() -> None:
+    recipe = validate({"augment": {"image_size": 192}, "assign": {"name": "dynamic", "counts": [[5]]}})
+    assert validate(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert recipe.augment.image_size == (192, 192)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"optim": {"lrr": 1}}, r"optim\.lrr is no key"),
+        ({"optim": {"lr": -1}}, r"optim\.lr: .*greater than 0, got -1"),
+        ({"detector": "fcoss"}, r"detector: 'fcoss' is none of the detectors \(.*did you mean 'fcos'"),
+        ({"assign": {"name": "dynamic", "countz": [[1]]}}, r"assign\.count"),
+        ({"detector": {"name": "fcos", "centre_sampling": True}}, r"detector\.centre_sampling is no key"),
+        ({"optim": {"batch_size": 5, "accumulate": 2}}, r"batch_size 5 must be a multiple of accumulate 2"),
+        ({"neck": {"levels": [5, 3]}}, r"neck\.levels: .*first <= last"),
+    ],
+)
+def test_errors_name_the_key_the_rule_and_the_value(content: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        validate(content)
+
+
+def test_the_file_that_set_a_bad_key_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"^best\.yaml: optim\.lr"):
+        compose([("base.yaml", {"optim": {"momentum": 0.5}}), ("best.yaml", {"optim": {"lr": "fast"}})])
+
+
+@pytest.mark.parametrize(("text", "value"), [("optim.lr=0.02", {"optim": {"lr": 0.02}}), ("seed=3", {"seed": 3})])
+def test_set_reads_the_value_as_yaml(text: str, value: dict[str, object]) -> None:
+    assert parse_set(text) == value
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=3", "a..b=1", "x=[1"])
+def test_a_malformed_set_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="--set"):
+        parse_set(text)
+
+
+def test_a_recipe_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*none\.yaml"):
+        read_fragment(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(RecipeError, match=r"broken\.yaml is not valid YAML"):
+        read_fragment(broken)
+    broken.write_text("- 1\n- 2\n")
+    with pytest.raises(RecipeError, match="must hold keys and values, found a list"):
+        read_fragment(broken)

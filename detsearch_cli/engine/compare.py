@@ -90,7 +90,7 @@ def paired_bootstrap(
 
 
 def _percentiles(metric: str, a: np.ndarray, b: np.ndarray) -> Comparison:
-    """Percentile interval of b - a; (1 + B,) scores each, the first of the split itself, the others of draws."""
+    """Percentile interval of b - a. Both (1 + B,): the score of the split itself, then of the draws."""
     difference = (b - a)[1:]
     difference = difference[~np.isnan(difference)]
     low, high = np.quantile(difference, [0.025, 0.975])

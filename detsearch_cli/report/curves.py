@@ -62,14 +62,20 @@ def _curves(axes: Axes, precision: np.ndarray, classes: Sequence[str], drawn: np
     recall = np.linspace(0, 1, 101)
     colors = matplotlib.colormaps["tab20" if len(drawn) > 10 else "tab10"]
     for number, label in enumerate(drawn):
-        ap = precision[:, label].mean() axes.plot(recall, precision[:, label], color=colors(number),
-        linewidth=1.2, label=_legend(classes[label], ap)) defined = precision[:,
-        ~np.isnan(precision).any(axis=0)] if defined.shape[1] != 1 and defined.size: mean =
-        defined.mean(axis=1) axes.plot(recall, mean, color="black", linewidth=2.2, label=_legend(f"mean of
-        {defined.shape[1]}", mean.mean())) if defined.size == 0: axes.text(0.5, 0.5, "no objects to find",
-        ha="center", va="center", transform=axes.transAxes) else: axes.legend(fontsize=7, loc="lower left",
-        framealpha=0.7, ncols=1 + (len(drawn) > 10)) axes.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
+        ap = precision[:, label].mean()
+        name = _legend(classes[label], ap)
+        axes.plot(recall, precision[:, label], color=colors(number), linewidth=1.2, label=name)
+    defined = precision[:, ~np.isnan(precision).any(axis=0)]
+    if defined.shape[1] > 1:
+        mean = defined.mean(axis=1)
+        name = _legend(f"mean of {defined.shape[1]}", mean.mean())
+        axes.plot(recall, mean, color="black", linewidth=2.2, label=name)
+    if defined.size == 0:
+        axes.text(0.5, 0.5, "no objects to find", ha="center", va="center", transform=axes.transAxes)
+    else:
+        axes.legend(fontsize=7, loc="lower left", framealpha=0.7, ncols=1 + (len(drawn) > 10))
+    axes.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
 
 
 def _legend(name: str, ap: float) -> str:

@@ -1,0 +1,1 @@
+"""Figures and the self-contained HTML page of a study or a run, from plain data."""

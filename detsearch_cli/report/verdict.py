@@ -1,0 +1,150 @@
+"""What a search may claim, in one sentence: an improvement only with an interval that excludes zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from detsearch_cli.report.figures import TrialLike, failed, finished, known, points, repeated
+
+Kind = Literal["improved", "worse", "noise", "unproven", "same", "alone", "pending", "failed"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Baseline and searched recipe on a split that the search never used. All values are fractions.
+
+    baseline, searched: one score a seed, in the order of `seeds`. low, high: 95% interval of the mean
+    difference, None where there is none. how: how the interval was computed, for the reader.
+    """
+
+    seeds: Sequence[int]
+    baseline: Sequence[float]
+    searched: Sequence[float]
+    difference: float
+    low: float | None
+    high: float | None
+    how: str
+    split: str = "test"
+    images: int | None = None
+    metric: str = "AP"
+
+    def __post_init__(self) -> None:
+        if not len(self.seeds) == len(self.baseline) == len(self.searched) > 0:
+            raise ValueError(
+                "a comparison needs one score a seed for both recipes, got "
+                f"{len(self.seeds)} seeds, {len(self.baseline)} and {len(self.searched)} scores"
+            )
+
+    @property
+    def differences(self) -> list[float]:
+        """Searched minus baseline for every seed."""
+        return [s - b for b, s in zip(self.baseline, self.searched, strict=True)]
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval, or None when it is missing or not finite."""
+        if self.low is None or self.high is None or not (known(self.low) and known(self.high)):
+            return None
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """kind decides the colour; headline is the claim; detail says what it rests on and what it does not."""
+
+    kind: Kind
+    headline: str
+    detail: str
+
+
+def baseline_of(rows: Sequence[TrialLike]) -> TrialLike | None:
+    """The scored trial of the detector's own recipe (candidate None), if it finished."""
+    return next((r for r in finished(rows) if r.candidate is None), None)
+
+
+def best_of(rows: Sequence[TrialLike]) -> TrialLike | None:
+    """The highest score; on a tie the earlier trial, so that a tie with the baseline stays the baseline."""
+    return max(finished(rows), key=lambda r: (r.value or 0.0, r.candidate is None, -r.number), default=None)
+
+
+def judge(
+    rows: Sequence[TrialLike], comparison: Comparison | None, split: str, metric: str = "AP"
+) -> Verdict:
+    """The outcome of a search in words. split: where candidates were scored, such as "val (86 images)"."""
+    best, baseline = best_of(rows), baseline_of(rows)
+    if best is None:
+        return _without_scores(rows)
+    candidates = [r for r in finished(rows) if r.candidate is not None and not repeated(r)]
+    if best.candidate is None:
+        return _baseline_won(best, candidates, split, metric)
+    if comparison is not None:
+        return _compared(comparison)
+    if baseline is None:
+        return Verdict(
+            "alone",
+            f"Best candidate: {metric} {points(best.value)}, with no baseline to compare",
+            f"Trial {best.number} scored highest of {len(candidates)} on {split}, but the baseline has no "
+            "score, so whether this is an improvement is unknown.",
+        )
+    return Verdict(
+        "unproven",
+        f"A candidate scored {metric} {points(best.value)} in the search, the baseline "
+        f"{points(baseline.value)}",
+        f"Trial {best.number} is the highest of {len(candidates)} candidates on {split}. The highest of many "
+        "noisy scores is flattering by construction, so this is not yet an improvement: train both again "
+        "with several seeds and compare them on data that the search has not seen.",
+    )
+
+
+def _without_scores(rows: Sequence[TrialLike]) -> Verdict:
+    broken = sum(map(failed, rows))
+    if broken and broken == len(rows):
+        all_of = "The only trial failed" if broken == 1 else f"All {broken} trials failed"
+        return Verdict("failed", all_of, "Nothing was measured. The reasons are in the table of trials.")
+    detail = f"{broken} of {len(rows)} trials failed so far." if broken else "Nothing was measured so far."
+    return Verdict("pending", "No trial has finished yet", detail)
+
+
+def _baseline_won(baseline: TrialLike, candidates: Sequence[TrialLike], split: str, metric: str) -> Verdict:
+    if not candidates:
+        return Verdict(
+            "pending",
+            f"Only the baseline has a score: {metric} {points(baseline.value)}",
+            f"No candidate has finished on {split}, so there is nothing to compare.",
+        )
+    highest = max(r.value or 0.0 for r in candidates)
+    tried = "The one candidate" if len(candidates) == 1 else f"The best of {len(candidates)} candidates"
+    reach = "tied with" if highest == baseline.value else "stayed below"
+    return Verdict(
+        "same",
+        "Nothing better than the baseline was found",
+        f"{tried} reached {metric} {points(highest)} on {split} and {reach} the baseline's "
+        f"{points(baseline.value)}. Keep the baseline.",
+    )
+
+
+def _compared(c: Comparison) -> Verdict:
+    difference = points(c.difference, signed=True)
+    trainings = "one training each" if len(c.seeds) == 1 else f"{len(c.seeds)} seeds each"
+    images = f", {c.images} images" if c.images else ""
+    base = f"{c.split} split{images}, which the search never used; {trainings}; {c.how}."
+    if len(c.seeds) == 1:
+        base += " With one training each the interval covers the choice of images, not the luck of a seed."
+    if c.bounds is None:
+        headline = f"{difference} {c.metric} on the {c.split} split, without an interval"
+        return Verdict("unproven", headline, f"No improvement is claimed without an interval. {_upper(base)}")
+    low, high = c.bounds
+    reach = f"95% interval {points(low, True)} to {points(high, True)}"
+    if low > 0:
+        return Verdict("improved", f"{difference} {c.metric} over the baseline ({reach})", _upper(base))
+    if high < 0:
+        detail = f"The search score did not carry over: keep the baseline. {_upper(base)}"
+        return Verdict("worse", f"{difference} {c.metric}: worse than the baseline ({reach})", detail)
+    detail = f"The {reach} contains 0, so no improvement is claimed. {_upper(base)}"
+    return Verdict("noise", f"{difference} {c.metric}: within noise", detail)
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

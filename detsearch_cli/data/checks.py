@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,8 @@ class Collector:
         self.defects: list[Defect] = []
 
     def defect(self, kind: str, file: Path, detail: str, handled: str) -> None:
-        """Record a defect; the file is named relative to the data set's folder."""
-        name = file.relative_to(self.folder) if file.is_relative_to(self.folder) else file
-        self.defects.append(Defect(kind, name.as_posix(), detail, handled))
+        """Record a defect of `file`, named as it can be opened from here."""
+        self.defects.append(Defect(kind, file.as_posix(), detail, handled))
 
     def open(self, file: Path, named_by: str) -> Header | None:
         """Header of an image; None, with a defect, when it is missing or unreadable."""
@@ -305,21 +306,25 @@ def read_json(path: Path) -> Any:
 
 
 def decode_all(split: Split) -> list[Defect]:
-    """Decode every image; a defect for each that fails. About a hundred images a second and core."""
-    found: list[Defect] = []
-    for index, record in enumerate(split.records):
-        if record.file is None:
-            continue
-        try:
-            height, width = split.read(index).shape[:2]
-        except DataError as error:
-            reason = str(error.__cause__ or error)
-            found.append(Defect(TRUNCATED_IMAGE, record.file.as_posix(), reason, "training would stop here"))
-            continue
-        if (height, width) != (record.height, record.width):
-            detail = f"header says {record.width}x{record.height}, pixels are {width}x{height}"
-            found.append(Defect(SIZE, record.file.as_posix(), detail, "training would stop here"))
-    return found
+    """Decode every image of a file, on all cores; a defect for each that fails, in order."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        found = pool.map(lambda index: _decode(split, index), range(len(split)))
+        return [defect for defect in found if defect is not None]
+
+
+def _decode(split: Split, index: int) -> Defect | None:
+    record = split.records[index]
+    if record.file is None:
+        return None
+    name, handled = record.file.as_posix(), "training would stop here"
+    try:
+        height, width = split.read(index).shape[:2]
+    except DataError as error:
+        return Defect(TRUNCATED_IMAGE, name, str(error.__cause__ or error), handled)
+    if (height, width) == (record.height, record.width):
+        return None
+    detail = f"header says {record.width}x{record.height}, pixels are {width}x{height}"
+    return Defect(SIZE, name, detail, handled)
 
 
 def refuse_defects(source: str, split: Split, defects: Iterable[Defect]) -> None:

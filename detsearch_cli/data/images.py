@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +68,9 @@ def _why(error: BaseException) -> str:
 def read_header(path: Path) -> Header:
     """Size, mode and orientation, without decoding. Raises FileNotFoundError; DataError when unreadable."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                mode, orientation = image.mode, _orientation(image)
+        with Image.open(path) as image:
+            width, height = image.size
+            mode, orientation = image.mode, _orientation(image)
     except FileNotFoundError:
         raise
     except _BROKEN as error:
@@ -89,12 +86,10 @@ def read_image(path: Path) -> np.ndarray:
     Raises DataError naming the file when it is missing, truncated or no image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                turn = _TRANSPOSE.get(_orientation(image))
-                image.load()
-                return _to_rgb(image if turn is None else image.transpose(turn))
+        with Image.open(path) as image:
+            turn = _TRANSPOSE.get(_orientation(image))
+            image.load()
+            return _to_rgb(image if turn is None else image.transpose(turn))
     except _BROKEN as error:
         hint = "; `detsearch data inspect` lists every such file"
         reason = "no such file" if isinstance(error, FileNotFoundError) else _why(error)

@@ -35,7 +35,7 @@ def holdout(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
         raise DataError(f"the fraction to hold out must be between 0 and 1, got {fraction}")
     if len(split) < 2:
         raise DataError(f"holding out needs at least 2 images, split {split.name!r} has {len(split)}")
-    order = _permutation(split, seed)
+    order = permutation(split, seed)
     count = min(max(round(len(split) * fraction), 1), len(split) - 1)
     held, rest = sorted(order[:count]), sorted(order[count:])
     return split.take(rest), split.take(held, f"{split.name}, held out")
@@ -57,15 +57,15 @@ def subset(split: Split, amount: float, seed: int) -> Split:
         if amount < 1:
             raise DataError(f"a subset needs at least 1 image, got {amount}")
         count = min(amount, len(split))
-    return split.take(sorted(_permutation(split, seed)[:count]))
+    return split.take(sorted(permutation(split, seed)[:count]))
 
 
 def resolve(data: Data, source: Source) -> Resolved:
     """Load what the recipe asks for.
 
     val is a part of train if `val_fraction` is set, else the source's own split, else a fifth of train,
-    with a note. test is the source's, unless training or val already use it. `subset` applies to train alone, after
-    the hold-out. Raises DataError when a split does not exist or cannot be read.
+    with a note. test is the source's, unless training or val already use it. `subset` applies to train alone,
+    after the hold-out. Raises DataError when a split does not exist or cannot be read.
     """
     notes: list[str] = []
     train = load_split(source, data.train, data.strict)
@@ -110,7 +110,7 @@ def _why_not(source: Source, val: str, scoring: set[str], training: set[str]) ->
     return f"{source.spec} has no split {val!r}" if missing else None
 
 
-def _permutation(split: Split, seed: int) -> list[int]:
+def permutation(split: Split, seed: int) -> list[int]:
     """Rows of `split` in an order that depends on the image ids and the seed alone."""
     by_id = np.argsort([r.image_id for r in split.records], kind="stable")
     return [int(i) for i in by_id[np.random.default_rng(seed).permutation(len(by_id))]]

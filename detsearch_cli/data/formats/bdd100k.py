@@ -2,7 +2,8 @@
 
 Labels with `box2d` are read, as continuous x1 y1 x2 y2; lanes and drivable areas are passed over. `det_20`
 has the ten classes of its benchmark in their official order, the older files their own ten; `det_20` is
-preferred where both lie side by side. Labels outside the ten (trailer, other person, other vehicle) are left out.
+preferred where both lie side by side. Labels outside the ten (trailer, other person, other vehicle) are left
+out.
 Labels with the attribute `crowd` are kept as ignored regions.
 Source: doc.bdd100k.com, "Label format"; Yu et al., BDD100K, CVPR 2020.
 """

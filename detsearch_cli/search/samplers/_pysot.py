@@ -32,7 +32,7 @@ from detsearch_cli.search.space import Candidate, Choice, Integer, Parameter, Re
 
 @contextmanager
 def _imp_module() -> Iterator[None]:
-    """pyDOE2 imports `imp`, which Python 3.12 removed, and never uses it: an empty one for the import's time."""
+    """pyDOE2 imports `imp`, gone since Python 3.12, and never uses it: an empty one while importing."""
     missing = sys.version_info >= (3, 12) and "imp" not in sys.modules
     if missing:
         sys.modules["imp"] = types.ModuleType("imp")
@@ -45,8 +45,6 @@ def _imp_module() -> Iterator[None]:
 
 with _imp_module(), warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import pySOT.auxiliary_problems.ei_ga
-    import pySOT.auxiliary_problems.lcb_ga
     from poap.strategy import EvalRecord
     from pySOT.experimental_design import SymmetricLatinHypercube
     from pySOT.experimental_design.experimental_design import ExperimentalDesign
@@ -65,7 +63,7 @@ with _imp_module(), warnings.catch_warnings():
 STRATEGIES = {"dycors": DYCORSStrategy, "srbf": SRBFStrategy, "ei": EIStrategy, "lcb": LCBStrategy}
 
 
-class _Genetic(GeneticAlgorithm):  # type: ignore[misc]
+class _Genetic(GeneticAlgorithm):
     """Starts from random points: the default builds 1000 hypercubes of 100 points for every proposal."""
 
     def __init__(self, **options: Any) -> None:
@@ -76,7 +74,7 @@ sys.modules["pySOT.auxiliary_problems.ei_ga"].GA = _Genetic  # type: ignore[attr
 sys.modules["pySOT.auxiliary_problems.lcb_ga"].GA = _Genetic  # type: ignore[attr-defined]
 
 
-class _Problem(OptimizationProblem):  # type: ignore[misc]
+class _Problem(OptimizationProblem):
     """The free parameters as a box: integers and choices by number, logarithmic reals by their logarithm."""
 
     def __init__(self, space: Space) -> None:
@@ -91,14 +89,14 @@ class _Problem(OptimizationProblem):  # type: ignore[misc]
         raise NotImplementedError("candidates are evaluated by the coordinator")
 
 
-class _Gaussian(GPRegressor):  # type: ignore[misc]
+class _Gaussian(GPRegressor):
     """scikit-learn predicts (N,) since 1.1 where pySOT expects (N, 1)."""
 
     def predict(self, xx: np.ndarray) -> np.ndarray:
         return np.asarray(super().predict(xx)).reshape(-1, 1)
 
 
-class _Design(ExperimentalDesign):  # type: ignore[misc]
+class _Design(ExperimentalDesign):
     """Symmetric Latin hypercube where one exists, else points of the space drawn until they differ."""
 
     def __init__(self, space: Space, problem: _Problem, num_pts: int) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Sampler(ABC):
     """Proposes candidates of `space`.
 
-    budget: how many candidates the search means to try; samplers that shrink their steps or lay a grid use it.
+    budget: how many candidates the search means to try, for samplers that shrink their steps or lay a grid.
     workers: how many candidates may be under way at once.
     """
 
@@ -65,8 +65,8 @@ class Sampler(ABC):
         proposed = self.ask()
         if proposed is None or key(proposed) != key(candidate):
             raise StudyError(
-                f"the sampler proposes {proposed} where the ledger holds {candidate} (proposal {self.asked}); "
-                "was a library upgraded since? Start another --name, or go back to the former versions"
+                f"the sampler proposes {proposed} where the ledger holds {candidate}, proposal {self.asked}; "
+                "if a library was upgraded since, go back to its former version or start another --name"
             )
 
 

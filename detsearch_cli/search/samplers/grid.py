@@ -7,7 +7,7 @@ from detsearch_cli.search.space import Candidate, Space
 
 
 class Grid(Sampler):
-    """Levels are the centres of equal parts of each range, so a parameter with all its levels has every value.
+    """Levels are the centres of equal parts of each range; with all its levels a parameter has every value.
 
     Parameters gain levels in turn while the grid fits the budget. Where even two levels each are more points
     than the budget (2^15 for fifteen counts), the points are a seeded draw from that grid: every parameter

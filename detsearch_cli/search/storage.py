@@ -1,0 +1,162 @@
+"""Opening the ledger's database safely, and turning what databases and disks throw into our errors."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from detsearch_cli.errors import StorageError, StudyError
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+_DISK = ("disk is full", "disk i/o error", "readonly database", "unable to open database", "no space left")
+_CORRUPT = ("malformed", "not a database", "no such table", "no such column", "corrupt")
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """True when the error, or one that caused it, says that the disk refused a write."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StorageError) or (isinstance(seen, OSError) and seen.errno in _FULL):
+            return True
+        if isinstance(seen, sqlite3.Error) and any(word in str(seen).lower() for word in _DISK):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def guarded(place: str) -> Iterator[None]:
+    """Raises StorageError for a refused write and StudyError for a damaged or unreachable database."""
+    try:
+        yield
+    except (StorageError, StudyError):
+        raise
+    except Exception as error:
+        if is_disk_error(error):
+            raise StorageError(
+                f"cannot write {place}: {root_cause(error)}; free some space, then give the same command "
+                "again: it goes on from the last trial recorded"
+            ) from error
+        if _is_database_error(error):
+            raise StudyError(_damaged(place, root_cause(error))) from error
+        raise
+
+
+def root_cause(error: BaseException) -> str:
+    """First line of the innermost error's message."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_database_error(error: BaseException) -> bool:
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    kinds = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError)
+    return isinstance(error, kinds) or any(word in str(error).lower() for word in _CORRUPT)
+
+
+def _damaged(place: str, cause: str) -> str:
+    return (
+        f"{place} cannot be read as a ledger of trials ({cause}); it was left untouched: "
+        "restore it from a copy, or start another --name"
+    )
+
+
+def database_url(folder: Path, storage: str | None) -> str:
+    """SQLAlchemy URL of the ledger: `storage`, else folder/study.db."""
+    return storage if storage is not None else f"sqlite:///{folder.absolute() / 'study.db'}"
+
+
+def check_sqlite(path: Path) -> None:
+    """Raises StudyError when the file is not a whole SQLite ledger; creates and changes nothing."""
+    if path.stat().st_size == 0:
+        raise StudyError(_damaged(str(path), "the file is empty"))
+    # rw, not ro: a killed writer may have left a journal that SQLite has to roll back before anyone can read
+    mode = "rw" if os.access(path, os.W_OK) else "ro"
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True, timeout=30)
+        try:
+            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            tables = {
+                row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            }
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise StudyError(_damaged(str(path), str(error))) from error
+    if verdict != "ok":
+        raise StudyError(_damaged(str(path), verdict.splitlines()[-1]))
+    if not {"studies", "trials", "version_info"} <= tables:
+        raise StudyError(_damaged(str(path), "it holds other tables"))
+
+
+def connect(url: str, create: bool) -> RDBStorage:
+    """Optuna's storage at the URL. Without `create`, an SQLite file must be there and whole."""
+    import optuna
+    from optuna.storages import RDBStorage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url.startswith("sqlite:///") and not create:
+        path = Path(url.removeprefix("sqlite:///"))
+        if not path.exists():
+            raise StudyError(
+                f"there is no ledger at {path}; `detsearch study list` shows the studies there are"
+            )
+        check_sqlite(path)
+    # the coordinator is the only writer, but `study show` may hold a read lock for a moment
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    with guarded(shown(url)):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (ImportError, ValueError) as error:
+            raise StudyError(
+                "--storage must be a database URL such as sqlite:///FILE or postgresql://HOST/NAME, "
+                f"got {shown(url)} ({root_cause(error)})"
+            ) from error
+
+
+def shown(url: str) -> str:
+    """The URL for a message: a plain path for SQLite, never with a password."""
+    if url.startswith("sqlite:///"):
+        return url.removeprefix("sqlite:///")
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the study's folder for this coordinator alone. The lock dies with the process, however it dies.
+
+    Raises StudyError naming the process that holds it.
+    """
+    with guarded(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            raise StudyError(
+                f"only one search may write a study, and {folder} is being written by {holder}; "
+                "wait for it, stop it, or use another --name"
+            ) from None
+        with guarded(str(folder)):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,190 @@
+"""A worker: a long-lived process that trains one trial after another, so that imports and data are paid once.
+
+It talks to the coordinator through files in its own folder, each written beside and renamed into place:
+
+    task.json     coordinator -> worker   a trial to run: {"trial": 7, "folder": ...}
+    running.json  worker                  the same file once taken
+    <trial>/result.json  worker -> coordinator
+    ready.json    worker                  process, host and job id, once run_trial is imported
+    error.json    worker                  why it could not begin
+    stop          coordinator -> worker   end after this trial
+    lock          held while the worker lives; the system releases it however the process ends
+
+`../heartbeat` is touched by a living coordinator; a worker without work and without a heartbeat ends itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detsearch_cli.errors import DetsearchError
+
+POLL_SECONDS = 0.02
+RunTrial = Callable[[str, str], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker is told at its start. run_trial: "module:function"; gpu: CUDA device, None leaves all."""
+
+    folder: str
+    run_trial: str
+    path: tuple[str, ...]
+    gpu: str | None = None
+    idle_seconds: float = 180.0
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def serve(spec: WorkerSpec) -> None:
+    """Run trials until told to stop. The function that executors submit."""
+    with contextlib.suppress(OSError):
+        os.setsid()  # out of the terminal's reach: Ctrl-C there is the coordinator's to handle
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        # SIGUSR2 is Slurm's notice before the time limit: stop like Ctrl-C, the trial goes on elsewhere
+        signal.signal(number, signal.default_int_handler)
+    os.environ.update(spec.environment)
+    if spec.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = spec.gpu
+    folder = Path(spec.folder)
+    with _held(folder / "lock") as held:
+        if not held:
+            return  # a restarted coordinator launched a second worker for this slot
+        try:
+            run_trial = _begin(folder, spec)
+            if run_trial is not None:
+                _loop(folder, run_trial, spec.idle_seconds)
+        except KeyboardInterrupt:
+            _put_back(folder)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    with path.open("a") as file:
+        for _ in range(100):  # a coordinator that looks whether we live holds the lock for an instant
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield True
+                return
+            except OSError:
+                time.sleep(POLL_SECONDS)
+        yield False
+
+
+def _begin(folder: Path, spec: WorkerSpec) -> RunTrial | None:
+    sys.path.extend(p for p in spec.path if p not in sys.path)
+    module, _, name = spec.run_trial.partition(":")
+    try:
+        function: Any = importlib.import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+    except Exception as error:
+        write_json(folder / "error.json", {"reason": reason(error), "trace": traceback.format_exc()})
+        return None
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    write_json(folder / "ready.json", {"process": os.getpid(), "host": socket.gethostname(), "job": job})
+    return function
+
+
+def _loop(folder: Path, run_trial: RunTrial, idle_seconds: float) -> None:
+    heartbeat, seen, since = folder.parent / "heartbeat", 0.0, time.monotonic()
+    while not (folder / "stop").exists():
+        try:
+            (folder / "task.json").replace(folder / "running.json")
+        except FileNotFoundError:
+            with contextlib.suppress(OSError):
+                # compare with the last beat seen, not with our clock: the coordinator may be another machine
+                if (beat := heartbeat.stat().st_mtime) != seen:
+                    seen, since = beat, time.monotonic()
+            if time.monotonic() - since > idle_seconds:
+                return
+            time.sleep(POLL_SECONDS)
+            continue
+        task = read_json(folder / "running.json")
+        sound = task is None or _run(Path(task["folder"]), task, run_trial)
+        (folder / "running.json").unlink(missing_ok=True)
+        if not sound:
+            return
+        since = time.monotonic()
+
+
+def _run(trial: Path, task: dict[str, Any], run_trial: RunTrial) -> bool:
+    """Train one trial and write its result; False when this process should not be trusted with another."""
+    start = time.perf_counter()
+    result: dict[str, Any] = {"trial": task["trial"], "worker": f"{socket.gethostname()}:{os.getpid()}"}
+    sound = True
+    try:
+        recipe = (trial / "recipe.yaml").read_text(encoding="utf-8")
+        result["metrics"] = json.loads(json.dumps(run_trial(recipe, str(trial)), default=_plain))
+    except Exception as error:
+        from detsearch_cli.search.storage import is_disk_error
+
+        result |= {"reason": reason(error), "trace": traceback.format_exc(), "disk": is_disk_error(error)}
+        # after a CUDA error every later call fails too, and running out of memory leaves fragments
+        sound = isinstance(error, DetsearchError) or not isinstance(error, (RuntimeError, MemoryError))
+    result["seconds"] = time.perf_counter() - start
+    while True:
+        try:
+            write_json(trial / "result.json", result)
+            break
+        except OSError as error:
+            # a full disk: the training is done, so hold on to its result until there is room or Ctrl-C
+            print(f"cannot write {trial / 'result.json'}: {error}", file=sys.stderr, flush=True)
+            time.sleep(1.0)
+    return sound
+
+
+def _put_back(folder: Path) -> None:
+    """Interrupted: an unfinished trial is as if it had not been taken; it goes on from its checkpoint."""
+    task = read_json(folder / "running.json")
+    with contextlib.suppress(OSError):
+        if task is not None and (Path(task["folder"]) / "result.json").exists():
+            (folder / "running.json").unlink()
+        else:
+            (folder / "running.json").replace(folder / "task.json")
+
+
+def reason(error: BaseException) -> str:
+    """The error in one line: its type and the first line of its message."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}"[:500].removesuffix(": ")
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars, paths and the like as JSON values."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside and rename, so that a reader sees the whole file or none."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's content; None when there is no such file or it is not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,90 @@
+"""Cheap stand-ins for training, run by real workers. AP depends on the recipe text alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def recipe(candidate: dict[str, Any] | None) -> str:
+    """A recipe as JSON, which is YAML."""
+    return json.dumps({"assign": candidate}, sort_keys=True)
+
+
+def score(recipe_yaml: str) -> float:
+    """Concave with its maximum .5 where every number is 9."""
+    candidate = json.loads(recipe_yaml)["assign"] or {"a": 2}
+    numbers = [v for v in candidate.values() if not isinstance(v, str)]
+    return 0.5 - sum((v - 9) ** 2 for v in numbers) / 1000
+
+
+def _count(folder: str) -> int:
+    """Notes that the trial was begun; returns how often it has been."""
+    path = Path(folder) / "begun"
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return len(path.read_text().splitlines())
+
+
+def quick(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    _count(folder)
+    return {"AP": score(recipe_yaml), "coco": {"AP50": 0.7, "APs": float("nan")}, "per_class": [{"name": "a"}]}
+
+
+def short(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """About a tenth of a second, in steps, so that a kill falls in the middle."""
+    _count(folder)
+    for _ in range(8):
+        time.sleep(0.01)
+    return {"AP": score(recipe_yaml)}
+
+
+def failing(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """Candidates with an odd first number raise, those with 4 return NaN."""
+    candidate = json.loads(recipe_yaml)["assign"]
+    first = next(iter(candidate.values())) if candidate else 0
+    if first % 2:
+        raise ValueError(f"bad number {first}\nand a second line")
+    return {"AP": float("nan") if first == 4 else score(recipe_yaml)}
+
+
+def always_failing(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    raise RuntimeError("CUDA error: nothing works")
+
+
+def dying_once(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """Trial 2 kills its worker the first time."""
+    if folder.endswith("00002") and _count(folder) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"AP": score(recipe_yaml)}
+
+
+def dying(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """Trial 2 always kills its worker."""
+    if folder.endswith("00002"):
+        _count(folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"AP": score(recipe_yaml)}
+
+
+def full_disk(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """Trial 2 finds the disk full the first time."""
+    if folder.endswith("00002") and _count(folder) == 1:
+        raise OSError(28, "No space left on device")
+    return {"AP": score(recipe_yaml)}
+
+
+def endless(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """Notes Ctrl-C, as the engine does by a checkpoint; goes on quickly when called again."""
+    if _count(folder) > 1 or not folder.endswith("00002"):
+        return {"AP": score(recipe_yaml)}
+    try:
+        while True:
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        (Path(folder) / "checkpoint").touch()
+        raise

@@ -8,6 +8,7 @@ import numpy as np
 
 from detsearch_cli.data.types import Record, Split
 from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.engine.truth import boxes_as_written
 from detsearch_cli.errors import EvaluationError
 
 
@@ -48,14 +49,15 @@ def _pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """True and predicted class of everything that counts in one image: two (P,) int64."""
     ignored = record.difficult | record.crowd
-    iou = _overlaps(found.boxes, record.boxes.astype(np.float64), np.zeros(len(record.labels), bool))
+    objects = boxes_as_written(record)
+    iou = _overlaps(found.boxes, objects, np.zeros(len(record.labels), bool))
     open_pairs = np.argwhere((iou >= min_iou) & ~ignored)
     partner = np.full(len(found), -1)
     taken = np.zeros(len(record.labels), bool)
     for detection, gt in open_pairs[np.argsort(-iou[tuple(open_pairs.T)], kind="stable")]:
         if partner[detection] < 0 and not taken[gt]:
             partner[detection], taken[gt] = gt, True
-    excused = _overlaps(found.boxes, record.boxes[ignored].astype(np.float64), record.crowd[ignored])
+    excused = _overlaps(found.boxes, objects[ignored], record.crowd[ignored])
     counts = (partner >= 0) | ~(excused >= min_iou).any(axis=1)
     missed = record.labels[~ignored & ~taken]
     truth = np.append(record.labels, background)[partner[counts]]  # partner -1 reads the appended background

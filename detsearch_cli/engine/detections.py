@@ -73,6 +73,10 @@ class DetectionTable:
                     f"every {name} must be finite, {len(bad)} of {len(self)} are not (first: row {bad[0]}); "
                     "the detector has diverged or its outputs are broken"
                 )
+        inverted = np.flatnonzero((self.boxes[:, 2:] < self.boxes[:, :2]).any(axis=1))
+        if len(inverted):
+            first = self.boxes[inverted[0]].tolist()
+            raise EvaluationError(f"every box must be x1 <= x2, y1 <= y2, got {first} at row {inverted[0]}")
 
     @staticmethod
     def load(path: Path, split: Split) -> DetectionTable:

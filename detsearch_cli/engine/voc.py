@@ -14,6 +14,7 @@ import numpy as np
 
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.engine.truth import boxes_as_written
 
 PAIRS_AT_ONCE = 4_000_000
 
@@ -35,7 +36,7 @@ class Objects:
         none = np.zeros(0)
         return Objects(
             np.repeat(np.arange(len(records)), counts),
-            np.concatenate([np.zeros((0, 4)), *(r.boxes for r in records)]).astype(np.float64),
+            np.concatenate([np.zeros((0, 4)), *(boxes_as_written(r) for r in records)]),
             np.concatenate([none, *(r.labels for r in records)]).astype(np.int64),
             np.concatenate([none, *(r.difficult | r.crowd for r in records)]).astype(bool),
         )

@@ -79,9 +79,12 @@ class SmallBackbone(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """A timm model's features, cut after the coarsest level that is needed."""
+    """A timm model's features, cut after the coarsest level that is needed.
 
-    def __init__(self, name: str, last: int) -> None:
+    Swin's features are layer-normalised each, as its detectors do. Source: Liu et al. 2021, released code.
+    """
+
+    def __init__(self, name: str, first: int, last: int) -> None:
         super().__init__()
         import timm  # seconds to import, so only where a timm model is used
 
@@ -102,6 +105,14 @@ class TimmBackbone(Backbone):
         info = feature_info(self.body)
         self.levels = tuple(int(r).bit_length() - 1 for r in info.reduction())
         self.channels = tuple(info.channels())
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(channels) if self.nhwc and level >= first else nn.Identity()
+            for level, channels in zip(self.levels, self.channels, strict=True)
+        )
+        needed = {id(p) for stage in self.stages() for module in stage for p in module.parameters()}
+        for parameter in self.body.parameters():
+            # some timm models keep the stages no level needs; they would never see a gradient
+            parameter.requires_grad_(id(parameter) in needed)
 
     def stages(self) -> list[list[nn.Module]]:
         """Cut the modules, in order, after the one that gives each feature; the first cut ends the stem."""
@@ -119,7 +130,10 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> features of `levels`, channels second."""
         features = self.body(images)
-        return [f.permute(0, 3, 1, 2).contiguous() for f in features] if self.nhwc else list(features)
+        if not self.nhwc:
+            return list(features)
+        normed = [norm(f) for norm, f in zip(self.norms, features, strict=True)]
+        return [f.permute(0, 3, 1, 2).contiguous() for f in normed]
 
 
 def feature_info(body: nn.Module) -> Any:
@@ -128,8 +142,9 @@ def feature_info(body: nn.Module) -> Any:
 
 
 def _stage_names(body: nn.Module) -> list[str]:
-    """Modules that end the stem and the stages of a timm feature extractor, "_" as "."."""
-    features = feature_info(body).info
+    """Modules that end the stem and the needed stages of a timm feature extractor, "_" as "."."""
+    info = feature_info(body)
+    features = info.info[: max(info.out_indices) + 1]
     names = [info["module"].replace("_", ".") for info in features]
     if features[0]["reduction"] >= 4:
         return ["patch.embed" if hasattr(body, "patch_embed") else "stem", *names]
@@ -142,14 +157,14 @@ def build_backbone(backbone: recipes.Backbone, levels: tuple[int, int]) -> Backb
     levels: first and last of the pyramid. Raises RecipeError for an unknown name, CheckpointError for weights
     that do not fit.
     """
-    name, last = backbone.name, min(levels[1], 5)
+    name, first, last = backbone.name, levels[0], min(levels[1], 5)
     model: Backbone
     if name in _small.NAMES:
         model = SmallBackbone(name, last)
     elif name in TIMM:
-        model = TimmBackbone(SWIN.get(name, name), last)
+        model = TimmBackbone(SWIN.get(name, name), first, last)
     elif name.startswith("timm/"):
-        model = TimmBackbone(name.removeprefix("timm/"), last)
+        model = TimmBackbone(name.removeprefix("timm/"), first, last)
     else:
         raise RecipeError(f"backbone.name: {name!r} is none of {', '.join(NAMES)}, nor timm/NAME")
     if backbone.weights is not None:

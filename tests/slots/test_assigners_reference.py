@@ -1,0 +1,83 @@
+"""max-IoU, FCOS and ATSS against slow per-image code and torchvision's Matcher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from detsearch_cli.slots.assigners import base
+from detsearch_cli.slots.assigners.atss import ATSSAssigner
+from detsearch_cli.slots.assigners.fcos import FCOSAssigner
+from detsearch_cli.slots.assigners.max_iou import MaxIoU
+from detsearch_cli.slots.priors.anchors import Anchors
+from detsearch_cli.slots.priors.points import Points
+from detsearch_cli.structures import BACKGROUND, IGNORE, Priors, Targets
+from tests.slots import _reference as slow
+
+ANCHORS = Anchors()(slow.SIZES, slow.LEVELS)
+SQUARES = Anchors(base=8, scales=1, ratios=(1.0,))(slow.SIZES, slow.LEVELS)
+POINTS = Points(range_base=16)(slow.SIZES, slow.LEVELS)
+BATCHES = {
+    "usual": [4, 0, 7, 1],
+    "no object": [0, 0],
+    "crowd": [300, 3],
+}
+
+
+def batch(name: str) -> Targets:
+    return slow.random_targets(BATCHES[name], seed=len(name))
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert torch.equal(found, expected), f"{int((found != expected).sum())} of {found.numel()} differ"
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_max_iou_equals_torchvisions_matcher(name: str) -> None:
+    targets = batch(name)
+    found = MaxIoU()(slow.dense_of(ANCHORS, targets.num_images), targets).matched
+    assert_same(found, slow.max_iou(ANCHORS, targets))
+    if name == "usual":
+        assert (found == IGNORE).any() and (found >= 0).any() and (found == BACKGROUND).any()
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("radius", [None, 1.5])
+def test_fcos_equals_brute_force(name: str, radius: float | None) -> None:
+    targets = batch(name)
+    assigner = FCOSAssigner(center_sampling=radius is not None)
+    found = assigner(slow.dense_of(POINTS, targets.num_images), targets).matched
+    assert_same(found, slow.fcos(POINTS, targets, radius))
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_atss_equals_brute_force(name: str) -> None:
+    targets = batch(name)
+    found = ATSSAssigner()(slow.dense_of(SQUARES, targets.num_images), targets).matched
+    assert_same(found, slow.atss(SQUARES, targets))
+
+
+@pytest.mark.parametrize(
+    ("assigner", "priors"), [(MaxIoU(), ANCHORS), (FCOSAssigner(), POINTS), (ATSSAssigner(), SQUARES)]
+)
+def test_chunking_over_ground_truths_changes_nothing(
+    assigner: base.Assigner, priors: Priors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = slow.random_targets([20, 5, 0, 9], seed=5)
+    dense = slow.dense_of(priors, targets.num_images)
+    whole = assigner(dense, targets).matched
+    monkeypatch.setattr(base, "MAX_PAIRS", 3 * max(priors.counts))
+    assert torch.equal(assigner(dense, targets).matched, whole)
+
+
+def test_the_last_level_is_open_and_every_box_has_a_level() -> None:
+    targets = Targets.from_lists([torch.tensor([[0.0, 0, 5000, 5000]])], [torch.zeros(1, dtype=torch.int64)])
+    found = FCOSAssigner()(slow.dense_of(POINTS, 1), targets).matched
+    assert POINTS.level[found[0] >= 0].unique().tolist() == [POINTS.num_levels - 1]
+
+
+def test_max_iou_gives_an_empty_box_no_prior() -> None:
+    targets = Targets.from_lists([torch.tensor([[7.0, 7, 7, 7]])], [torch.zeros(1, dtype=torch.int64)])
+    assert MaxIoU()(slow.dense_of(ANCHORS, 1), targets).matched.eq(BACKGROUND).all()

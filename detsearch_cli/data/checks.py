@@ -210,7 +210,7 @@ class Collector:
     ) -> tuple[float, float, float, float]:
         """The box with x1 <= x2 and y1 <= y2; a defect when its corners were swapped."""
         x1, y1, x2, y2 = box
-        if x1 <= x2 and y1 <= y2:
+        if not (x1 > x2 or y1 > y2):
             return box
         self.defect(SWAPPED, where, _show(np.array(box)), "corners put in order")
         return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)

@@ -148,7 +148,7 @@ def _objects(
     for item in annotation.objects:
         x1, y1, x2, y2 = collector.in_order(item.box, label_file)
         # An inclusive box of one pixel is a slip of the mouse, not an object: made empty, hence left out.
-        box = (x1 - 1, y1 - 1, x2 if x2 > x1 else x1 - 1, y2 if y2 > y1 else y1 - 1)
+        box = (x1 - 1, y1 - 1, x2 if x2 != x1 else x1 - 1, y2 if y2 != y1 else y1 - 1)
         objects.append(box, names.of[item.name], difficult=bool(item.difficult))
     return objects
 

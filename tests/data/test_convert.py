@@ -1,0 +1,198 @@
+"""Converted sets hold the same images and boxes; what is read stays as it was, what is written is whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detsearch_cli.data import convert as module
+from detsearch_cli.data.convert import WRITERS, convert, split
+from detsearch_cli.data.source import open_source
+from detsearch_cli.data.types import Source, Split
+from detsearch_cli.errors import DataError, StorageError
+
+from .samples import SAMPLES, bdd100k, coco, fingerprint, picture, voc, voc_xml, wider, write
+
+
+def in_order(loaded: Split) -> Split:
+    stems = [r.file.stem if r.file else "" for r in loaded.records]
+    return loaded.take(sorted(range(len(loaded)), key=stems.__getitem__))
+
+
+def assert_same(a: Split, b: Split, without_crowd: bool = False) -> None:
+    """Same images and boxes, in order of file name, within the formats' rounding."""
+    assert len(a) == len(b)
+    a, b = in_order(a), in_order(b)
+    for i, (x, y) in enumerate(zip(a.records, b.records, strict=True)):
+        keep = ~x.crowd if without_crowd else np.ones(len(x.boxes), bool)
+        assert [a.classes[n] for n in x.labels[keep]] == [b.classes[n] for n in y.labels]
+        np.testing.assert_allclose(x.boxes[keep], y.boxes, atol=2e-3)
+        np.testing.assert_array_equal(a.read(i), b.read(i))
+
+
+@pytest.mark.parametrize("target", WRITERS)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_round_trip_keeps_images_and_boxes(name: str, target: str, tmp_path: Path) -> None:
+    source = open_source(str(SAMPLES[name](tmp_path / "in")))
+    before = fingerprint(tmp_path / "in")
+    done = convert(source, tmp_path / "out", target)
+    assert fingerprint(tmp_path / "in") == before
+    again = open_source(str(tmp_path / "out"))
+    assert (again.format, again.splits) == (target, source.splits)
+    for part in source.splits:
+        loaded = again.load(part)
+        original = source.load(part)
+        if target == "voc":
+            assert [c for c in original.classes if c in loaded.classes] == sorted(
+                loaded.classes, key=original.classes.index
+            )
+        else:
+            assert loaded.classes == original.classes
+        assert_same(original, loaded, without_crowd=target == "yolo")
+        assert done.boxes[part] == sum(len(r.boxes) for r in loaded.records)
+        assert done.images[part] == len(loaded)
+        assert {d.kind for d in loaded.defects} <= {"crowd region"}
+
+
+def test_coco_keeps_ids_area_crowd_and_difficult(tmp_path: Path) -> None:
+    source = open_source(str(coco(tmp_path / "in")))
+    convert(source, tmp_path / "out", "coco")
+    a, b = source.load("train"), open_source(str(tmp_path / "out")).load("train")
+    assert a.category_ids == b.category_ids
+    assert [(r.image_id, r.area.tolist()) for r in a.records] == [
+        (r.image_id, r.area.tolist()) for r in b.records
+    ]
+    write(
+        tmp_path / "v" / "Annotations" / "a.xml",
+        voc_xml([("cat", (1, 1, 9, 9))], difficult="<difficult>1</difficult>"),
+    )
+    picture(tmp_path / "v" / "JPEGImages" / "a.jpg")
+    convert(open_source(str(tmp_path / "v")), tmp_path / "w", "coco")
+    assert open_source(str(tmp_path / "w")).load("train").records[0].difficult.tolist() == [True]
+
+
+def test_what_a_format_cannot_say_is_noted(tmp_path: Path) -> None:
+    source = open_source(str(wider(tmp_path / "in")))
+    assert convert(source, tmp_path / "yolo", "yolo").notes[0].startswith("2 crowd regions left out")
+    assert (
+        convert(source, tmp_path / "voc", "voc").notes[0].startswith("2 crowd regions written as difficult")
+    )
+    notes = convert(open_source(str(bdd100k(tmp_path / "bdd"))), tmp_path / "voc2", "voc").notes
+    assert notes[1].startswith("8 classes without boxes are lost")
+
+
+def test_voc_refuses_classes_that_its_reader_would_merge(tmp_path: Path) -> None:
+    path = coco(tmp_path / "in") / "annotations"
+    for file in path.iterdir():
+        file.write_text(file.read_text().replace('"dog"', '"Cat"'))
+    with pytest.raises(DataError, match="differ only in case"):
+        convert(open_source(str(tmp_path / "in")), tmp_path / "out", "voc")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_images_of_one_name_stay_apart(tmp_path: Path) -> None:
+    for i in range(2):
+        picture(tmp_path / "in" / "images" / str(i) / "img.jpg", size=(40 + i, 30))
+        text = f"{i}/img\n1\n10 10 0 20 15  1\n"
+        write(tmp_path / "in" / "FDDB-folds" / f"FDDB-fold-0{i}-ellipseList.txt", text)
+    source = open_source(str(tmp_path / "in"))
+    for target in WRITERS:
+        convert(source, tmp_path / target, target)
+        assert_same(source.load("train"), open_source(str(tmp_path / target)).load("train"))
+
+
+def test_rotated_images_are_written_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "in" / "JPEGImages" / "a.jpg", exif=exif)
+    write(tmp_path / "in" / "Annotations" / "a.xml", voc_xml([("cat", (1, 1, 10, 5))]))
+    source = open_source(str(tmp_path / "in"))
+    convert(source, tmp_path / "out", "coco")
+    after = open_source(str(tmp_path / "out")).load("train")
+    assert after.defects == ()
+    assert_same(source.load("train"), after)
+
+
+def test_nothing_is_overwritten_and_the_source_is_never_written_to(tmp_path: Path) -> None:
+    source = open_source(str(voc(tmp_path / "in")))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not empty"):
+        convert(source, tmp_path / "full", "coco")
+    with pytest.raises(DataError, match="is a file"):
+        convert(source, tmp_path / "full" / "mine.txt", "coco")
+    with pytest.raises(DataError, match="never written to"):
+        convert(source, tmp_path / "in" / "new", "coco")
+    with pytest.raises(DataError, match="can write coco, voc, yolo, not 'kitti'"):
+        convert(source, tmp_path / "out", "kitti")
+    with pytest.raises(DataError, match="no split 'test'"):
+        convert(source, tmp_path / "out", "coco", ["test"])
+    (tmp_path / "empty").mkdir()
+    convert(source, tmp_path / "empty", "coco")
+    assert (tmp_path / "empty" / "annotations").is_dir()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(str(voc(tmp_path / "in")))
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.shutil, "copyfile", full)
+    with pytest.raises(StorageError, match="No space left on device; nothing was left behind"):
+        convert(source, tmp_path / "out", "yolo")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def thirty(root: Path) -> Source:
+    for i in range(30):
+        picture(root / "JPEGImages" / f"{i:02d}.jpg", size=(8, 8))
+        write(root / "Annotations" / f"{i:02d}.xml", voc_xml([("cat", (1, 1, 4 + i % 4, 4))], size=(8, 8)))
+    return open_source(str(root))
+
+
+def test_split_divides_every_image_once_and_by_seed(tmp_path: Path) -> None:
+    source = thirty(tmp_path / "in")
+    done = split(source, tmp_path / "a", seed=1)
+    assert done.images == {"train": 21, "val": 3, "test": 6}
+    parts = [open_source(str(tmp_path / "a")).load(s) for s in ("train", "val", "test")]
+    names = [r.file.stem for p in parts for r in p.records if r.file]
+    assert sorted(names) == [f"{i:02d}" for i in range(30)]
+    for name, seed in (("b", 1), ("c", 2)):
+        split(source, tmp_path / name, seed=seed)
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b") != fingerprint(tmp_path / "c")
+
+
+def test_split_joins_splits_whose_ids_clash(tmp_path: Path) -> None:
+    split(open_source(str(coco(tmp_path / "in"))), tmp_path / "out", (0.5, 0.0, 0.5))
+    again = open_source(str(tmp_path / "out"))
+    assert again.splits == ("train", "test")
+    assert {r.image_id for s in again.splits for r in again.load(s).records} == {1, 2, 3, 4}
+    assert again.load("train").category_ids == (3, 7)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.1, 0.1), (0.0, 0.5, 0.5), (1.2, -0.1, -0.1)])
+def test_fractions_that_are_none_are_refused(tmp_path: Path, fractions: tuple[float, float, float]) -> None:
+    with pytest.raises(DataError, match="fractions are train, val, test"):
+        split(open_source(str(coco(tmp_path / "in"))), tmp_path / "out", fractions)
+
+
+def test_too_few_images_for_the_fractions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not suffice"):
+        split(open_source(str(coco(tmp_path / "in"))), tmp_path / "out", (0.9, 0.05, 0.05))
+
+
+def test_written_coco_is_read_by_pycocotools(tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    convert(open_source(str(coco(tmp_path / "in"))), tmp_path / "out", "coco")
+    path = tmp_path / "out" / "annotations" / "instances_train.json"
+    api = COCO(str(path))
+    assert len(api.getImgIds()) == 2
+    assert [a["bbox"] for a in api.loadAnns(api.getAnnIds())] == [[10, 5, 20, 20]] * 2
+    assert json.loads(path.read_text())["images"][0]["width"] == 40

@@ -82,8 +82,9 @@ class Dynamic(Assigner):
     @field_validator("edges", mode="before")
     @classmethod
     def _nest(cls, value: Any) -> Any:
-        flat = isinstance(value, Sequence) and not isinstance(value, str) and value
-        return (tuple(value),) if flat and not isinstance(value[0], Sequence) else value
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return value
+        return value if value and isinstance(value[0], Sequence) else (tuple(value),)
 
     @model_validator(mode="after")
     def _fits(self) -> Dynamic:

@@ -117,19 +117,20 @@ def test_the_batch_equals_algorithm_2_image_by_image(points, per_image, counts):
 
 
 @pytest.mark.parametrize("points", [True, False])
-def test_three_hundred_ground_truths_in_one_image_equal_algorithm_2_where_nobody_is_orphaned(points):
+@pytest.mark.parametrize("count", [1, 6])
+def test_three_hundred_ground_truths_in_one_image_equal_algorithm_2_but_for_who_was_orphaned(points, count):
     dense = predict(grid(points), 1, 2, seed=3)
     targets = random_targets([300], 2, seed=3)
-    assigner = Dynamic(counts=((1,),))
-    ((start, owner, loss),) = by_image(dense, targets, assigner)
+    assigner = Dynamic(counts=((count,),))
+    ((_, owner, loss),) = by_image(dense, targets, assigner)
     matched = assigner(dense, targets).matched[0]
-    served = [g for g in set(matched.tolist()) if g >= 0]
-    assert len(served) == reference.most_with_a_prior(loss)
-    assert all(
-        int(matched[a]) - start in loss and a in loss[int(matched[a]) - start]
-        for a in torch.nonzero(matched >= 0).flatten().tolist()
-    )
-    assert len(set(owner.values())) <= len(served)
+    found = {a: int(matched[a]) for a in torch.nonzero(matched >= 0).flatten().tolist()}
+    assert all(a in loss[g] for a, g in found.items())
+    assert len(set(found.values())) == reference.most_with_a_prior(loss)
+    moved = {g for a, g in found.items() if owner.get(a) != g}  # those who were served, or moved to serve
+    lost = {a for a, g in owner.items() if found.get(a) != g}
+    assert all(sum(g == h for h in found.values()) == 1 for g in moved)
+    assert all(a in found for a in lost)  # a positive prior never falls back to background
 
 
 @settings(max_examples=60, deadline=None)

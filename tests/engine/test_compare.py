@@ -73,6 +73,14 @@ def test_class_absent_from_a_draw_is_left_out_of_its_mean() -> None:
     np.testing.assert_allclose(found, [0.5, 1.0, 0.0, np.nan])
 
 
+def test_copies_of_equal_scores_stand_together() -> None:
+    # twice found, twice wrong, in this order: both objects are recalled before the first mistake
+    box = [10, 10, 60, 60]
+    split = split_of(record(1, [box], [0]), classes=1)
+    table = table_of((0, box, 0.5, 0), (0, [300, 300, 360, 360], 0.5, 0))
+    assert resampled(split, table, np.array([[2]]))[0] == pytest.approx(1.0)
+
+
 def test_no_detections_compare_as_zero() -> None:
     split, table = random_case(0)
     result = paired_bootstrap(split, DetectionTable.empty(), table, resamples=100)

@@ -146,8 +146,6 @@ class Collector:
         crowd = np.asarray(objects.crowd, dtype=bool)[keep]
         for box in boxes[crowd]:
             self.defect(CROWD, where, f"{file.name} {_show(box)}", "kept as an ignored region")
-        own = ((boxes[:, 2] - boxes[:, 0]).astype(np.float64)) * (boxes[:, 3] - boxes[:, 1])
-        given = np.asarray(objects.area, dtype=np.float64)[keep]
         self.records.append(
             Record(
                 image_id=len(self.records) + 1 if image_id is None else image_id,
@@ -158,7 +156,7 @@ class Collector:
                 labels=np.asarray(objects.labels, dtype=np.int64)[keep],
                 crowd=crowd,
                 difficult=np.asarray(objects.difficult, dtype=bool)[keep],
-                area=np.where(np.isfinite(given) & (given > 0), given, own),
+                area=_areas(boxes, np.asarray(objects.area, dtype=np.float64)[keep]),
             )
         )
 
@@ -236,6 +234,12 @@ class Collector:
             defects=tuple(self.defects),
             read=Reader(tuple(r.file for r in self.records if r.file is not None)),
         )
+
+
+def _areas(boxes: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """The given areas (K,) px^2, or those of the boxes (K, 4) where none or a senseless one is given."""
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
+    return np.where(np.isfinite(given) & (given > 0), given, sides[:, 0] * sides[:, 1])
 
 
 def _show(box: np.ndarray) -> str:

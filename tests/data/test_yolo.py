@@ -145,3 +145,10 @@ def test_a_broken_data_yaml_is_named(tmp_path: Path) -> None:
     write(tmp_path / "data.yaml", "names: [cat, dog\ntrain: {")
     with pytest.raises(DataError, match=r"data\.yaml is not valid YAML"):
         open_source(str(tmp_path))
+
+
+def test_a_yaml_with_names_alone_makes_no_data_set(tmp_path: Path) -> None:
+    write(tmp_path / "people.yaml", "names: [ann, bob]\n")
+    picture(tmp_path / "portrait.jpg")
+    with pytest.raises(DataError, match="not a data set of a known format"):
+        open_source(str(tmp_path))

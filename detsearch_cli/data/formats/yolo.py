@@ -42,9 +42,9 @@ class _Layout:
 def detect(folder: Path) -> bool:
     """Whether class names and at least one split with images are found as described above."""
     config = _config(folder)
-    if config is not None:
-        return any(k in config[1] for k in ("train", "val", "test")) or bool(_folders(folder))
-    named = any((folder / f).is_file() for f in _NAME_FILES)
+    if config is not None and any(k in config[1] for k in ("train", "val", "test")):
+        return True
+    named = config is not None or any((folder / f).is_file() for f in _NAME_FILES)
     return named and any(_has_label(p) for p in _folders(folder).values())
 
 
@@ -216,8 +216,11 @@ def _folders(folder: Path) -> dict[str, Path]:
 
 
 def _has_label(folder: Path) -> bool:
-    image = next(iter(find_images(folder)), None) if folder.is_dir() else None
-    return image is not None and (_label_folder(image.parent).is_dir() or image.with_suffix(".txt").is_file())
+    """Whether labels lie in the labels folder that mirrors this one, or beside the first images."""
+    images = find_images(folder)[:50] if folder.is_dir() else []
+    if images and _label_folder(folder) != folder and _label_folder(folder).is_dir():
+        return True
+    return any(image.with_suffix(".txt").is_file() for image in images)
 
 
 def _images(places: Iterable[Path]) -> list[Path]:

@@ -3,7 +3,7 @@
 Priors are cut into blocks of consecutive rows, which lie next to each other in the image. A block is
 summarised by its hull, and a bound on the hull discards it for most ground truths; only what survives is
 looked at exactly. The bound only ever keeps too much, so the outcome is that of the full comparison, for
-any priors: on RetinaNet's 201,600 anchors about one pair in 40 is looked at. Work is done in pieces of at
+any priors: on RetinaNet's 201,600 anchors about one pair in 30 is looked at. Work is done in pieces of at
 most `BUDGET` elements, so memory stays bounded however many ground truths there are.
 """
 

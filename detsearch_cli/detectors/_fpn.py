@@ -12,7 +12,7 @@ class FPN(nn.Module):
     """Source: Lin et al. 2017 (FPN), section 3; P6 and P7 as in Lin et al. 2017 (focal loss), section 4.
 
     Levels the backbone has get a lateral and an output convolution; those above come from the one below by a
-    3x3 convolution of stride 2, with a ReLU before all but the first. Without biases' help of any norm layer.
+    3x3 convolution of stride 2, with a ReLU before all but the first. No norm layers, as there.
     """
 
     def __init__(

@@ -142,7 +142,12 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def blend(
-    canvas: np.ndarray, patch: Patch, colour: tuple[int, int, int], *, opacity: float = 1.0, shade: float = 0.0
+    canvas: np.ndarray,
+    patch: Patch,
+    colour: tuple[int, int, int],
+    *,
+    opacity: float = 1.0,
+    shade: float = 0.0,
 ) -> None:
     """Paint a figure into canvas (size, size, 3) int16, in place, its edge smoothed over a pixel.
 

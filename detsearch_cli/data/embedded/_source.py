@@ -44,7 +44,11 @@ def parse(name: str, options: Mapping[str, str], allowed: Mapping[str, Option]) 
     for key, option in allowed.items():
         text = options.get(key)
         if text is None:
-            derived = {"val": values["images"] // 4, "test": values["images"] // 2} if key in ("val", "test") else {}
+            derived = (
+                {"val": values["images"] // 4, "test": values["images"] // 2}
+                if key in ("val", "test")
+                else {}
+            )
             values[key] = derived[key] if option.default is None else option.default
             continue
         try:

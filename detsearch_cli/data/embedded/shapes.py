@@ -90,9 +90,11 @@ def _pose(n: list[float], size: int, crowd: tuple[float, float] | None) -> r.Pos
     octaves = _OCTAVES if crowd is None else 1.0
     length = max(8.0, size * _SMALLEST * r.power_of_two(octaves * n[1]))
     aspect = r.power_of_two(0.4 * n[3] if n[2] < 0.4 else 0.8 + 1.4 * n[3])
-    x, y = n[4] * size, n[5] * size
+    # The image may cut figures, but not so far that the rest could be of another class.
+    margin = 0.3 * length
+    x, y = (margin + v * (size - 2 * margin) for v in n[4:6])
     if crowd is not None:
-        x, y = (c + (v / size - 0.5) * 0.4 * size for c, v in zip(crowd, (x, y), strict=True))
+        x, y = (c + (v - 0.5) * 0.4 * size for c, v in zip(crowd, n[4:6], strict=True))
     return r.Pose.of(x, y, length / 2, max(1.75, length / 2 / aspect), n[6])
 
 

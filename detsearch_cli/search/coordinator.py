@@ -7,99 +7,30 @@ by replaying the ledger, so with one worker a resumed search proposes what an un
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from detsearch_cli import parts
 from detsearch_cli.errors import StorageError, StudyError
 from detsearch_cli.search import ledger as ledgers
 from detsearch_cli.search.executors.base import Executor
 from detsearch_cli.search.ledger import Frozen, Ledger
+from detsearch_cli.search.plan import Event, Kind, Outcome, Plan, text_hash
 from detsearch_cli.search.samplers.base import Sampler
-from detsearch_cli.search.space import Candidate, Space
+from detsearch_cli.search.space import Candidate
 from detsearch_cli.search.storage import guarded, locked
-from detsearch_cli.search.study import TrialRow, all_failed, best_of
+from detsearch_cli.search.study import TrialRow, best_of
 from detsearch_cli.search.worker import RunTrial, read_json, reason
 
 POLL_SECONDS = 0.03
 MAX_ATTEMPTS = 2
 MAX_KNOWN_IN_A_ROW = 50
 WAITING_SECONDS = 15.0
-Kind = Literal["resumed", "started", "finished", "failed", "repeated", "retried", "waiting"]
-
-
-def text_hash(recipe_yaml: str) -> str:
-    """Names a recipe by its text, 16 hex digits."""
-    return hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One search.
-
-    folder: the study's own. storage: database URL, None for folder/study.db. trials: candidates to train, the
-    baseline (trial 0) and answers from the ledger not counted; more than before extends a study. time_budget:
-    seconds over all resumptions; no trial begins after it. identity: what must be equal to resume.
-    make_recipe(candidate) -> YAML text, of the baseline for None. recipe_hash names a recipe.
-    executor_options: for Slurm, partition and the like; idle_seconds for every executor.
-    """
-
-    name: str
-    folder: Path
-    storage: str | None
-    space: Space
-    sampler: str
-    seed: int
-    trials: int
-    time_budget: float | None
-    jobs: int
-    executor: str
-    identity: Mapping[str, Any]
-    make_recipe: Callable[[Candidate | None], str]
-    recipe_hash: Callable[[str], str] = text_hash
-    executor_options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened. row: the trial concerned; best: the best so far, the baseline included."""
-
-    kind: Kind
-    row: TrialRow | None
-    best: TrialRow | None
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a search ended. reason: why no more trials were begun, for a person."""
-
-    rows: tuple[TrialRow, ...]
-    reason: str
-
-    @property
-    def best(self) -> TrialRow | None:
-        return best_of(self.rows)
-
-    @property
-    def best_candidate(self) -> TrialRow | None:
-        return best_of([row for row in self.rows if not row.baseline])
-
-    @property
-    def baseline(self) -> TrialRow | None:
-        return next((row for row in self.rows if row.baseline), None)
-
-    @property
-    def all_failed(self) -> bool:
-        return all_failed(self.rows)
 
 
 def run(
@@ -108,14 +39,14 @@ def run(
     """Run or resume the search until its trials or its time are spent, or its space is exhausted.
 
     run_trial(recipe_yaml, folder) -> metrics with a finite "AP", higher is better; a module-level function or
-    "module:function", which saves importing it here. It runs in workers, must go on from a checkpoint found in
-    its folder, and let KeyboardInterrupt pass. Raises StudyError (ledger damaged, of another search, or in
+    "module:function", which saves importing it here. It runs in workers, must go on from a checkpoint in its
+    folder, and let KeyboardInterrupt pass. Raises StudyError (ledger damaged, of another search, or in
     use), StorageError (disk full), and KeyboardInterrupt after Ctrl-C, when workers have saved and ended.
     """
     function = run_trial if isinstance(run_trial, str) else f"{run_trial.__module__}:{run_trial.__qualname__}"
     if plan.sampler not in parts.names("search.samplers"):
         parts.load("search.samplers", plan.sampler, StudyError)  # raises, naming the samplers there are
-    kind = parts.find("search.executors", plan.executor, Executor, StudyError)  # type: ignore[type-abstract]
+    kind = executor_class(plan.executor)
     with locked(plan.folder), _interruptible() as interrupted:
         executor = kind(plan.folder, max(1, plan.jobs), function, plan.executor_options)
         ledger = _open(plan, executor)
@@ -128,6 +59,11 @@ def run(
             ledger.close()
         executor.stop()
     return outcome
+
+
+def executor_class(name: str) -> type[Executor]:
+    """The executor of that name. Raises StudyError naming those there are."""
+    return parts.find("search.executors", name, Executor, StudyError)  # type: ignore[type-abstract]
 
 
 def _open(plan: Plan, executor: Executor) -> Ledger:
@@ -460,3 +396,6 @@ def _value(metrics: Mapping[str, Any]) -> tuple[float, str | None]:
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value), None
     return math.nan, f"AP is {value}, not a number" if "AP" in metrics else "the trial returned no AP"
+
+
+__all__ = ["Event", "Outcome", "Plan", "executor_class", "run", "text_hash"]

@@ -43,10 +43,11 @@ def guarded(place: str) -> Iterator[None]:
     except (StorageError, StudyError):
         raise
     except Exception as error:
-        if is_disk_error(error):
+        if is_disk_error(error) or isinstance(error, OSError):
+            remedy = "free some space" if is_disk_error(error) else "see that it is a place you may write"
             raise StorageError(
-                f"cannot write {place}: {root_cause(error)}; free some space, then give the same command "
-                "again: it goes on from the last trial recorded"
+                f"cannot write {place}: {root_cause(error)}; {remedy}, then give the same command again: "
+                "it goes on from the last trial recorded"
             ) from error
         if _is_database_error(error):
             raise StudyError(_damaged(place, root_cause(error))) from error
@@ -69,6 +70,8 @@ def _is_database_error(error: BaseException) -> bool:
 
 
 def _damaged(place: str, cause: str) -> str:
+    if "://" in place:
+        return f"{place} cannot be used as a ledger ({cause}); check --storage and that its server runs"
     return (
         f"{place} cannot be read as a ledger of trials ({cause}); it was left untouched: "
         "restore it from a copy, or start another --name"
@@ -107,6 +110,7 @@ def connect(url: str, create: bool) -> RDBStorage:
     """Optuna's storage at the URL. Without `create`, an SQLite file must be there and whole."""
     import optuna
     from optuna.storages import RDBStorage
+    from sqlalchemy.exc import ArgumentError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url.startswith("sqlite:///") and not create:
@@ -121,7 +125,7 @@ def connect(url: str, create: bool) -> RDBStorage:
     with guarded(shown(url)):
         try:
             return RDBStorage(url, engine_kwargs=options)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, ArgumentError) as error:
             raise StudyError(
                 "--storage must be a database URL such as sqlite:///FILE or postgresql://HOST/NAME, "
                 f"got {shown(url)} ({root_cause(error)})"

@@ -32,7 +32,11 @@ def _count(folder: str) -> int:
 
 def quick(recipe_yaml: str, folder: str) -> dict[str, Any]:
     _count(folder)
-    return {"AP": score(recipe_yaml), "coco": {"AP50": 0.7, "APs": float("nan")}, "per_class": [{"name": "a"}]}
+    return {
+        "AP": score(recipe_yaml),
+        "coco": {"AP50": 0.7, "APs": float("nan")},
+        "per_class": [{"name": "a"}],
+    }
 
 
 def short(recipe_yaml: str, folder: str) -> dict[str, Any]:

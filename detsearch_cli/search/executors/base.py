@@ -149,7 +149,7 @@ class Executor(ABC):
                 self.clear(slot)
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most executors hold nothing)
         """Let go of what was launched; workers go on."""
 
     def _end(self, notify: Any, wait: float) -> None:

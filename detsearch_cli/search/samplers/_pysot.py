@@ -5,8 +5,8 @@ All of that stays in this file:
 
 - each proposal draws from its own seed (search seed, proposal number) inside a fence around numpy's global
   state, so a replay need not compute past proposals again: it puts the recorded ones in their place;
-- a failed trial is told as a finite penalty a tenth of the spread worse than the worst value seen (NaN would
-  poison the surrogate); failures before the first value wait for it;
+- a failed trial is told as a finite penalty, at least a tenth of the spread worse than the worst value seen
+  (NaN would poison the surrogate); failures before the first value wait for it;
 - whenever pySOT cannot propose (singular system, no improvement expected, fewer points than the surrogate
   needs), the proposal is a uniform draw of a candidate not yet proposed.
 
@@ -21,10 +21,11 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from detsearch_cli.search.samplers.base import Sampler, stream
 from detsearch_cli.search.space import Candidate, Choice, Integer, Parameter, Real, Space, key
@@ -60,14 +61,20 @@ with _imp_module(), warnings.catch_warnings():
     )
     from pySOT.utils import GeneticAlgorithm
 
+GENERATIONS, GP_RESTARTS = 100, 5  # pySOT's own
 STRATEGIES = {"dycors": DYCORSStrategy, "srbf": SRBFStrategy, "ei": EIStrategy, "lcb": LCBStrategy}
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()  # looking for the libraries takes 6 ms, so look once
 
 
 class _Genetic(GeneticAlgorithm):
     """Starts from random points: the default builds 1000 hypercubes of 100 points for every proposal."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options, start="Random")
+        super().__init__(**{**options, "start": "Random", "num_gen": GENERATIONS})
 
 
 sys.modules["pySOT.auxiliary_problems.ei_ga"].GA = _Genetic  # type: ignore[attr-defined]
@@ -146,7 +153,7 @@ class PySOT(Sampler):
         lb, ub = self._problem.lb, self._problem.ub
         self._needed = 2
         if gaussian:
-            surrogate: Any = _Gaussian(dim, lb, ub)
+            surrogate: Any = _Gaussian(dim, lb, ub, n_restarts_optimizer=GP_RESTARTS)
         elif initial > dim:
             surrogate = RBFInterpolant(dim, lb, ub, kernel=CubicKernel(), tail=LinearTail(dim))
             self._needed = dim + 1
@@ -174,7 +181,7 @@ class PySOT(Sampler):
         state = np.random.get_state()
         np.random.seed(np.random.SeedSequence([self.seed, index + 2]).generate_state(4))
         try:
-            with threadpool_limits(1), warnings.catch_warnings(), np.errstate(all="ignore"):
+            with _threads().limit(limits=1), warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 yield
         finally:
@@ -207,7 +214,7 @@ class PySOT(Sampler):
                 method.next_weight = (method.next_weight + 1) % len(method.weights)
         method.batch_queue.append(_encode(self._problem.parameters, candidate))
         with self._fence(self.asked):
-            self._accept(method.adapt_proposal())
+            self._accept(method.adapt_proposal(), candidate)
         self.asked += 1
 
     def _adaptive(self) -> bool:
@@ -217,17 +224,19 @@ class PySOT(Sampler):
     def _waiting(self) -> bool:
         return any(self._records.values())
 
-    def _accept(self, proposal: Any) -> Candidate:
+    def _accept(self, proposal: Any, candidate: Candidate | None = None) -> Candidate:
         if proposal is None or proposal.action != "eval":
             fallback = self._unseen()
             self._method.batch_queue.append(_encode(self._problem.parameters, fallback))
             proposal = self._method.adapt_proposal()
-        x = np.ravel(proposal.args[0])
-        record = EvalRecord((x,), status="pending")
-        proposal.record = record
+        if candidate is None:
+            candidate = self._decode(np.ravel(proposal.args[0]))
+        # the surrogate learns the candidate as the ledger holds it: rounding in exp and log must not matter
+        x = _encode(self._problem.parameters, candidate)
+        self._method.Xpend[-1] = x
+        record = proposal.record = EvalRecord((x,), status="pending")
         proposal.accept()
         record.running()
-        candidate = self._decode(x)
         self._records.setdefault(key(candidate), []).append(record)
         self._seen.add(key(candidate))
         return candidate
@@ -265,7 +274,8 @@ class PySOT(Sampler):
 
     def _penalty(self) -> float:
         worst, best = max(self._values), min(self._values)
-        return worst + max(0.1 * (worst - best), 1e-3 * abs(worst), 1e-6)
+        # with few values known the worst may be a good one, so keep further away
+        return worst + max(0.1 * (worst - best), abs(worst) / (1 + len(self._values)), 1e-6)
 
     def _decode(self, x: np.ndarray) -> Candidate:
         free = {p.name: _value(p, float(v)) for p, v in zip(self._problem.parameters, x, strict=True)}

@@ -1,4 +1,4 @@
-"""Radial basis surrogate, perturbing ever fewer coordinates of the best (DYCORS): the paper's default."""
+"""Radial basis surrogate, perturbing ever fewer coordinates of the best (DYCORS), as the paper."""
 
 from __future__ import annotations
 

@@ -1,0 +1,228 @@
+"""What every sampler found in samplers/ must do; a new file is tested the moment it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from detsearch_cli import parts
+from detsearch_cli.errors import StudyError
+from detsearch_cli.search.samplers.base import Sampler
+from detsearch_cli.search.space import Candidate, Choice, Integer, Real, Space, key
+
+NAMES = parts.names("search.samplers")
+SPACES = {
+    "fifteen counts": Space(tuple(Integer(f"c{i}", 1, 25) for i in range(15))),
+    "five counts": Space(tuple(Integer(f"c{i}", 1, 25) for i in range(5))),
+    "one count": Space((Integer("c", 1, 80),)),
+    "tiny": Space((Integer("c", 1, 3),)),
+    "single point": Space((Integer("c", 4, 4), Integer("d", 1, 1))),
+    "mixed": Space(
+        (Integer("a", 1, 9), Real("b", 1e-3, 1.0, log=True), Choice("c", ("x", "y")), Integer("fixed", 4, 4))
+    ),
+}
+Event = tuple[str, Candidate, float]
+
+
+@pytest.fixture(autouse=True)
+def _quick_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    from detsearch_cli.search.samplers import _pysot
+
+    monkeypatch.setattr(_pysot, "GENERATIONS", 4)
+    monkeypatch.setattr(_pysot, "GP_RESTARTS", 0)
+
+
+def make(name: str, space: Space, budget: int = 30, seed: int = 0, workers: int = 1) -> Sampler:
+    return parts.find("search.samplers", name, Sampler, StudyError)(space, budget, seed, workers)
+
+
+def value(candidate: Candidate) -> float:
+    numbers = [v for v in candidate.values() if not isinstance(v, str)]
+    return 0.4 - sum((v - 9) ** 2 for v in numbers) / 600 / len(numbers)
+
+
+def drive(sampler: Sampler, steps: int, workers: int, events: list[Event], flying: list[Candidate]) -> None:
+    """Ask and tell like a coordinator with `workers` slots; every seventh trial fails, the second first."""
+    for _ in range(steps):
+        while len(flying) < workers and (candidate := sampler.ask()) is not None:
+            events.append(("ask", candidate, 0.0))
+            flying.append(candidate)
+        if not flying:
+            return
+        done = flying.pop(len(events) % len(flying))
+        told = sum(kind != "ask" for kind, _, _ in events)
+        if told % 7 == 1:
+            sampler.fail(done)
+            events.append(("fail", done, 0.0))
+        else:
+            sampler.tell(done, value(done))
+            events.append(("tell", done, value(done)))
+
+
+def replay(sampler: Sampler, events: list[Event]) -> None:
+    for kind, candidate, told in events:
+        if kind == "ask":
+            sampler.restore(candidate)
+        elif kind == "tell":
+            sampler.tell(candidate, told)
+        else:
+            sampler.fail(candidate)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("name", NAMES)
+def test_proposals_lie_in_the_space_even_beyond_the_budget(name: str, space: Space) -> None:
+    for budget, workers in ((6, 1), (16, 3)):
+        events: list[Event] = []
+        drive(make(name, space, budget, workers=workers), budget + 6, workers, events, [])
+        asked = [candidate for kind, candidate, _ in events if kind == "ask"]
+        for candidate in asked:
+            space.check(candidate)
+            assert list(candidate) == list(space.names)
+        limit = budget if space.size is None else min(space.size, budget)
+        assert len(asked) >= limit or name == "grid"
+        assert asked
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("space", ["five counts", "mixed", "one count", "tiny"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_replayed_sampler_goes_on_like_the_uninterrupted_one(name: str, space: str, workers: int) -> None:
+    total = 10 if name in ("ei", "lcb") else 30
+    events: list[Event] = []
+    flying: list[Candidate] = []
+    whole = make(name, SPACES[space], total, 3, workers)
+    states: dict[int, list[Candidate]] = {}
+    for _ in range(total):
+        drive(whole, 1, workers, events, flying)
+        states[len(events)] = list(flying)
+    for cut in list(states)[total // 5 :: max(1, len(states) // 3)]:
+        resumed = make(name, SPACES[space], total, 3, workers)
+        again = events[:cut]
+        replay(resumed, again)
+        under_way = list(states[cut])
+        while len(again) < len(events):
+            drive(resumed, 1, workers, again, under_way)
+        assert again[: len(events)] == events
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_seed_proposes_other_candidates(name: str) -> None:
+    space = SPACES["fifteen counts"]
+    first = [key(make(name, space, 40, seed).ask() or {}) for seed in range(4)]
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_global_random_state_is_left_alone(name: str) -> None:
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    sampler = make(name, SPACES["five counts"], 10)
+    drive(sampler, 14, 1, [], [])
+    assert np.array_equal(np.random.get_state()[1], before)
+    np.random.seed(6)  # and what others do to it does not change the proposals
+    other = make(name, SPACES["five counts"], 10)
+    one, two = [], []
+    drive(make(name, SPACES["five counts"], 10), 8, 1, one, [])
+    for _ in range(8):
+        np.random.random(3)
+        drive(other, 1, 1, two, [])
+    assert one == two
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_search_of_failures_only_goes_on(name: str) -> None:
+    sampler = make(name, SPACES["five counts"], 12)
+    asked = 0
+    for _ in range(20):
+        candidate = sampler.ask()
+        if candidate is None:
+            break
+        asked += 1
+        sampler.fail(candidate)
+    assert asked >= 12 or sampler.exhausted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_line_is_one_sentence(name: str) -> None:
+    assert 15 < len(parts.summary("search.samplers", name)) < 100
+
+
+@pytest.mark.parametrize("name", ["dycors", "srbf", "ei", "lcb", "tpe", "cmaes"])
+def test_a_model_finds_more_than_chance(name: str) -> None:
+    space, steps = SPACES["five counts"], 40
+    best = {}
+    for sampler in (name, "random"):
+        events: list[Event] = []
+        drive(make(sampler, space, steps, 1), steps, 1, events, [])
+        best[sampler] = max(told for kind, _, told in events if kind == "tell")
+    assert best[name] > best["random"]
+
+
+def _refuse() -> Callable[..., Candidate]:
+    def refuse(self: Sampler) -> Candidate:
+        raise AssertionError("pySOT could not propose")
+
+    return refuse
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("name", ["dycors", "srbf", "lcb"])
+@pytest.mark.parametrize("budget", [10, 30, 100])
+def test_pysot_proposes_itself_on_the_papers_space(
+    name: str, budget: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detsearch_cli.search.samplers import _pysot
+
+    monkeypatch.setattr(_pysot.PySOT, "_unseen", _refuse())
+    steps = min(budget, 20 if name == "lcb" else 60)
+    events: list[Event] = []
+    drive(make(name, SPACES["fifteen counts"], budget, workers=workers), steps, workers, events, [])
+    asked = {key(candidate) for kind, candidate, _ in events if kind == "ask"}
+    assert len(asked) >= steps
+
+
+@pytest.mark.parametrize(
+    "dim, budget, workers, size, points",
+    [
+        (15, 100, 1, None, 32),
+        (15, 40, 1, None, 20),
+        (15, 10, 1, None, 5),
+        (5, 100, 4, None, 12),
+        (1, 100, 1, 3, 3),
+        (1, 100, 8, 80, 9),
+        (1, 1, 1, 80, 2),
+    ],
+)
+def test_the_initial_design_fits_budget_workers_and_space(
+    dim: int, budget: int, workers: int, size: int | None, points: int
+) -> None:
+    from detsearch_cli.search.samplers._pysot import initial_points
+
+    assert initial_points(dim, budget, workers, size) == points
+
+
+def test_failures_are_told_as_slightly_worse_than_the_worst() -> None:
+    sampler = make("dycors", SPACES["five counts"], 20)
+    first, second, third = (sampler.ask() for _ in range(3))
+    assert first and second and third
+    sampler.fail(first)
+    sampler.tell(second, 0.3)
+    sampler.tell(third, 0.1)
+    sampler.fail(sampler.ask() or {})
+    told = -sampler._method.fX.ravel()  # type: ignore[attr-defined]
+    assert told[[0, 2]].tolist() == [0.3, 0.1]
+    assert 0.1 < told[1] < 0.2  # only .3 was known: well below it
+    assert 0.0 < told[3] < 0.09  # a third of .1 below .1
+
+
+def test_the_grid_has_all_values_when_the_budget_allows_and_varies_all_parameters_when_not() -> None:
+    grid = make("grid", SPACES["one count"], 100)
+    assert [grid.ask() for _ in range(80)] == [{"c": i} for i in range(1, 81)]
+    assert grid.ask() is None and grid.exhausted
+    wide = make("grid", SPACES["fifteen counts"], 20)
+    points = [wide.ask() or {} for _ in range(20)]
+    assert len({key(p) for p in points}) == 20
+    assert all(len({p[name] for p in points}) == 2 for name in SPACES["fifteen counts"].names)

@@ -1,9 +1,9 @@
 """Decoded images kept in memory or on a GPU, shared by all loaders of a process.
 
-A search trains many trials on the same images in one process; decoding them again for each would be the largest
-waste. An image is found again by what its pixels depend on: its file's path, size and modification time (or a
-rendered image's key), and the rule it was resized by. A pool never grows past its limit: images that do not fit
-push out those that only earlier loaders used, and else are decoded each time, with one warning.
+A search trains many trials on the same images in one process; decoding them again for each would be the
+largest waste. An image is found again by what its pixels depend on: its file's path, size and modification
+time (or a rendered image's key), and the rule it was resized by. A pool never grows past its limit: images that
+do not fit push out those that only earlier loaders used, and else are decoded each time, with one warning.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Pool:
     def _make_room(self, size: int, generation: int) -> bool:
         if self.used + size <= self.limit:
             return True
-        # Only images of earlier loaders may go: dropping its own would defeat a loader that goes round and round.
+        # Only images of earlier loaders may go: a loader that goes round and round must not drop its own.
         for key, (image, used_by) in list(self._images.items()):
             if used_by < generation:
                 del self._images[key]
@@ -66,8 +66,8 @@ class Pool:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"the image cache on {self.device} is full at {self.limit / 1e9:.1f} GB; further images are decoded"
-                f" each time (set {LIMIT_VARIABLE} to allow more)",
+                f"the image cache on {self.device} is full at {self.limit / 1e9:.1f} GB; further images are"
+                f" decoded each time (set {LIMIT_VARIABLE} to allow more)",
                 stacklevel=2,
             )
         return False
@@ -78,7 +78,7 @@ class Pool:
 
 @cache
 def pool(device: torch.device) -> Pool:
-    """The process's pool on a device, limited to $DETSEARCH_CACHE_GB, else half of the memory free at first use."""
+    """The process's pool on a device, of $DETSEARCH_CACHE_GB, else half of the memory free at first use."""
     return Pool(device, _limit(device))
 
 

@@ -1,11 +1,12 @@
 """Batches for training and evaluation, the same ones whatever the worker count, the cache or a resume.
 
 A sample's augmentation depends on (seed, epoch, row of the split) only and the order of an epoch on (seed,
-epoch); so `epoch(e, start)` continues an interrupted epoch exactly, and workers and caches only change the speed.
+epoch); so `epoch(e, start)` continues an interrupted epoch exactly; workers and caches change speed only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detsearch_cli.data import _pool
-from detsearch_cli.data.transforms import Sample, Transform, resize_image, scaled, seed_of
+from detsearch_cli.data.transforms import Sample, Transform, resize_image, seed_of
 from detsearch_cli.data.types import Split
 from detsearch_cli.errors import DataError, DetsearchError, RecipeError
 from detsearch_cli.recipe import Augment
@@ -30,11 +31,13 @@ DIVISOR = 32
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, 3, H, W) float32 normalised, zero where padded (right and bottom, to multiples of 32), on the device.
+    """What one step sees.
 
-    targets: in the pixels of these images, on the device; crowd, difficult and zero-area objects are left out.
-    index (B,) int64: rows of split.records. sizes (B, 2) int64: height, width before padding. scales (B, 2) float32:
-    x and y factor original -> resized, boxes / scale maps back (not after a random crop). The last three on the CPU.
+    images (B, 3, H, W) float32, normalised, padded right and bottom with zeros, on the device.
+    targets: in the pixels of these images, on the device, without crowd, difficult and zero-area objects.
+    index (B,) int64: rows of split.records, on the CPU like the following.
+    sizes (B, 2) int64: height, width before padding.
+    scales (B, 2) float32: x and y factor original -> resized; boxes / scale maps back (not after a crop).
     """
 
     images: Tensor
@@ -45,7 +48,7 @@ class Batch:
 
 
 class _Samples(Dataset[Any]):
-    """One item a batch: (epoch, rows) -> a Batch of uint8 images; an error it can name is returned, not raised."""
+    """One item a batch: (epoch, rows) -> a Batch of uint8 images; a user's error is returned, not raised."""
 
     def __init__(self, split: Split, transform: Transform, seed: int, pool: _pool.Pool | None) -> None:
         self.split, self.transform, self.seed, self.pool = split, transform, seed, pool
@@ -89,8 +92,8 @@ class _Samples(Dataset[Any]):
         pixels, record = self.split.read(row), self.split.records[row]
         if pixels.shape != (record.height, record.width, 3):
             raise DataError(
-                f"image {record.file or record.key or record.image_id} must be {record.width} x {record.height} as when"
-                f" it was listed, is now {pixels.shape[1]} x {pixels.shape[0]}; was the data changed meanwhile?"
+                f"{record.file or record.key or record.image_id} must be {record.width} x {record.height} as"
+                f" when it was listed, is {pixels.shape[1]} x {pixels.shape[0]} now; was the data changed meanwhile?"
             )
         image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
         rule = self.transform.fixed_size
@@ -126,11 +129,11 @@ class _Order:
 class Loader:
     """Batches of a split.
 
-    batch_size: images a batch on this rank. train: shuffle and augment; otherwise keep the order, one rank taking
-    every `world`-th image. cache: "off" decodes each time; "ram" keeps uint8 images in memory, "device" on `device`
-    and augments there (workers then only help to fill it). With several ranks a training epoch is padded by
-    images from its beginning, so that all ranks take equally many steps. Raises DataError for an empty training
-    split and RecipeError where workers are impossible.
+    batch_size: images a batch on this rank. train: shuffle and augment; otherwise keep the order, each rank
+    taking every `world`-th image. cache: "off" decodes each time; "ram" keeps uint8 images in memory, "device"
+    on `device` and augments there (workers then only help to fill it). With several ranks a training epoch is
+    padded by images from its beginning, so that all ranks take equally many steps. Raises DataError for an
+    empty training split and RecipeError where workers are impossible.
     """
 
     def __init__(
@@ -197,7 +200,7 @@ class Loader:
             raise RecipeError(f"runtime.workers must be 0 on this system, got {self.workers}: it cannot fork")
         return DataLoader(
             self._samples,
-            sampler=self._order,  # type: ignore[arg-type]
+            sampler=self._order,
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=True,
@@ -216,10 +219,8 @@ class Loader:
                 pass
 
     def _warm(self, row: int) -> None:
-        try:
+        with contextlib.suppress(DetsearchError):  # met again, and raised, when its batch is due
             self._samples.image(row)
-        except DetsearchError:
-            pass  # met again, and raised, when its batch is due
 
     def _finish(self, batch: Batch) -> Batch:
         """Move to the device, normalise, and clear the padding again."""

@@ -1,7 +1,7 @@
 """Resizing and training-time augmentation of one image and its boxes, on torchvision.transforms.v2.
 
 Everything works on uint8 (3, H, W) tensors, on whichever device holds them, and draws from torch's global CPU
-generator only inside `seeded`, which puts it back; so an augmented sample depends on its seed and nothing else.
+generator only inside `seeded`, which puts it back; so an augmented sample depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rule:
-    """Resize so that the short side is `short`, or less where the long side would pass `long`; aspect is kept."""
+    """Resize to `short` on the short side, or less where the long side would pass `long`; aspect is kept."""
 
     short: int
     long: int
@@ -104,8 +104,8 @@ def without_degenerate(sample: Sample) -> Sample:
 class Transform:
     """The recipe's resizing and, in training, its augmentation.
 
-    Order: IoU crop (of the original), resize, photometric distortion, flip. With `multi_scale` the short side is
-    drawn anew for each image, and the long side's limit is scaled with it, so that a square stays a square.
+    Order: IoU crop (of the original), resize, photometric distortion, flip. With `multi_scale` the short side
+    is drawn anew for each image, and the long side's limit is scaled with it: a square stays a square.
     """
 
     def __init__(self, augment: Augment, train: bool) -> None:

@@ -29,7 +29,7 @@ def power_of_two(exponent: float) -> float:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a figure lies: centre (x, y), half axes a >= b along and across, cosine and sine of its rotation; px."""
+    """Where a figure lies, px: centre (x, y), half axes a along and b across, cosine and sine of its turn."""
 
     x: float
     y: float
@@ -42,8 +42,8 @@ class Pose:
     def of(x: float, y: float, a: float, b: float, turn: float) -> Pose:
         """`turn` in full turns. Everything is rounded to 1/64 px, the angle's cosine and sine to 1/4096."""
         angle = 2 * math.pi * turn
-        grid = [round(v * 64) / 64 for v in (x, y, a, b)]
-        return Pose(*grid, round(math.cos(angle) * 4096) / 4096, round(math.sin(angle) * 4096) / 4096)
+        x, y, a, b = (round(v * 64) / 64 for v in (x, y, a, b))
+        return Pose(x, y, a, b, round(math.cos(angle) * 4096) / 4096, round(math.sin(angle) * 4096) / 4096)
 
 
 Distance = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
@@ -136,8 +136,10 @@ def rasterise(figure: Distance, pose: Pose, size: int) -> Patch:
 
 def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Tight xyxy box of a (h, w) bool mask that holds at least one pixel."""
-    rows, columns = mask.any(1), mask.any(0)
-    bottom, right = len(rows) - int(rows[::-1].argmax()), len(columns) - int(columns[::-1].argmax())
+    height, width = mask.shape
+    rows: np.ndarray = np.asarray(mask.any(1))
+    columns: np.ndarray = np.asarray(mask.any(0))
+    right, bottom = width - int(columns[::-1].argmax()), height - int(rows[::-1].argmax())
     return int(columns.argmax()), int(rows.argmax()), right, bottom
 
 

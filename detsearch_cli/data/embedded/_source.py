@@ -77,7 +77,7 @@ class EmbeddedSource:
     """A rendered data set; a `Source`.
 
     annotate(split number, index) gives an image's objects, render(split number, index) its pixels as uint8
-    (size, size, 3); both must depend on their arguments only. `identity` names everything else that decides them.
+    (size, size, 3); both must depend on their arguments only. `identity` names all else that decides them.
     """
 
     spec: str

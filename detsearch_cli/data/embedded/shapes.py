@@ -1,8 +1,8 @@
 """Geometric figures, hard on purpose: three octaves of size, elongated, rotated, hollow, occluded, crowded.
 
-What makes it hard is what a sample assignment decides about: the centre of a ring, an L or a slanted bar's box
-is background; boxes of thin figures are mostly background; small figures come in crowds of one class; classes
-resemble each other (ellipse and ring, box and corner). Colours say nothing about the class.
+What makes it hard is what a sample assignment decides about: the centre of a ring's or an L's box is
+background; boxes of thin slanted figures are mostly background; small figures come in crowds of one class;
+classes resemble each other (ellipse and ring, box and corner). Colours say nothing about the class.
 
 Options: images, val, test, size, seed, classes (the first 2 to 6 of `CLASSES`), objects (the most scattered
 figures in an image; crowds come on top).
@@ -24,7 +24,7 @@ _OPTIONS = COMMON | {"classes": Option(5, 2, len(CLASSES)), "objects": Option(8,
 _SET = 1
 
 MIN_VISIBLE = 0.2
-"""A figure of which less than this part can be seen is left out of the image, and so never goes unlabelled."""
+"""A figure of which a smaller part can be seen is left out of the image, and so never goes unlabelled."""
 
 _SMALLEST, _OCTAVES = 0.075, 3.0
 _NUMBERS_A_FIGURE = 12
@@ -32,7 +32,7 @@ _NUMBERS_A_FIGURE = 12
 
 @dataclass(frozen=True)
 class Figure:
-    """One object: label, its patch, its box (xyxy px, of its own pixels inside the image), colour and shade."""
+    """One object: label, patch, box (xyxy px, of its own pixels inside the image), colour and shade."""
 
     label: int
     patch: r.Patch
@@ -42,7 +42,7 @@ class Figure:
 
 
 def source(options: dict[str, str]) -> EmbeddedSource:
-    """The set for `--data shapes:key=value,...`. Raises DataError naming an option that is unknown or out of range."""
+    """The set for `--data shapes:key=value,...`. Raises DataError naming a bad option."""
     values = parse("shapes", options, _OPTIONS)
     bound = {k: values[k] for k in ("seed", "size", "classes", "objects")}
     classes = CLASSES[: values["classes"]]

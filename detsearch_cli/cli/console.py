@@ -44,7 +44,7 @@ def _escape(text: str) -> str:
 
 def emit_json(content: Any) -> None:
     """One machine-readable document on stdout; NaN becomes null."""
-    from detsearch_cli.engine.files import finite
+    from detsearch_cli.files import finite
 
     sys.stdout.write(json.dumps(finite(content), indent=1) + "\n")
 

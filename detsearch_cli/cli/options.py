@@ -181,3 +181,18 @@ class SearchOptions:
     name: Annotated[str | None, _option("Name of the study; the same name resumes it.", panel="Search")] = None
     out: Annotated[Path, _option("Folder that holds the studies.", panel="Search")] = Path("studies")
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Search")] = False
+
+
+@dataclass
+class TrainOptions:
+    """Training with what a search found; the same in every method."""
+
+    study: Annotated[
+        Path | None, _option("Take recipe and best.yaml from this study; other options lie over it.", panel="Train")
+    ] = None
+    baseline: Annotated[
+        bool, _option("Train the detector's own too, same seeds, and compare.", "--baseline", panel="Train")
+    ] = False
+    seeds: Annotated[int, _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1)] = 1
+    out: Annotated[Path | None, _option("Folder of the runs; default: in the study.", panel="Train")] = None
+    json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Train")] = False

@@ -40,7 +40,7 @@ def predict(
     from PIL import Image
 
     from detsearch_cli.data.drawing import draw
-    from detsearch_cli.engine.files import replace_file
+    from detsearch_cli.files import replace_file
 
     for number, found in enumerate(per_image(table, len(split))):
         keep = found.scores >= score_threshold

@@ -64,12 +64,21 @@ def resolve(data: Data, source: Source) -> Resolved:
     """Load what the recipe asks for.
 
     val is a part of train if `val_fraction` is set, else the source's own split, else a fifth of train,
-    with a note. test is the source's, unless training or val already use it. `subset` applies to train alone,
-    after the hold-out. Raises DataError when a split does not exist or cannot be read.
+    with a note. test is what the final evaluation uses and a search never sees: the source's test split, else
+    (with `val_fraction`) its val split, else a fifth of train set aside first, the same that is val without
+    `val_fraction`. None where training or val already use it. `subset` applies to train alone, after the
+    hold-outs. Raises DataError when a split does not exist or cannot be read.
     """
     notes: list[str] = []
     train = load_split(source, data.train, data.strict)
     training = _names(data.train)
+    test = None
+    if data.val_fraction is not None and "test" not in source.splits:
+        if "val" in source.splits and "val" not in training:
+            test = load_split(source, "val", data.strict)
+        else:
+            train, test = holdout(train, HELD_OUT, data.split_seed)
+            notes.append(f"{source.spec} is not split: {HELD_OUT:.0%} of {data.train!r} is kept for the end")
     scoring: set[str] = set()
     fraction = data.val_fraction
     if fraction is None:
@@ -86,7 +95,6 @@ def resolve(data: Data, source: Source) -> Resolved:
         if isinstance(data.subset, int) and data.subset > len(train):
             notes.append(f"a subset of {data.subset} images was asked for, all {len(train)} are used")
         train = subset(train, data.subset, data.split_seed)
-    test = None
     if "test" in source.splits:
         if "test" in training | scoring:
             notes.append("the test split is used before the final evaluation, so there is none left for it")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detsearch_cli.engine.files import replace_file
+from detsearch_cli.files import replace_file
 from detsearch_cli.errors import CheckpointError
 from detsearch_cli.recipe import Recipe, validate
 

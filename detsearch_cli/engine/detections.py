@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detsearch_cli.data.types import Split
-from detsearch_cli.engine.files import write_text
+from detsearch_cli.files import write_text
 from detsearch_cli.errors import EvaluationError
 
 SHOWN = 6  # ids and names listed in an error message before it says "..."

@@ -14,7 +14,7 @@ import numpy as np
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine import coco, voc
 from detsearch_cli.engine.detections import DetectionTable
-from detsearch_cli.engine.files import finite
+from detsearch_cli.files import finite
 from detsearch_cli.errors import EvaluationError
 
 ALL, SMALL, MEDIUM, LARGE = range(4)

@@ -34,7 +34,7 @@ from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import evaluate
-from detsearch_cli.engine.files import storage_error, write_json, write_text
+from detsearch_cli.files import storage_error, write_json, write_text
 from detsearch_cli.engine.predict import detect_split
 from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import CheckpointError, Diverged

@@ -101,9 +101,20 @@ def test_a_fifth_is_held_out_where_val_is_missing_or_trained_on() -> None:
 
 def test_val_fraction_leaves_the_sources_val_untouched() -> None:
     found = resolve(data(val_fraction=0.25, subset=10), Fake({"train": 20, "val": 5}))
-    assert (len(found.train), len(found.val), found.test) == (10, 5, None)
+    assert found.test is not None
+    assert (len(found.train), len(found.val), len(found.test)) == (10, 5, 5)
     assert max(ids(found.val)) <= 20
     assert not set(ids(found.train)) & set(ids(found.val))
+
+
+def test_an_unsplit_set_keeps_for_the_end_what_a_plain_training_scores_on() -> None:
+    source = Fake({"train": 20})
+    searched, plain = resolve(data(val_fraction=0.25), source), resolve(data(), source)
+    assert searched.test is not None
+    assert ids(searched.test) == ids(plain.val)
+    assert (len(searched.train), len(searched.val), len(searched.test)) == (12, 4, 4)
+    parts = [set(ids(s)) for s in (searched.train, searched.val, searched.test)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 20
 
 
 def test_the_holdout_is_the_same_whatever_the_subset() -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from detsearch_cli import parts
-from detsearch_cli.methods.assign.space import Bins, build, parse_bins
+from detsearch_cli.methods.assign.space import Bins, bin_labels, build, parse_bins
 from detsearch_cli.recipe import Fragment, Recipe
+from detsearch_cli.report.figures import Figure
+from detsearch_cli.report.page import Table
 from detsearch_cli.search.space import Space
 
 ALPHA, MIN_IOU = 1.5, 0.1  # the dynamic assigner's defaults; its docstring says why
@@ -69,3 +71,19 @@ class AssignMethod:
             update={"assign": None}
         )  # replace the slot, do not merge with another dynamic
         return below.with_(self.fragment(recipe, candidate))
+
+    def found(self, recipe: Recipe, candidate: Mapping[str, Any]) -> tuple[list[Table], list[Figure]]:
+        """The counts as a level x aspect-ratio table; rows with fewer bins leave the rest empty."""
+        groups = self.groups(recipe)
+        widest = max(groups.edges, key=len)
+        columns = ["level", *bin_labels(widest)]
+        counts = groups.counts(candidate)
+        rows = [
+            [name, *row, *[""] * (len(widest) + 1 - len(row))]
+            for name, row in zip(groups.row_names, counts, strict=True)
+        ]
+        caption = "Positives each ground truth gets, by its pyramid level and aspect ratio (height / width)."
+        return [Table("Counts found", caption, columns, rows, heat=True)], []
+
+
+METHOD = AssignMethod

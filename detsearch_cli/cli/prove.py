@@ -1,0 +1,127 @@
+"""Training with a searched fragment, and the proof: the same recipe without it, same seeds, same cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detsearch_cli.cli import console
+from detsearch_cli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from detsearch_cli.cli.options import RecipeOptions, TrainOptions
+    from detsearch_cli.engine.contest import Contest
+    from detsearch_cli.recipe import Fragment, Recipe
+
+
+def study_fragments(study: Path) -> Fragment:
+    """A study's recipe, for the final training, with its best.yaml laid over it."""
+    from detsearch_cli.cli.hunt import BEST_FRAGMENT, base_recipe, final, read_settings
+    from detsearch_cli.recipe import merge, read_fragment
+
+    recipe = final(base_recipe(read_settings(study)))
+    return merge(recipe.model_dump(mode="json"), read_fragment(study / BEST_FRAGMENT))
+
+
+def run_train(method: str, slots: tuple[str, ...], options: RecipeOptions, train: TrainOptions) -> None:
+    """Train the recipe over all seeds; with --baseline the same with `slots` left to the detector, and compare."""
+    searched = options.compose(study_fragments(train.study) if train.study else None)
+    without = searched.model_copy(update=dict.fromkeys(slots))
+    if without.hash() == searched.hash():
+        raise RecipeError(
+            f"the recipe holds nothing that `{method} search` finds ({', '.join(slots)}); give --study or "
+            f"--recipe best.yaml (an empty one means that nothing better than the detector's own was found)"
+        )
+    folder = train.out or default_folder(method, train.study, searched)
+    console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
+    seeds = [searched.seed + i for i in range(train.seeds)]
+    if not train.baseline:
+        train_alone(searched, seeds, folder, train.json)
+        return
+    outcome = compare(without, searched, seeds, folder)
+    record(outcome, folder, train.study)
+    if train.json:
+        console.emit_json({"folder": str(folder), **outcome.to_json()})
+    else:
+        tell(outcome)
+        if train.study is not None:
+            from detsearch_cli.cli.report import write_study_page
+
+            console.say(f"wrote {write_study_page(train.study)}")
+
+
+def default_folder(method: str, study: Path | None, recipe: Recipe) -> Path:
+    """In the study's folder where there is one, else runs/assign-fcos-HASH."""
+    if study is not None:
+        return study / "final"
+    return Path("runs") / f"{method}-{recipe.detector.name}-{recipe.hash()[:8]}"
+
+
+def train_alone(recipe: Recipe, seeds: list[int], folder: Path, as_json: bool) -> None:
+    """The searched recipe alone, once a seed."""
+    from detsearch_cli.engine.trial import load_data, train_with_retry
+
+    results = []
+    for seed in seeds:
+        own, run = recipe.with_({"seed": seed}), folder / f"searched-seed{seed}"
+        with console.training_bar(f"searched, seed {seed}") as watch:
+            metrics = train_with_retry(own, load_data(own.data), run, watch)
+        results.append({"run": str(run), **metrics})
+        if not as_json:
+            console.coco_table(f"{run}: AP on {metrics['split']}", metrics["coco"])
+    if as_json:
+        console.emit_json({"folder": str(folder), "runs": results})
+
+
+def compare(baseline: Recipe, searched: Recipe, seeds: list[int], folder: Path) -> Contest:
+    """Both sides over all seeds, with a progress bar for each training."""
+    from detsearch_cli.engine.contest import contest
+
+    with ExitStack() as stack:
+        bars: list[ExitStack] = []
+
+        def watch(title: str) -> Callable[[Any], None]:
+            if bars:
+                bars.pop().close()
+            bar = stack.enter_context(ExitStack())
+            bars.append(bar)
+            shown: Callable[[Any], None] = bar.enter_context(console.training_bar(title))
+            return shown
+
+        return contest(baseline, searched, seeds, folder, watch)
+
+
+def record(outcome: Contest, folder: Path, study: Path | None) -> None:
+    """contest.json beside the runs, and in the study it belongs to."""
+    from detsearch_cli.cli.hunt import CONTEST
+    from detsearch_cli.files import write_json
+
+    for place in {folder, study or folder}:
+        write_json(place / CONTEST, outcome.to_json())
+
+
+def tell(outcome: Contest) -> None:
+    """The table of seeds, and the verdict with its interval."""
+    rows = []
+    for side in ("baseline", "searched"):
+        aps = outcome.aps(side)
+        seconds = [e.train_seconds for e in outcome.entries if e.side == side]
+        mean = sum(aps) / len(aps)
+        each = "  ".join(console.percent(ap) for ap in aps)
+        rows.append([side, console.percent(mean), each, f"{sum(seconds) / len(seconds):.0f}"])
+    title = f"AP on {outcome.split.name} ({len(outcome.split)} images)"
+    console.table(title, ["", "mean", "by seed", "seconds a training"], rows)
+    decisive = outcome.decisive
+    if decisive.low > 0:
+        verdict = "better"
+    elif decisive.high < 0:
+        verdict = "worse"
+    else:
+        verdict = "within noise"
+    over = f"{len(outcome.aps('baseline'))} seeds" if outcome.over_seeds else "images, one seed"
+    console.say(f"difference: {console.interval_text(decisive)}, 95% interval over {over}: {verdict}")
+    if outcome.over_seeds is not None:
+        images = console.interval_text(outcome.over_images)
+        console.say(f"first seed alone, bootstrap over images: {images}")

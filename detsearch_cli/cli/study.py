@@ -1,0 +1,125 @@
+"""The ledger of every search: list, show, resume, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="study", no_args_is_help=True, help=__doc__)
+Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
+Storage = Annotated[str | None, typer.Option(help="Ledger database URL, where it is not in the folder.")]
+
+
+@app.command("list")
+def list_(
+    root: Annotated[Path, typer.Argument(help="Folder that holds studies.")] = Path("studies"),
+    storage: Storage = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Every study below a folder, with its baseline and best."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.search.study import Study, list_studies
+
+    found = list_studies(root, storage)
+    studies = [s for s in found if isinstance(s, Study)]
+    if json:
+        console.emit_json([_summary(s) for s in studies])
+    else:
+        rows = [
+            [s["name"], str(s["trials"]), str(s["failed"]), console.percent(s["baseline"]), console.percent(s["best"])]
+            for s in map(_summary, studies)
+        ]
+        console.table(f"studies in {root}", ["study", "trials", "failed", "baseline AP", "best AP"], rows)
+    for damaged in found:
+        if not isinstance(damaged, Study):
+            console.complain(str(damaged))
+
+
+def _summary(study: object) -> dict[str, object]:
+    from detsearch_cli.search.study import Study
+
+    assert isinstance(study, Study)
+    baseline, best = study.baseline, study.best
+    return {
+        "name": study.name,
+        "folder": str(study.folder),
+        "sampler": study.sampler,
+        "trials": len(study.rows),
+        "failed": sum(r.state == "failed" for r in study.rows),
+        "baseline": baseline.value if baseline else None,
+        "best": best.value if best else None,
+        "best_trial": best.number if best else None,
+    }
+
+
+@app.command("show")
+def show(
+    folder: Folder,
+    name: Annotated[str | None, typer.Option(help="Name, where a database holds several.")] = None,
+    storage: Storage = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Every trial of a study."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.cli.hunt import label, shown
+    from detsearch_cli.search.study import open_study, to_json
+
+    study = open_study(folder, name, storage)
+    if json:
+        console.emit_json(to_json(study))
+        return
+    rows = [
+        [
+            label(r),
+            r.state,
+            console.percent(r.value),
+            "" if r.seconds is None else f"{r.seconds:.0f}",
+            r.reason or shown(r),
+        ]
+        for r in study.rows
+    ]
+    console.table(f"{study.name} ({study.sampler})", ["trial", "state", "AP", "seconds", "candidate"], rows)
+    if study.best is not None:
+        console.say(f"best: {label(study.best)}, AP {console.percent(study.best.value)}")
+
+
+@app.command("resume")
+def resume(
+    folder: Folder,
+    trials: Annotated[int | None, typer.Option(help="More trials than before.", min=1)] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Minutes, over all resumptions.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Trials at a time.", min=1)] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Go on with a search from its folder alone."""
+    from dataclasses import replace
+
+    from detsearch_cli.cli.hunt import read_settings, run_search
+
+    settings = read_settings(folder)
+    changes = {
+        "folder": str(folder),
+        "trials": trials or settings.trials,
+        "time_budget": settings.time_budget if time_budget is None else time_budget * 60,
+        "jobs": jobs or settings.jobs,
+    }
+    run_search(replace(settings, **changes), json)
+
+
+@app.command("export")
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="A .csv, .parquet or .json file.")],
+    name: Annotated[str | None, typer.Option(help="Name, where a database holds several.")] = None,
+    storage: Storage = None,
+) -> None:
+    """The trials as a table for other programs."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.search.study import export as write
+    from detsearch_cli.search.study import open_study
+
+    study = open_study(folder, name, storage)
+    write(study, out)
+    console.say(f"{out}: {len(study.rows)} trials")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from detsearch_cli import boxes
-from detsearch_cli.slots.assigners.base import Assigner, chunks, pick_highest
-from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Targets
+from detsearch_cli.slots.assigners._candidates import find_candidates
+from detsearch_cli.slots.assigners.base import Assigner, pick_highest
+from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Priors, Targets
+
+MARGIN = 1e-4  # the search compares strictly and rounds otherwise; what it finds too much is sorted out here
 
 
 class MaxIoU(Assigner):
@@ -31,29 +36,33 @@ class MaxIoU(Assigner):
         return self
 
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:
-        priors, num_gt = dense.priors.boxes, targets.boxes.shape[0]
-        if num_gt == 0:
-            return Assignment.background(targets.num_images, priors.shape[0], priors.device)
-        found = [self._pairs(targets.boxes[c], priors, c.start) for c in chunks(num_gt, priors.shape[0])]
-        gt, prior, overlap, best = (torch.cat(column) for column in zip(*found, strict=True))
-        if not self.low_quality:
-            best = torch.zeros_like(best)
-        rescued = _rivals(gt[best], prior[best], targets, priors.shape[0])
-        rescued_overlap = boxes.iou(targets.boxes[rescued[0]], priors[rescued[1]])
+        priors, num_priors = dense.priors.boxes, dense.priors.boxes.shape[0]
+        if targets.boxes.shape[0] == 0:
+            return Assignment.background(targets.num_images, num_priors, priors.device)
+        gt, prior, overlap = self._overlapping(dense.priors, targets.boxes)
+        rescued = gt[:0], prior[:0]
+        if self.low_quality:
+            highest = overlap.new_zeros(targets.boxes.shape[0]).scatter_reduce(0, gt, overlap, "amax")
+            best = overlap == highest[gt]
+            rescued = _rivals(gt[best], prior[best], targets, num_priors)
         enough = overlap >= self.negative_iou
-        gt = torch.cat((gt[enough], rescued[0]))
-        prior = torch.cat((prior[enough], rescued[1]))
-        overlap = torch.cat((overlap[enough], rescued_overlap))
-        matched = pick_highest(gt, prior, overlap, targets, priors.shape[0])
+        gt, prior = torch.cat((gt[enough], rescued[0])), torch.cat((prior[enough], rescued[1]))
+        overlap = boxes.iou(targets.boxes[gt], priors[prior])
+        matched = pick_highest(gt, prior, overlap, targets, num_priors)
         return Assignment(self._ignore_between(matched, gt, prior, overlap, rescued, targets))
 
-    def _pairs(self, gt: Tensor, priors: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pairs that may matter: IoU of at least negative_iou, or a ground truth's highest. Each (P,)."""
-        overlap = boxes.pairwise_iou(gt, priors)
-        highest = overlap.amax(1, keepdim=True)
-        best = (overlap == highest) & (highest > 0)
-        row, prior = (best | (overlap >= max(self.negative_iou, 1e-9))).nonzero(as_tuple=True)
-        return row + start, prior, overlap[row, prior], best[row, prior]
+    def _overlapping(self, priors: Priors, gt_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """gt, prior, IoU (P,) of the pairs that may matter.
+
+        All of IoU at least negative_iou; for a ground truth without such a pair, all that overlap at all, so
+        that its best is among them.
+        """
+        anchors = replace(priors, ranges=None)
+        near = find_candidates(anchors, gt_boxes, max(0.0, self.negative_iou - MARGIN))
+        lonely = (torch.bincount(near.gt, minlength=gt_boxes.shape[0]) == 0).nonzero()[:, 0]
+        far = find_candidates(anchors, gt_boxes[lonely], 0.0)
+        gt, prior = torch.cat((near.gt, lonely[far.gt])), torch.cat((near.prior, far.prior))
+        return gt, prior, boxes.iou(gt_boxes[gt], priors.boxes[prior])
 
     def _ignore_between(
         self,

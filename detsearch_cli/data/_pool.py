@@ -2,8 +2,8 @@
 
 A search trains many trials on the same images in one process; decoding them again for each would be the
 largest waste. An image is found again by what its pixels depend on: its file's path, size and modification
-time (or a rendered image's key), and the rule it was resized by. A pool never grows past its limit: images that
-do not fit push out those that only earlier loaders used, and else are decoded each time, with one warning.
+time (or a rendered image's key), and the rule it was resized by. A pool never grows past its limit: images
+that do not fit push out those only earlier loaders used, and else are decoded each time, with one warning.
 """
 
 from __future__ import annotations

@@ -91,9 +91,13 @@ class _Samples(Dataset[Any]):
     def _decode(self, row: int) -> Tensor:
         pixels, record = self.split.read(row), self.split.records[row]
         if pixels.shape != (record.height, record.width, 3):
+            name, found = (
+                record.file or record.key or record.image_id,
+                f"{pixels.shape[1]} x {pixels.shape[0]}",
+            )
             raise DataError(
-                f"{record.file or record.key or record.image_id} must be {record.width} x {record.height} as"
-                f" when it was listed, is {pixels.shape[1]} x {pixels.shape[0]} now; was the data changed meanwhile?"
+                f"{name} must be {record.width} x {record.height} as when it was listed, is {found} now;"
+                " was the data changed meanwhile?"
             )
         image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
         rule = self.transform.fixed_size
@@ -130,10 +134,10 @@ class Loader:
     """Batches of a split.
 
     batch_size: images a batch on this rank. train: shuffle and augment; otherwise keep the order, each rank
-    taking every `world`-th image. cache: "off" decodes each time; "ram" keeps uint8 images in memory, "device"
-    on `device` and augments there (workers then only help to fill it). With several ranks a training epoch is
-    padded by images from its beginning, so that all ranks take equally many steps. Raises DataError for an
-    empty training split and RecipeError where workers are impossible.
+    taking every `world`-th image. cache: "off" decodes each time; "ram" keeps uint8 images in memory,
+    "device" on `device` and augments there (workers then only help to fill it). With several ranks a
+    training epoch is padded by images from its beginning, so that all ranks take equally many steps. Raises
+    DataError for an empty training split and RecipeError where workers are impossible.
     """
 
     def __init__(

@@ -14,6 +14,12 @@ from functools import cache
 
 import numpy as np
 
+Box = tuple[int, int, int, int]
+Colour = tuple[int, int, int]
+
+MIN_PIXELS = 8
+"""An object of which fewer pixels can be seen is left out of its image."""
+
 _OPAQUE = 64
 
 
@@ -122,19 +128,22 @@ def _axis(length: int) -> np.ndarray:
     return np.arange(length, dtype=np.float32) + np.float32(0.5)
 
 
-def rasterise(figure: Distance, pose: Pose, size: int) -> Patch:
-    """The figure at its pose, on all pixels it may touch, also those outside the `size` x `size` image."""
+def rasterise(figure: Distance, pose: Pose, size: int, *, clip: bool = False) -> Patch:
+    """The figure at its pose on all pixels it may touch, unless `clip` also outside the size x size image."""
     half_w = pose.a * abs(pose.cos) + pose.b * abs(pose.sin) + 1
     half_h = pose.a * abs(pose.sin) + pose.b * abs(pose.cos) + 1
-    left, top = math.floor(pose.x - half_w), math.floor(pose.y - half_h)
-    dx = _axis(math.ceil(pose.x + half_w) - left) + np.float32(left - pose.x)
-    dy = _axis(math.ceil(pose.y + half_h) - top)[:, None] + np.float32(top - pose.y)
+    left, right = math.floor(pose.x - half_w), math.ceil(pose.x + half_w)
+    top, bottom = math.floor(pose.y - half_h), math.ceil(pose.y + half_h)
+    if clip:
+        left, right, top, bottom = (min(size, max(0, side)) for side in (left, right, top, bottom))
+    dx = _axis(right - left) + np.float32(left - pose.x)
+    dy = _axis(bottom - top)[:, None] + np.float32(top - pose.y)
     u = dx * np.float32(pose.cos) + dy * np.float32(pose.sin)
     v = dy * np.float32(pose.cos) - dx * np.float32(pose.sin)
     return Patch(top, left, figure(u, v, pose.a, pose.b), u, size)
 
 
-def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+def extent(mask: np.ndarray) -> Box:
     """Tight xyxy box of a (h, w) bool mask that holds at least one pixel."""
     height, width = mask.shape
     rows: np.ndarray = np.asarray(mask.any(1))
@@ -143,26 +152,66 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns.argmax()), int(rows.argmax()), right, bottom
 
 
+class Foreground:
+    """Which pixels are taken already, while figures are placed from front to back."""
+
+    def __init__(self, size: int, min_visible: float) -> None:
+        """min_visible: the part of an object that must be seen for it to be placed."""
+        self._taken = np.zeros((size, size), dtype=bool)
+        self._min_visible = min_visible
+
+    def place(self, patch: Patch) -> Box | None:
+        """Box of the figure's own pixels inside the image; None, and no place, if too few can be seen."""
+        whole = patch.distance < 0
+        mask, before = whole[patch.inside], self._taken[patch.window]
+        seen = np.count_nonzero(mask & ~before)
+        if seen < MIN_PIXELS or seen < self._min_visible * np.count_nonzero(whole):
+            return None
+        before |= mask
+        x1, y1, x2, y2 = extent(mask)
+        left, top = max(0, patch.left), max(0, patch.top)
+        return x1 + left, y1 + top, x2 + left, y2 + top
+
+    def cover(self, patch: Patch) -> None:
+        """Take the pixels of something that is no object but hides those behind."""
+        self._taken[patch.window] |= patch.distance[patch.inside] < 0
+
+
 def blend(
-    canvas: np.ndarray,
-    patch: Patch,
-    colour: tuple[int, int, int],
-    *,
-    opacity: float = 1.0,
-    shade: float = 0.0,
+    canvas: np.ndarray, patch: Patch, colour: Colour, *, opacity: float = 1.0, shade: float = 0.0
 ) -> None:
-    """Paint a figure into canvas (size, size, 3) int16, in place, its edge smoothed over a pixel.
+    """Paint a figure into canvas (3, size, size) int16, in place, its edge smoothed over a pixel.
 
     `shade`: grey levels the colour changes over a pixel along the figure's long axis.
     """
     inside = patch.inside
-    window = canvas[patch.window]
-    cover = np.clip((0.5 - patch.distance[inside]) * (_OPAQUE * opacity), 0, _OPAQUE * opacity)
-    paint: np.ndarray = np.array(colour, dtype=np.int16)
+    window = canvas[(slice(None), *patch.window)]
+    paint = np.array(colour, dtype=np.int16)[:, None, None]
     if shade:
-        ramp = (patch.along[inside] * np.float32(shade)).astype(np.int16)
-        paint = np.clip(paint + ramp[:, :, None], 0, 255)
-    window += ((paint - window) * cover.astype(np.int16)[:, :, None]) >> 6
+        paint = paint + (patch.along[inside] * np.float32(shade)).astype(np.int16)
+    change = paint - window
+    change *= _cover(patch.distance[inside], opacity)
+    change >>= 6
+    window += change
+
+
+def stroke(canvas: np.ndarray, pose: Pose, colour: Colour, opacity: float) -> None:
+    """A straight line across the whole canvas, 2 b wide, through the pose's centre."""
+    size = canvas.shape[1]
+    across = _axis(size) * np.float32(-pose.sin) + np.float32(pose.x * pose.sin - pose.y * pose.cos)
+    distance = np.abs(across + (_axis(size) * np.float32(pose.cos))[:, None]) - np.float32(pose.b)
+    rows, columns = np.nonzero(distance < 0.5)
+    pixels = canvas[:, rows, columns]
+    change = np.array(colour, dtype=np.int16)[:, None] - pixels
+    canvas[:, rows, columns] = pixels + ((change * _cover(distance[rows, columns], opacity)) >> 6)
+
+
+def _cover(distance: np.ndarray, opacity: float) -> np.ndarray:
+    """How much of each pixel is painted, in 1/64, int16."""
+    # minimum and maximum, because np.clip costs several times as much on small arrays.
+    full = np.float32(_OPAQUE * opacity)
+    part = np.maximum((np.float32(0.5) - distance) * full, np.float32(0))
+    return np.minimum(part, full, out=part).astype(np.int16)
 
 
 @cache
@@ -172,32 +221,30 @@ def _steps(cells: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, size: int, channels: int, reach: int) -> np.ndarray:
-    """Values in [-reach, reach] at cells x cells knots, interpolated: (size, size, channels) int16."""
-    knots = (rng.random((cells, cells, channels)) * (2 * reach + 1)).astype(np.int16) - np.int16(reach)
+    """Values in [-reach, reach] at cells x cells knots, interpolated: (channels, size, size) int16."""
+    knots = (rng.random((channels, cells, cells)) * (2 * reach + 1)).astype(np.int16) - np.int16(reach)
     low, weight = _steps(cells, size)
-    rows = knots[low]
-    rows = rows + (((knots[low + 1] - rows) * weight[:, None, None]) >> 5)
-    left = rows[:, low]
-    return left + (((rows[:, low + 1] - left) * weight[None, :, None]) >> 5)
+    left = knots[:, :, low]
+    wide = left + (((knots[:, :, low + 1] - left) * weight) >> 5)
+    above = wide[:, low]
+    return above + (((wide[:, low + 1] - above) * weight[:, None]) >> 5)
 
 
 def grain(rng: np.random.Generator, size: int, reach: int) -> np.ndarray:
-    """Pixel noise in [-reach, reach), (size, size, 1) int16. reach: a power of two up to 64."""
+    """Pixel noise in [-reach, reach), (size, size) int16. reach: a power of two up to 64."""
     words = rng.bit_generator.random_raw(-(-size * size // 8))
     noise = np.asarray(words, dtype="<u8").view(np.uint8)[: size * size]
-    return ((noise & np.uint8(2 * reach - 1)).astype(np.int16) - np.int16(reach)).reshape(size, size, 1)
+    return ((noise & np.uint8(2 * reach - 1)).astype(np.int16) - np.int16(reach)).reshape(size, size)
 
 
 def blur(canvas: np.ndarray) -> np.ndarray:
-    """The (1 2 1) x (1 2 1) / 16 filter on a (size, size, 3) int16 canvas, edges repeated."""
-    for axis in (0, 1):
-        pad = [(1, 1) if i == axis else (0, 0) for i in range(3)]
-        wide = np.pad(canvas, pad, mode="edge")
-        first, last = (wide[:-2], wide[2:]) if axis == 0 else (wide[:, :-2], wide[:, 2:])
-        canvas = (first + 2 * canvas + last + 2) >> 2
-    return canvas
+    """The (1 2 1) x (1 2 1) / 16 filter on a (3, size, size) int16 canvas, edges repeated."""
+    wide = np.pad(canvas, ((0, 0), (1, 1), (0, 0)), mode="edge")
+    canvas = (wide[:, :-2] + 2 * canvas + wide[:, 2:] + 2) >> 2
+    wide = np.pad(canvas, ((0, 0), (0, 0), (1, 1)), mode="edge")
+    return (wide[:, :, :-2] + 2 * canvas + wide[:, :, 2:] + 2) >> 2
 
 
 def finish(canvas: np.ndarray) -> np.ndarray:
-    """(size, size, 3) int16 -> uint8, clipped."""
-    return np.clip(canvas, 0, 255).astype(np.uint8)
+    """(3, size, size) int16 -> (size, size, 3) uint8, clipped."""
+    return np.ascontiguousarray(np.minimum(np.maximum(canvas, 0), 255).astype(np.uint8).transpose(1, 2, 0))

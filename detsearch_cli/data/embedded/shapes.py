@@ -36,8 +36,8 @@ class Figure:
 
     label: int
     patch: r.Patch
-    box: tuple[int, int, int, int]
-    colour: tuple[int, int, int]
+    box: r.Box
+    colour: r.Colour
     shade: float
 
 
@@ -100,42 +100,31 @@ def _pose(n: list[float], size: int, crowd: tuple[float, float] | None) -> r.Pos
 
 def _visible(drafts: list[tuple[int, r.Pose, list[float]]], size: int) -> list[Figure]:
     """Front to back: what is left of each figure by those before it decides whether it stays."""
-    taken = np.zeros((size, size), dtype=bool)
+    front = r.Foreground(size, MIN_VISIBLE)
     kept: list[Figure] = []
     for label, pose, n in drafts:
         patch = r.rasterise(_FIGURES[label], pose, size)
-        whole = patch.distance < 0
-        mask, before = whole[patch.inside], taken[patch.window]
-        seen = np.count_nonzero(mask & ~before)
-        if seen < 8 or seen < MIN_VISIBLE * np.count_nonzero(whole):
-            continue
-        before |= mask
-        x1, y1, x2, y2 = r.extent(mask)
-        left, top = max(0, patch.left), max(0, patch.top)
-        colour = (int(n[8] * 256), int(n[9] * 256), int(n[10] * 256))
-        shade = (n[11] - 0.5) * 96 / pose.a
-        kept.append(Figure(label, patch, (x1 + left, y1 + top, x2 + left, y2 + top), colour, shade))
+        box = front.place(patch)
+        if box is not None:
+            colour = (int(n[8] * 256), int(n[9] * 256), int(n[10] * 256))
+            kept.append(Figure(label, patch, box, colour, (n[11] - 0.5) * 96 / pose.a))
     return kept[::-1]
 
 
-def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, r.Colour]:
     """Texture of two scales crossed by strokes longer than any figure; and its mean colour."""
     numbers = rng.random(4).tolist()
     base = (40 + int(numbers[0] * 176), 40 + int(numbers[1] * 176), 40 + int(numbers[2] * 176))
-    canvas = r.smooth_noise(rng, 5, size, 3, 32) + np.array(base, dtype=np.int16)
+    canvas = r.smooth_noise(rng, 5, size, 3, 32) + np.array(base, dtype=np.int16)[:, None, None]
     canvas += r.smooth_noise(rng, 8 + size // 8, size, 1, 12 + int(numbers[3] * 28))
     for n in rng.random((3, 7)).tolist():
         pose = r.Pose.of(n[0] * size, n[1] * size, size, 0.5 + 1.5 * n[2], n[3])
-        tone = tuple(max(0, min(255, c + int((n[4 + i] - 0.5) * 160))) for i, c in enumerate(base))
-        _stroke(canvas, pose, tone)  # type: ignore[arg-type]
+        tone = [max(0, min(255, c + int((n[4 + i] - 0.5) * 160))) for i, c in enumerate(base)]
+        r.stroke(canvas, pose, (tone[0], tone[1], tone[2]), 0.75)
     return canvas, base
 
 
-def _stroke(canvas: np.ndarray, pose: r.Pose, colour: tuple[int, int, int]) -> None:
-    r.blend(canvas, r.rasterise(r.box, pose, canvas.shape[0]), colour, opacity=0.75)
-
-
-def _contrasting(colour: tuple[int, int, int], base: tuple[int, int, int]) -> tuple[int, int, int]:
+def _contrasting(colour: r.Colour, base: r.Colour) -> r.Colour:
     """The colour itself, or its opposite when it can hardly be told from the background."""
     if sum(abs(c - b) for c, b in zip(colour, base, strict=True)) >= 110:
         return colour

@@ -44,8 +44,12 @@ class Slot(BaseModel):
 class Backbone(_Section):
     """Which features the detector sees."""
 
-    name: str = "resnet50"
-    weights: Path | None = Field(None, description="safetensors or weights-only state dict; None: from scratch")
+    name: str = Field(
+        "resnet50", description="tiny, mobilenetv1_025, shufflenetv2_050, or timm: resnet50, swin_tiny, ..."
+    )
+    weights: Path | None = Field(
+        None, description="safetensors or weights-only state dict; None: from scratch"
+    )
     frozen_stages: int = Field(0, ge=0, le=5, description="stem and first stages that do not train")
     frozen_bn: bool = Field(False, description="batch norm keeps its loaded statistics and scale")
 
@@ -53,8 +57,10 @@ class Backbone(_Section):
 class Neck(_Section):
     """Feature pyramid."""
 
-    channels: int = Field(256, ge=8)
-    levels: tuple[int, int] = Field((3, 7), description="first and last pyramid level; level i has stride 2^i")
+    channels: int = Field(256, ge=8, description="of every pyramid level and of the towers")
+    levels: tuple[int, int] = Field(
+        (3, 7), description="first and last pyramid level; level i has stride 2^i"
+    )
 
     @field_validator("levels")
     @classmethod
@@ -71,33 +77,37 @@ class Neck(_Section):
 class Head(_Section):
     """Classification and regression towers, shared by all levels."""
 
-    convs: int = Field(4, ge=0, le=8)
+    convs: int = Field(4, ge=0, le=8, description="3 x 3 convolutions in each tower")
 
 
 class Data(_Section):
     """What is trained on, what candidates are scored on, what only the final evaluation sees."""
 
     source: str = Field("shapes", description="folder, or a name such as shapes:images=200,size=160 or voc")
-    train: str = "train"
-    val: str = "val"
+    train: str = Field("train", description="what is trained on; train+val joins two")
+    val: str = Field("val", description="what every epoch, and every candidate of a search, is scored on")
     val_fraction: float | None = Field(
         None, gt=0, lt=1, description="hold out this part of `train` as `val` instead of the set's own split"
     )
-    subset: float | int | None = Field(None, gt=0, description="train on this many images (int) or this part (float)")
-    split_seed: int = 0
+    subset: float | int | None = Field(
+        None, gt=0, description="train on this many images (int) or this part (float)"
+    )
+    split_seed: int = Field(0, description="which images are held out, and which a subset takes")
     strict: bool = Field(False, description="refuse data with defects instead of handling and counting them")
 
 
 class Augment(_Section):
     """Image size and training-time augmentation."""
 
-    image_size: tuple[int, int] = Field((800, 1333), description="short side, limit of the long side, in pixels")
+    image_size: tuple[int, int] = Field(
+        (800, 1333), description="short side, limit of the long side, in pixels"
+    )
     multi_scale: tuple[int, ...] | None = Field(None, description="short sides drawn from in training")
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: float = Field(0.0, ge=0, le=1, description="probability of photometric distortion")
     crop: float = Field(0.0, ge=0, le=1, description="probability of a random IoU crop")
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB, of images in 0..1")
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="likewise")
 
     @field_validator("image_size", mode="before")
     @classmethod
@@ -108,60 +118,74 @@ class Augment(_Section):
 class Optim(_Section):
     """Optimiser, as in the paper by default (HPS-Det, section 4.1)."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
-    batch_size: int = Field(16, ge=1, description="images a step, over all devices and accumulated micro-batches")
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw")
+    lr: float = Field(0.01, gt=0, description="for the whole batch; it is not rescaled")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(1e-4, ge=0, description="of weights; biases, norms and scales do not decay")
+    batch_size: int = Field(
+        16, ge=1, description="images a step, over all devices and accumulated micro-batches"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches a step")
-    clip_norm: float | None = Field(None, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; None: no averaging")
-    precision: Literal["auto", "32", "bf16", "16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the averaged weights; None: no averaging"
+    )
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto", description="auto: bf16 on GPUs that have it"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Optim:
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
+            )
         return self
 
 
 class Schedule(_Section):
     """Length and learning-rate schedule."""
 
-    epochs: int = Field(12, ge=1)
-    name: Literal["step", "cosine", "constant"] = "step"
-    milestones: tuple[float, ...] = Field((8 / 12, 11 / 12), description="parts of the epochs after which lr drops")
-    gamma: float = Field(0.1, gt=0, le=1)
+    epochs: int = Field(12, ge=1, description="passes over the training images")
+    name: Literal["step", "cosine", "constant"] = Field("step", description="step, cosine or constant")
+    milestones: tuple[float, ...] = Field(
+        (8 / 12, 11 / 12), description="parts of the epochs after which lr drops"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="factor of lr at a milestone")
     warmup_steps: int = Field(500, ge=0, description="linear warm-up, at most a tenth of all steps")
-    warmup_factor: float = Field(1 / 3, gt=0, le=1)
+    warmup_factor: float = Field(1 / 3, gt=0, le=1, description="of lr at the first step")
     eval_every: int = Field(1, ge=0, description="epochs between evaluations; 0: only after the last")
 
 
 class Test(_Section):
     """How detections are selected. `nms_iou` None: the detector's own (RetinaNet .5, FCOS and ATSS .6)."""
 
-    score_threshold: float = Field(0.05, ge=0, lt=1)
+    score_threshold: float = Field(0.05, ge=0, lt=1, description="detections below are dropped")
     pre_nms_top_k: int = Field(1000, ge=1, description="per pyramid level")
-    nms_iou: float | None = Field(None, gt=0, le=1)
-    max_detections: int = Field(100, ge=1)
+    nms_iou: float | None = Field(
+        None, gt=0, le=1, description="overlap above which the weaker of a class is dropped"
+    )
+    max_detections: int = Field(100, ge=1, description="per image")
 
 
 class Runtime(_Section):
     """Where and how fast it runs. Not part of the recipe's identity: none of it names a trial."""
 
-    device: str = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:1")
     devices: int = Field(1, ge=1, description="GPUs (or CPU processes) on each node")
-    num_nodes: int = Field(1, ge=1)
-    workers: int = Field(0, ge=0, description="data loading processes")
-    cache: Literal["off", "ram", "device"] = "off"
-    channels_last: bool = True
-    tensorboard: bool = False
+    num_nodes: int = Field(1, ge=1, description="machines, started by torchrun or Slurm")
+    workers: int = Field(0, ge=0, description="data loading processes; 0: in the training process")
+    cache: Literal["off", "ram", "device"] = Field(
+        "off", description="where decoded images stay: off, ram, device"
+    )
+    channels_last: bool = Field(True, description="memory layout; faster on most hardware")
+    tensorboard: bool = Field(False, description="write TensorBoard events into the run folder")
 
 
 class Recipe(_Section):
     """Everything a training run needs."""
 
-    detector: Slot = Slot(name="fcos")
+    detector: Slot = Field(Slot(name="fcos"), description="retinanet, fcos or atss, and its options")
     backbone: Backbone = Backbone()  # type: ignore[call-arg]
     neck: Neck = Neck()  # type: ignore[call-arg]
     head: Head = Head()  # type: ignore[call-arg]
@@ -174,7 +198,7 @@ class Recipe(_Section):
     priors: Slot | None = Field(None, description="None: the detector's own")
     assign: Slot | None = Field(None, description="None: the detector's own")
     loss: Slot | None = Field(None, description="None: the detector's own")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="weights, order of the images, augmentation")
 
     @field_validator("backbone", mode="before")
     @classmethod
@@ -333,7 +357,9 @@ def _explain(error: ValidationError, prefix: tuple[str, ...]) -> RecipeError:
     key = prefix + tuple(str(p) for p in first["loc"])
     name = ".".join(key) or "recipe"
     if first["type"] == "extra_forbidden":
-        message = f"{name} is no key of a recipe; see `detsearch train --help` and docs/recipe.md for the keys"
+        message = (
+            f"{name} is no key of a recipe; see `detsearch train --help` and docs/recipe.md for the keys"
+        )
     elif first["type"] == "missing":
         message = f"{name} is missing"
     else:

@@ -69,7 +69,9 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        complain(f"cannot write {error.filename or 'to the disk'}: {error.strerror}; free some space, then run again")
+        complain(
+            f"cannot write {error.filename or 'to the disk'}: {error.strerror}; free some space, then run again"
+        )
         return 1
     except Exception as error:
         code = _usage(error)

@@ -28,13 +28,16 @@ def search(
         ),
     ] = None,
     edges: Annotated[
-        str | None, typer.Option(help="Aspect-ratio (height / width) bin edges; default: the paper's, as 1/2,2.")
+        str | None,
+        typer.Option(help="Aspect-ratio (height / width) bin edges; default: the paper's, as 1/2,2."),
     ] = None,
     max_count: Annotated[
         int | None,
         typer.Option(help="Largest count; default: 80 for RetinaNet, 25 for FCOS, 32 for ATSS.", min=1),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Weight of the IoU loss when ranking candidates.", min=0)] = 1.5,
+    alpha: Annotated[
+        float, typer.Option(help="Weight of the IoU loss when ranking candidates.", min=0)
+    ] = 1.5,
     min_iou: Annotated[
         float, typer.Option(help="IoU above which an anchor is a candidate.", min=0, max=0.99)
     ] = 0.1,
@@ -118,13 +121,17 @@ def show(
         paths.append(str(path))
     summary = summarise(found.rows, names)
     if json:
-        console.emit_json({"counts": searched.counts, "positives": summary, "figures": paths, "trained": trained})
+        console.emit_json(
+            {"counts": searched.counts, "positives": summary, "figures": paths, "trained": trained}
+        )
         return
     _show_counts(recipe, searched)
     columns = list(summary[0])
     cells = [[f"{v:.1f}" if isinstance(v, float) else str(v) for v in line.values()] for line in summary]
     state = "trained" if trained else "untrained"
-    console.table(f"positives a ground truth, {len(split)} images at most {images}, {state} weights", columns, cells)
+    console.table(
+        f"positives a ground truth, {len(split)} images at most {images}, {state} weights", columns, cells
+    )
     for path in paths:
         console.say(f"wrote {path}")
 

@@ -65,7 +65,9 @@ def command_line() -> str:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stderr; all columns but the first are right-aligned."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
     for number, column in enumerate(columns):
         made.add_column(_escape(column), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
@@ -113,8 +115,12 @@ def coco_table(title: str, coco: dict[str, float | None]) -> None:
 
 def class_table(rows: list[dict[str, Any]], limit: int | None = None) -> None:
     """Per-class results, best AP first."""
-    shown = sorted(rows, key=lambda r: -(r["AP"] if r["AP"] is not None and not math.isnan(r["AP"]) else -1))[:limit]
-    cells = [[r["name"], str(r["images"]), str(r["boxes"]), percent(r["AP"]), percent(r["AP50"])] for r in shown]
+    shown = sorted(rows, key=lambda r: -(r["AP"] if r["AP"] is not None and not math.isnan(r["AP"]) else -1))[
+        :limit
+    ]
+    cells = [
+        [r["name"], str(r["images"]), str(r["boxes"]), percent(r["AP"]), percent(r["AP50"])] for r in shown
+    ]
     table("per class", ["class", "images", "boxes", "AP", "AP50"], cells)
 
 

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(name="data", no_args_is_help=True, help=__doc__)
-DataArgument = Annotated[str, typer.Argument(help="Folder (format detected), or a name: shapes, voc, coco, ...")]
+DataArgument = Annotated[
+    str, typer.Argument(help="Folder (format detected), or a name: shapes, voc, coco, ...")
+]
 
 
 @app.command("inspect")

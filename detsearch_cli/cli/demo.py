@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the study; the same one resumes.")] = Path("detsearch-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the study; the same one resumes.")] = Path(
+        "detsearch-demo"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
     """Search a sample assignment on rendered images, then prove it: AP, interval, report. About 3 minutes."""
@@ -58,8 +60,12 @@ def demo(
         )
     )
     if outcome.best is None or outcome.best.candidate is None:
-        console.say("The search found nothing better than the detector's own assignment, so there is nothing to prove.")
+        console.say(
+            "The search found nothing better than the detector's own assignment, so there is nothing to prove."
+        )
         return
     console.say("")
-    console.say(f"2. proof: train both with {SEEDS} seeds at equal cost, score on 400 images the search never saw")
+    console.say(
+        f"2. proof: train both with {SEEDS} seeds at equal cost, score on 400 images the search never saw"
+    )
     run_train("assign", ("assign",), RecipeOptions(), TrainOptions(study=out, baseline=True, seeds=SEEDS))

@@ -33,7 +33,9 @@ def evaluate(
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="last or best weights of the run.")] = "last",
     evaluator: Annotated[str, typer.Option(help="faster (faster-coco-eval) or pycocotools.")] = "faster",
-    compare: Annotated[Path | None, typer.Option(help="Another run (or results json) to compare with.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Another run (or results json) to compare with.")
+    ] = None,
     metric: Annotated[str, typer.Option(help="Metric of --compare: AP, AP50 or AP75.")] = "AP",
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of --compare.", min=100)] = 1000,
     fail_under: Annotated[
@@ -52,7 +54,9 @@ def evaluate(
     result = score(subject.split, subject.table, evaluator)
     report: dict[str, Any] = {"subject": subject.name, "split": subject.split.name, **result.to_json()}
     if compare is not None:
-        report["comparison"] = compare_with(subject, compare, metric, resamples, data, split, checkpoint, device)
+        report["comparison"] = compare_with(
+            subject, compare, metric, resamples, data, split, checkpoint, device
+        )
     if plots is not None:
         report["plots"] = [str(p) for p in write_plots(subject, plots)]
     if json:
@@ -118,9 +122,7 @@ def compare_with(
     from detsearch_cli.engine.compare import paired_bootstrap
 
     json_file = other if other.suffix == ".json" else None
-    rival = find_subject(
-        None if json_file else other, None, json_file, data, split, checkpoint, device
-    )
+    rival = find_subject(None if json_file else other, None, json_file, data, split, checkpoint, device)
     ids = [[r.image_id for r in s.split.records] for s in (subject, rival)]
     if ids[0] != ids[1] or subject.split.classes != rival.split.classes:
         raise EvaluationError(
@@ -184,5 +186,3 @@ def check_limits(limits: list[tuple[str, float]], report: dict[str, Any]) -> Non
         if value is None or not value >= least:
             shown = "undefined" if value is None else f"{value:.4f}"
             raise CheckFailed(f"{name} is {shown}, under the required {least:g}")
-
-

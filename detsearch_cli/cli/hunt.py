@@ -92,9 +92,13 @@ def read_settings(folder: Path) -> Settings:
     try:
         return Settings(**json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise StudyError(f"{folder} is no study: it holds no {SETTINGS}; see `detsearch study list`") from error
+        raise StudyError(
+            f"{folder} is no study: it holds no {SETTINGS}; see `detsearch study list`"
+        ) from error
     except (ValueError, TypeError) as error:
-        raise StudyError(f"{path} is damaged ({error}); give the search command again to write it anew") from error
+        raise StudyError(
+            f"{path} is damaged ({error}); give the search command again to write it anew"
+        ) from error
 
 
 def base_recipe(settings: Settings) -> Recipe:
@@ -183,11 +187,15 @@ class Live:
             best = f"   best {console.percent(event.best.value)} ({label(event.best)})"
         seconds = f"{row.seconds:.0f} s" if row.seconds is not None else ""
         if event.kind == "finished":
-            console.say(f"{label(row):>10}  AP {console.percent(row.value):>5}  {seconds:>6}{best}   {shown(row)}")
+            console.say(
+                f"{label(row):>10}  AP {console.percent(row.value):>5}  {seconds:>6}{best}   {shown(row)}"
+            )
         elif event.kind == "failed":
             console.say(f"{label(row):>10}  failed: {row.reason}")
         elif event.kind == "repeated":
-            console.say(f"{label(row):>10}  AP {console.percent(row.value):>5}  as trial {row.repeat_of}{best}")
+            console.say(
+                f"{label(row):>10}  AP {console.percent(row.value):>5}  as trial {row.repeat_of}{best}"
+            )
         elif event.kind == "retried":
             console.say(f"{label(row):>10}  its worker died; it goes on in a new one")
 
@@ -248,6 +256,8 @@ def conclude(settings: Settings, outcome: Outcome, page: Path, as_json: bool) ->
     if best.candidate is None:
         console.say("nothing better than the detector's own was found")
     else:
-        console.say(f"best     AP {console.percent(best.value)} ({label(best)}), chosen among many: not yet proof")
+        console.say(
+            f"best     AP {console.percent(best.value)} ({label(best)}), chosen among many: not yet proof"
+        )
         console.say(f"prove it: detsearch {settings.method} train --study {folder} --baseline --seeds 3")
     console.say(f"wrote {folder / BEST_FRAGMENT} and {page}")

@@ -24,7 +24,10 @@ def show_inspection(format: str, found: Inspection) -> None:
         f"{found.crowd} crowd, {found.difficult} difficult; "
         f"width {width}, height {height} px (least/median/most)"
     )
-    rows = [[c.name, str(c.images), str(c.boxes), "-" if c.median_size is None else f"{c.median_size:.0f}"] for c in found.classes]
+    rows = [
+        [c.name, str(c.images), str(c.boxes), "-" if c.median_size is None else f"{c.median_size:.0f}"]
+        for c in found.classes
+    ]
     console.table("classes", ["class", "images", "boxes", "median size px"], rows)
     small, medium, large = (found.coco_sizes[k] for k in ("small", "medium", "large"))
     histogram(f"box size, sqrt(w h) px ({small} small, {medium} medium, {large} large)", found.sizes)

@@ -57,7 +57,9 @@ def _parameters(group: type[Any]) -> list[inspect.Parameter]:
     for f in dataclasses.fields(group):
         default = f.default if f.default is not dataclasses.MISSING else []
         found.append(
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[f.name])
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[f.name]
+            )
         )
     return found
 
@@ -74,8 +76,12 @@ class RecipeOptions:
     backbone: Annotated[
         str | None, _option("resnet50, mobilenetv2_050, swin_tiny, tiny, mobilenetv1_025, ... or timm/NAME.")
     ] = None
-    backbone_weights: Annotated[Path | None, _option("Pretrained backbone: safetensors or state dict.")] = None
-    data: Annotated[str | None, _option("Folder (format detected) or name: shapes, faces, voc, coco, ...")] = None
+    backbone_weights: Annotated[Path | None, _option("Pretrained backbone: safetensors or state dict.")] = (
+        None
+    )
+    data: Annotated[
+        str | None, _option("Folder (format detected) or name: shapes, faces, voc, coco, ...")
+    ] = None
     val_fraction: Annotated[float | None, _option("Hold out this part of the training images.")] = None
     subset: Annotated[
         float | None, _option("Train on this many images; below 1, on this part of them.", min=0)
@@ -86,15 +92,17 @@ class RecipeOptions:
     recipe: Annotated[list[Path], _option("YAML recipe or fragment; repeat, later over earlier.")] = field(
         default_factory=list
     )
-    set: Annotated[list[str], _option("One key, such as optim.lr=0.02; repeat.", metavar="KEY=VALUE")] = field(
-        default_factory=list
+    set: Annotated[list[str], _option("One key, such as optim.lr=0.02; repeat.", metavar="KEY=VALUE")] = (
+        field(default_factory=list)
     )
     seed: Annotated[int | None, _option("Seed of weights, order and augmentation.")] = None
     device: Annotated[str | None, _option("auto, cpu, cuda or cuda:1.", panel="Machine")] = None
     devices: Annotated[int | None, _option("GPUs (or CPU processes) a node.", panel="Machine")] = None
     num_nodes: Annotated[int | None, _option("Machines, through torchrun or Slurm.", panel="Machine")] = None
     workers: Annotated[int | None, _option("Data loading processes.", panel="Machine")] = None
-    cache: Annotated[str | None, _option("off, ram or device: where decoded images stay.", panel="Machine")] = None
+    cache: Annotated[
+        str | None, _option("off, ram or device: where decoded images stay.", panel="Machine")
+    ] = None
 
     def fragments(self) -> list[tuple[str, Fragment]]:
         """(origin, fragment) in the order they are laid over each other."""
@@ -178,7 +186,9 @@ class SearchOptions:
     storage: Annotated[
         str | None, _option("Ledger database URL; default: study.db in the study's folder.", panel="Search")
     ] = None
-    name: Annotated[str | None, _option("Name of the study; the same name resumes it.", panel="Search")] = None
+    name: Annotated[str | None, _option("Name of the study; the same name resumes it.", panel="Search")] = (
+        None
+    )
     out: Annotated[Path, _option("Folder that holds the studies.", panel="Search")] = Path("studies")
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Search")] = False
 
@@ -188,11 +198,14 @@ class TrainOptions:
     """Training with what a search found; the same in every method."""
 
     study: Annotated[
-        Path | None, _option("Take recipe and best.yaml from this study; other options lie over it.", panel="Train")
+        Path | None,
+        _option("Take recipe and best.yaml from this study; other options lie over it.", panel="Train"),
     ] = None
     baseline: Annotated[
         bool, _option("Train the detector's own too, same seeds, and compare.", "--baseline", panel="Train")
     ] = False
-    seeds: Annotated[int, _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1)] = 1
+    seeds: Annotated[
+        int, _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1)
+    ] = 1
     out: Annotated[Path | None, _option("Folder of the runs; default: in the study.", panel="Train")] = None
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Train")] = False

@@ -17,7 +17,9 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run folder or .safetensors file.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
-    score_threshold: Annotated[float, typer.Option(help="Draw boxes from this score on.", min=0, max=1)] = 0.3,
+    score_threshold: Annotated[
+        float, typer.Option(help="Draw boxes from this score on.", min=0, max=1)
+    ] = 0.3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="COCO results on stdout instead of pictures.")] = False,
 ) -> None:

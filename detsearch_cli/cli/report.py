@@ -195,7 +195,9 @@ def write_run_page(folder: Path) -> Path:
 
     recipe, metrics = read_recipe(folder), read_metrics(folder)
     if metrics is None:
-        raise CheckpointError(f"{folder} is not finished: it holds no metrics.json; train it to the end first")
+        raise CheckpointError(
+            f"{folder} is not finished: it holds no metrics.json; train it to the end first"
+        )
     split = load_data(recipe.data).val
     tables = {"detections": DetectionTable.load(folder / DETECTIONS, split)}
     crowded = sorted(range(len(split)), key=lambda i: -len(split.records[i].boxes))[: SAMPLES * 3 : 3]
@@ -238,8 +240,6 @@ def epochs(lines: list[str]) -> list[Any]:
         elif "AP" in entry:
             aps[entry["epoch"]] = entry["AP"]
     return [
-        EpochPoint(
-            epoch, {k: sum(s[k] for s in seen) / len(seen) for k in seen[0]}, aps.get(epoch)
-        )
+        EpochPoint(epoch, {k: sum(s[k] for s in seen) / len(seen) for k in seen[0]}, aps.get(epoch))
         for epoch, seen in sorted(steps.items())
     ]

@@ -28,7 +28,13 @@ def list_(
         console.emit_json([_summary(s) for s in studies])
     else:
         rows = [
-            [s["name"], str(s["trials"]), str(s["failed"]), console.percent(s["baseline"]), console.percent(s["best"])]
+            [
+                s["name"],
+                str(s["trials"]),
+                str(s["failed"]),
+                console.percent(s["baseline"]),
+                console.percent(s["best"]),
+            ]
             for s in map(_summary, studies)
         ]
         console.table(f"studies in {root}", ["study", "trials", "failed", "baseline AP", "best AP"], rows)

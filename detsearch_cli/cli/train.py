@@ -39,7 +39,9 @@ def train(
     if json:
         console.emit_json({"run": str(folder), **metrics})
         return
-    console.coco_table(f"{folder}: AP on {metrics['split']} ({metrics['val_images']} images)", metrics["coco"])
+    console.coco_table(
+        f"{folder}: AP on {metrics['split']} ({metrics['val_images']} images)", metrics["coco"]
+    )
     console.say(f"next: detsearch eval {folder}")
 
 

@@ -99,7 +99,7 @@ class _Samples(Dataset[Any]):
                 f"{name} must be {record.width} x {record.height} as when it was listed, is {found} now;"
                 " was the data changed meanwhile?"
             )
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
+        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
         rule = self.transform.fixed_size
         return image if rule is None else resize_image(image, rule)
 

@@ -28,7 +28,12 @@ from detsearch_cli.errors import CheckpointError
 from detsearch_cli.recipe import Recipe, validate
 
 RECIPE, METRICS, LOG = "recipe.yaml", "metrics.json", "log.jsonl"
-LAST, BEST, RESUME, DETECTIONS = "last.safetensors", "best.safetensors", "resume.safetensors", "detections.json"
+LAST, BEST, RESUME, DETECTIONS = (
+    "last.safetensors",
+    "best.safetensors",
+    "resume.safetensors",
+    "detections.json",
+)
 
 
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
@@ -52,7 +57,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no complete safetensors file ({error}); restore or retrain it") from error
+        raise CheckpointError(
+            f"{path} is no complete safetensors file ({error}); restore or retrain it"
+        ) from error
 
 
 def load_detector(run_or_file: Path, which: str = LAST) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
@@ -73,7 +80,9 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[nn.Module, Reci
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own recipe: {str(error).splitlines()[1].strip()}") from error
+        raise CheckpointError(
+            f"{path} does not fit its own recipe: {str(error).splitlines()[1].strip()}"
+        ) from error
     return model.eval(), recipe, classes
 
 
@@ -107,7 +116,9 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); remove it and run the training again") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); remove it and run the training again"
+        ) from error
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -90,7 +90,9 @@ def contest(
     entries = []
     for seed in seeds:
         for side, recipe in zip(SIDES, (baseline, searched), strict=True):
-            entries.append(_enter(side, recipe.with_({"seed": seed}), folder / f"{side}-seed{seed}", split, watch))
+            entries.append(
+                _enter(side, recipe.with_({"seed": seed}), folder / f"{side}-seed{seed}", split, watch)
+            )
     first = {e.side: e.table for e in entries if e.seed == seeds[0]}
     over_images = paired_bootstrap(split, first["baseline"], first["searched"])
     over_seeds = None

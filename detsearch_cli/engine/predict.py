@@ -41,7 +41,9 @@ def detect_split(
         world=world,
     )
     try:
-        return DetectionTable.concatenate([_to_table(model, batch, split, recipe) for batch in loader.epoch(0)])
+        return DetectionTable.concatenate(
+            [_to_table(model, batch, split, recipe) for batch in loader.epoch(0)]
+        )
     finally:
         model.train(training)
 

@@ -56,7 +56,9 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-def train(recipe: Recipe, data: Split, val: Split, folder: Path, watch: Watch = lambda _: None) -> dict[str, Any]:
+def train(
+    recipe: Recipe, data: Split, val: Split, folder: Path, watch: Watch = lambda _: None
+) -> dict[str, Any]:
     """Train `recipe` on `data`, score it on `val`, keep everything in `folder`; returns the metrics.
 
     The same call on the same folder resumes an interrupted run and returns the metrics of a finished one.
@@ -82,7 +84,9 @@ def make_fabric(recipe: Recipe) -> Fabric:
     if kind == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("no CUDA device is visible; use --device cpu")
     several = runtime.devices * runtime.num_nodes > 1
-    precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "auto": "32-true"}[recipe.optim.precision]
+    precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "auto": "32-true"}[
+        recipe.optim.precision
+    ]
     if recipe.optim.precision == "auto" and kind == "cuda":
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     return Fabric(
@@ -170,7 +174,9 @@ class _Run:
     def _make_ema(self) -> AveragedModel | None:
         if self.recipe.optim.ema is None:
             return None
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.optim.ema), use_buffers=True)
+        return AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.optim.ema), use_buffers=True
+        )
 
     @property
     def final_model(self) -> Detector:
@@ -191,7 +197,9 @@ class _Run:
                 for batches in self._epoch_batches(epoch):
                     losses = self._train_step(wrapped, optimizer, batches)
                     log({"step": self.step, "epoch": epoch + 1, "lr": self._lr(self.step - 1), **losses})
-                    self.watch(Progress(self.step, self.steps, epoch + 1, self.recipe.schedule.epochs, losses))
+                    self.watch(
+                        Progress(self.step, self.steps, epoch + 1, self.recipe.schedule.epochs, losses)
+                    )
                     if self.interrupted:
                         self.seconds += time.monotonic() - started
                         self._save_resume()
@@ -233,7 +241,11 @@ class _Run:
         table = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         write_json(
             self.folder / "diverged.json",
-            {"step": self.step + 1, "losses": {k: str(v.item()) for k, v in losses.items()}, "image_ids": images},
+            {
+                "step": self.step + 1,
+                "losses": {k: str(v.item()) for k, v in losses.items()},
+                "image_ids": images,
+            },
         )
         raise Diverged(
             f"the loss is not finite at step {self.step + 1} ({table}; image ids {images}); "
@@ -260,7 +272,14 @@ class _Run:
             table = self._detect()
             ap = evaluate(self.val, table).coco["AP"] if self.fabric.is_global_zero else 0.0
             ap = self.fabric.broadcast(ap)
-            log({"epoch": epoch, "AP": ap, "eval_seconds": time.monotonic() - started, "seconds": self.seconds})
+            log(
+                {
+                    "epoch": epoch,
+                    "AP": ap,
+                    "eval_seconds": time.monotonic() - started,
+                    "seconds": self.seconds,
+                }
+            )
             self.watch(Progress(self.step, self.steps, epoch, schedule.epochs, {}, ap))
             if ap > self.best_ap and schedule.eval_every:
                 self.best_ap = ap
@@ -416,7 +435,9 @@ def _claim(folder: Path, recipe: Recipe) -> None:
                 f"{folder} holds the run of another recipe ({_first_difference(there, recipe)}); choose another --out"
             )
         return
-    if folder.is_dir() and any(p for p in folder.iterdir() if p.name in (ckpt.METRICS, ckpt.RESUME, ckpt.LAST)):
+    if folder.is_dir() and any(
+        p for p in folder.iterdir() if p.name in (ckpt.METRICS, ckpt.RESUME, ckpt.LAST)
+    ):
         raise CheckpointError(f"{folder} holds a run without its {ckpt.RECIPE}; choose another --out")
     write_text(path, recipe.to_yaml())
 
@@ -449,5 +470,3 @@ def _tensorboard(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"))
-
-

@@ -42,5 +42,7 @@ def load_method(name: str, options: Mapping[str, Any]) -> Method:
         module = importlib.import_module(f"detsearch_cli.methods.{name}.method")
         made: Method = module.METHOD(**options)
     except (ModuleNotFoundError, TypeError) as error:
-        raise StudyError(f"this version of detsearch has no method {name!r} with options {options}") from error
+        raise StudyError(
+            f"this version of detsearch has no method {name!r} with options {options}"
+        ) from error
     return made

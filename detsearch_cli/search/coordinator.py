@@ -2,7 +2,8 @@
 
 This process alone writes the ledger. It can be killed at any moment: whatever is not in the ledger is either
 found again (trials under way and results waiting in their folders) or was never begun. The sampler is rebuilt
-by replaying the ledger, so with one worker a resumed search proposes what an uninterrupted one would have.
+by replaying the ledger, and results are recorded in the order of the trials, so a resumed search proposes what
+an uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def executor_class(name: str) -> type[Executor]:
 def _open(plan: Plan, executor: Executor) -> Ledger:
     """The plan's ledger. A new search surely needs workers, so they import while this process creates it."""
     own = {"space": plan.space.to_json(), "sampler": plan.sampler, "seed": plan.seed}
-    frozen = Frozen({**plan.identity, **own}, plan.space, plan.sampler, plan.seed, plan.trials, executor.jobs)
+    identity = {**plan.identity, **own}
+    frozen = Frozen(identity, plan.space, plan.sampler, plan.seed, plan.trials, executor.jobs, plan.notes)
     new = not ledgers.exists(plan.folder, plan.storage) and not (plan.folder / "trials").exists()
     try:
         for slot in range(min(executor.jobs, plan.trials + 1) if new else 0):
@@ -128,10 +130,10 @@ class _Search:
             if self.interrupted():
                 raise KeyboardInterrupt
             self.executor.beat()
-            self._collect()
             why_not = self._hand_out()
             if why_not is not None and not self.busy:
                 return Outcome(tuple(self.ledger.rows), why_not)
+            self._collect()
             self._watch_workers()
             time.sleep(POLL_SECONDS)
 
@@ -275,19 +277,26 @@ class _Search:
     # what comes back
 
     def _collect(self) -> None:
-        for slot, row in sorted(self.busy.items(), key=lambda item: item[1].number):
-            result = read_json(row.folder / "result.json")
-            if result is None:
-                continue
-            if result.get("disk"):
-                (row.folder / "result.json").unlink(missing_ok=True)
-                raise StorageError(
-                    f"trial {row.number} could not write: {result['reason']}; free some space, then give the "
-                    "same command again: it goes on from the last checkpoint"
-                )
-            del self.busy[slot]
-            self.handed.pop(slot, None)
-            self._record(row, result)
+        """Record the oldest trial under way, if it is done; later ones wait for it, even when done first.
+
+        So the sampler hears the same results before each proposal however long each training took, and the
+        same seed and number of jobs propose the same trials. The price is a slot idle while an older trial runs.
+        """
+        if not self.busy:
+            return
+        slot, row = min(self.busy.items(), key=lambda item: item[1].number)
+        result = read_json(row.folder / "result.json")
+        if result is None:
+            return
+        if result.get("disk"):
+            (row.folder / "result.json").unlink(missing_ok=True)
+            raise StorageError(
+                f"trial {row.number} could not write: {result['reason']}; free some space, then give the "
+                "same command again: it goes on from the last checkpoint"
+            )
+        del self.busy[slot]
+        self.handed.pop(slot, None)
+        self._record(row, result)
 
     def _record(self, row: TrialRow, result: Mapping[str, Any]) -> None:
         """Write a trial's outcome, tell the sampler, answer those that waited for it."""

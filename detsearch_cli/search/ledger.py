@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,12 @@ class Frozen:
     seed: int
     budget: int
     workers: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         plain = {"sampler": self.sampler, "seed": self.seed, "budget": self.budget, "workers": self.workers}
-        return {**plain, "identity": dict(self.identity), "space": self.space.to_json()}
+        kept = {"identity": dict(self.identity), "notes": dict(self.notes), "space": self.space.to_json()}
+        return {**plain, **kept}
 
     @staticmethod
     def from_json(kept: Mapping[str, Any]) -> Frozen:
@@ -52,6 +54,7 @@ class Frozen:
             kept["seed"],
             kept["budget"],
             kept["workers"],
+            kept["notes"],
         )
 
 

@@ -28,6 +28,7 @@ class Plan:
     seconds over all resumptions; no trial begins after it. identity: what must be equal to resume.
     make_recipe(candidate) -> YAML text, of the baseline for None. recipe_hash names a recipe.
     executor_options: for Slurm, partition and the like; idle_seconds for every executor.
+    notes: kept with a new study for whoever reads it (how to resume it, say); not compared.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Plan:
     make_recipe: Callable[[Candidate | None], str]
     recipe_hash: Callable[[str], str] = text_hash
     executor_options: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

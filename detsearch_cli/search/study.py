@@ -64,7 +64,10 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class Study:
-    """What a ledger holds. identity: what must be equal to resume it; budget: candidates planned at first."""
+    """What a ledger holds.
+
+    identity: what must be equal to resume it. budget: candidates planned at first. notes: those of its plan.
+    """
 
     name: str
     folder: Path
@@ -74,6 +77,7 @@ class Study:
     sampler: str
     seed: int
     budget: int
+    notes: Mapping[str, Any]
     rows: tuple[TrialRow, ...]
 
     @property
@@ -140,7 +144,16 @@ def open_study(folder: Path, name: str | None = None, storage: str | None = None
     kept = attrs["detsearch"]
     space = Space.from_json(kept["space"])
     return Study(
-        name, folder, url, kept["identity"], space, kept["sampler"], kept["seed"], kept["budget"], tuple(rows)
+        name=name,
+        folder=folder,
+        storage=url,
+        identity=kept["identity"],
+        space=space,
+        sampler=kept["sampler"],
+        seed=kept["seed"],
+        budget=kept["budget"],
+        notes=kept["notes"],
+        rows=tuple(rows),
     )
 
 

@@ -26,7 +26,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +38,27 @@ RunTrial = Callable[[str, str], dict[str, Any]]
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is told at its start. run_trial: "module:function"; gpu: CUDA device, None leaves all."""
+    """What a worker is told at its start.
+
+    run_trial: "module:function". gpu: CUDA device, None leaves all. detach: leave the terminal's session.
+    """
 
     folder: str
     run_trial: str
     path: tuple[str, ...]
     gpu: str | None = None
     idle_seconds: float = 180.0
-    environment: dict[str, str] = field(default_factory=dict)
+    detach: bool = False
 
 
 def serve(spec: WorkerSpec) -> None:
     """Run trials until told to stop. The function that executors submit."""
-    with contextlib.suppress(OSError):
-        os.setsid()  # out of the terminal's reach: Ctrl-C there is the coordinator's to handle
+    if spec.detach:
+        with contextlib.suppress(OSError):  # it already leads a session
+            os.setsid()  # out of the terminal's reach: Ctrl-C there is the coordinator's to handle
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         # SIGUSR2 is Slurm's notice before the time limit: stop like Ctrl-C, the trial goes on elsewhere
         signal.signal(number, signal.default_int_handler)
-    os.environ.update(spec.environment)
     if spec.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = spec.gpu
     folder = Path(spec.folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,21 @@ def test_an_unknown_sampler_is_named_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(StudyError, match=r"dycor.*did you mean 'dycors'"):
         search(tmp_path / "s", sampler="dycor")
     assert not (tmp_path / "s").exists()
+
+
+def test_importing_the_coordinator_imports_nothing_heavy() -> None:
+    heavy = "'torch', 'numpy', 'optuna', 'pySOT', 'submitit', 'pandas', 'sqlalchemy'"
+    code = f"import sys, detsearch_cli.search.coordinator; print([m for m in ({heavy}) if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+
+
+def test_notes_are_kept_and_not_compared(tmp_path: Path) -> None:
+    search(tmp_path / "s", trials=1, notes={"method": "assign"})
+    search(tmp_path / "s", trials=2, notes={"method": "other"})
+    assert open_study(tmp_path / "s").notes == {"method": "assign"}
 
 
 def test_trials_without_their_ledger_are_not_mistaken_for_new_ones(tmp_path: Path) -> None:

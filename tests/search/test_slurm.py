@@ -37,7 +37,7 @@ fi; done
 """
 SCANCEL = """#!/bin/sh
 for arg in "$@"; do if [ -f "$FAKE_SLURM/$arg.pid" ]; then
-  kill -TERM -- "-$(cat "$FAKE_SLURM/$arg.pid")" 2>/dev/null
+  kill -s TERM -- "-$(cat "$FAKE_SLURM/$arg.pid")" 2>/dev/null
   echo "$arg" >>"$FAKE_SLURM/cancelled"
 fi; done
 """

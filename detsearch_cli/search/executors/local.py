@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,7 @@ class Local(Executor):
 
     def spec(self, slot: int) -> WorkerSpec:
         known = visible_gpus()
-        given = super().spec(slot)
-        return WorkerSpec(
-            given.folder,
-            given.run_trial,
-            given.path,
-            gpu=known[slot % len(known)] if known else None,
-            idle_seconds=given.idle_seconds,
-        )
+        return replace(super().spec(slot), gpu=known[slot % len(known)] if known else None, detach=True)
 
     def launch(self, slot: int, spec: WorkerSpec) -> None:
         import submitit

@@ -1,0 +1,49 @@
+"""Local workers: GPUs and threads by slot, logs, workers that must not be reused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detsearch_cli import parts
+from detsearch_cli.errors import StudyError
+from detsearch_cli.search.executors.base import Executor
+from detsearch_cli.search.executors.local import Local, threads_per_worker, visible_gpus
+from tests.search.driving import search
+
+
+@pytest.mark.parametrize("name", parts.names("search.executors"))
+def test_every_executor_is_found_by_its_file_name(name: str, tmp_path: Path) -> None:
+    kind = parts.find("search.executors", name, Executor, StudyError)  # type: ignore[type-abstract]
+    assert kind(tmp_path, 2, "module:function", {}).slots() == []
+    assert 15 < len(parts.summary("search.executors", name)) < 100
+
+
+def test_gpus_go_round_by_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8f6d")
+    assert visible_gpus() == ["2", "GPU-8f6d"]
+    executor = Local(tmp_path, 3, "module:function", {})
+    assert [executor.spec(slot).gpu for slot in range(3)] == ["2", "GPU-8f6d", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert executor.spec(0).gpu is None
+
+
+def test_cpu_threads_are_shared_and_a_smaller_wish_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [threads_per_worker(jobs) for jobs in (1, 2, 5, 40)] == [12, 6, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert [threads_per_worker(jobs) for jobs in (1, 2, 5)] == [4, 4, 2]
+
+
+def test_an_unknown_local_option_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="partition"):
+        search(tmp_path / "s", executor_options={"partition": "gpu"})
+
+
+def test_a_worker_is_reused_unless_its_process_may_be_broken(tmp_path: Path) -> None:
+    outcome = search(tmp_path / "fine", "quick", trials=3)
+    assert len({row.worker for row in outcome.rows}) == 1
+    outcome = search(tmp_path / "broken", "always_failing", trials=2)  # RuntimeError: CUDA error
+    assert outcome.all_failed and len({row.worker for row in outcome.rows}) == 3

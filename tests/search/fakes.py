@@ -47,6 +47,13 @@ def short(recipe_yaml: str, folder: str) -> dict[str, Any]:
     return {"AP": score(recipe_yaml)}
 
 
+def uneven(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """Takes 0 to 0.2 s, never twice the same."""
+    _count(folder)
+    time.sleep(int.from_bytes(os.urandom(1)) / 255 * 0.2)
+    return {"AP": score(recipe_yaml)}
+
+
 def failing(recipe_yaml: str, folder: str) -> dict[str, Any]:
     """Candidates with an odd first number raise, those with 4 return NaN."""
     candidate = json.loads(recipe_yaml)["assign"]

@@ -71,6 +71,17 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(
     assert max(row.attempts for row in rows) <= 2
 
 
+def test_with_two_jobs_the_trials_do_not_depend_on_how_long_each_took_nor_on_kills(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    whole = story(search(one, "uneven", trials=9, jobs=2, sampler="dycors").rows)
+    for count in (3, 6):
+        coordinator = process(two, "uneven", trials=9, jobs=2, sampler="dycors")
+        wait_for(lambda count=count: len(begun(two)) >= count)
+        coordinator.kill()
+        coordinator.join()
+    assert story(search(two, "uneven", trials=9, jobs=2, sampler="dycors").rows) == whole
+
+
 def test_coordinator_and_workers_killed_together_go_on_with_two_jobs(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     for count in (2, 5):

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent
 def names(package: str) -> tuple[str, ...]:
     """Names of the parts in `package` (such as "slots.assigners"), sorted."""
     folder = ROOT.joinpath(*package.split("."))
-    return tuple(sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_") and p.stem != "base"))
+    stems = (p.stem for p in folder.glob("*.py"))
+    return tuple(sorted(s for s in stems if not s.startswith("_") and s != "base"))
 
 
 def summary(package: str, name: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from detsearch_cli.errors import StorageError
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a temporary sibling, then rename it over `path`.
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a temporary sibling, then rename it over `path`. What `write` returns is not used.
 
     Raises StorageError when the disk refuses; `path` then still holds what it held.
     """
@@ -39,12 +39,14 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 def storage_error(path: Path, error: OSError) -> StorageError:
     """One sentence for a write that the disk refused."""
     said = error.strerror or str(error)
-    return StorageError(f"cannot write {path}: {said}; free some space or choose another --out, then run it again")
+    return StorageError(
+        f"cannot write {path}: {said}; free some space or choose another --out, then run again"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically."""
-    replace_file(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:

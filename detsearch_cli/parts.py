@@ -39,11 +39,8 @@ def load(package: str, name: str, error: type[DetsearchError] = RecipeError) -> 
 def find(package: str, name: str, base: type[T], error: type[DetsearchError] = RecipeError) -> type[T]:
     """The one public class in the part's file that derives from `base`."""
     module = load(package, name, error)
-    found = [
-        c
-        for c in vars(module).values()
-        if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__ and c.__name__[0] != "_"
-    ]
+    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    found = [c for c in own if issubclass(c, base) and not c.__name__.startswith("_")]
     if len(found) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one public {base.__name__}, found {len(found)}")
+        raise TypeError(f"{module.__name__} must define one public {base.__name__}, found {len(found)}")
     return found[0]

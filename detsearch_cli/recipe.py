@@ -226,7 +226,7 @@ SLOTS = ("detector", "priors", "assign", "loss")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
-    """Lay `above` over `below`. Sections merge key by key; a slot naming another part replaces the slot whole."""
+    """Lay `above` over `below`. Sections merge key by key; a slot naming another part is replaced."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)

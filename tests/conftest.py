@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real data lies, and one thread for torch so that timings of the suite are stable."""
+"""Shared fixtures: where the real data lies. One thread for torch: two test processes share two cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: fragments lie over each other, equal recipes have one hash, errors name the key and where it came from."""
+"""Recipes: fragments lie over each other, equal recipes have one hash, errors name key and origin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ def test_later_fragments_win_key_by_key() -> None:
 def test_a_slot_that_names_another_part_replaces_the_slot_whole() -> None:
     below = {"assign": {"name": "dynamic", "counts": [[3]]}}
     assert merge(below, {"assign": {"name": "atss"}}) == {"assign": {"name": "atss"}}
-    assert merge(below, {"assign": {"alpha": 2.0}})["assign"] == {"name": "dynamic", "counts": [[3]], "alpha": 2.0}
+    assert merge(below, {"assign": {"alpha": 2.0}})["assign"] == {
+        "name": "dynamic",
+        "counts": [[3]],
+        "alpha": 2.0,
+    }
 
 
 def test_a_default_written_or_left_out_gives_one_hash() -> None:
@@ -62,7 +66,9 @@ def test_the_file_that_set_a_bad_key_is_named() -> None:
         compose([("base.yaml", {"optim": {"momentum": 0.5}}), ("best.yaml", {"optim": {"lr": "fast"}})])
 
 
-@pytest.mark.parametrize(("text", "value"), [("optim.lr=0.02", {"optim": {"lr": 0.02}}), ("seed=3", {"seed": 3})])
+@pytest.mark.parametrize(
+    ("text", "value"), [("optim.lr=0.02", {"optim": {"lr": 0.02}}), ("seed=3", {"seed": 3})]
+)
 def test_set_reads_the_value_as_yaml(text: str, value: dict[str, object]) -> None:
     assert parse_set(text) == value
 

@@ -14,7 +14,7 @@ from detsearch_cli.search.space import Candidate, Space
 
 
 class Method(Protocol):
-    """One paper's search. Its options are plain data, so that a study can be resumed from its folder alone."""
+    """One paper's search. Its options are plain data, so a study can be resumed from its folder alone."""
 
     name: ClassVar[str]
     sampler: ClassVar[str]

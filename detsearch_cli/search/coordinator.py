@@ -2,8 +2,8 @@
 
 This process alone writes the ledger. It can be killed at any moment: whatever is not in the ledger is either
 found again (trials under way and results waiting in their folders) or was never begun. The sampler is rebuilt
-by replaying the ledger, and results are recorded in the order of the trials, so a resumed search proposes what
-an uninterrupted one would have.
+by replaying the ledger, and results are recorded in the order of the trials, so a resumed search proposes
+what an uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -279,8 +279,8 @@ class _Search:
     def _collect(self) -> None:
         """Record the oldest trial under way, if it is done; later ones wait for it, even when done first.
 
-        So the sampler hears the same results before each proposal however long each training took, and the
-        same seed and number of jobs propose the same trials. The price is a slot idle while an older trial runs.
+        So the sampler hears the same results before each proposal however long each training took: the same
+        seed and number of jobs propose the same trials. The price: a slot idles while an older trial runs.
         """
         if not self.busy:
             return

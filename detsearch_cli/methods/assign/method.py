@@ -78,7 +78,7 @@ class AssignMethod:
         widest = max(groups.edges, key=len)
         columns = ["level", *bin_labels(widest)]
         counts = groups.counts(candidate)
-        rows = [
+        rows: list[list[str | int]] = [
             [name, *row, *[""] * (len(widest) + 1 - len(row))]
             for name, row in zip(groups.row_names, counts, strict=True)
         ]

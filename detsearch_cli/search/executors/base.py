@@ -69,8 +69,8 @@ class Executor(ABC):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "stop").unlink(missing_ok=True)
             self.beat()
-            if self.alive(slot):
-                return
+            if self.alive(slot) or (folder / "running.json").exists():
+                return  # a worker that died with its trial must be noticed before another takes its place
             self._count_start(slot)
             for name in ("ready.json", "error.json"):
                 (folder / name).unlink(missing_ok=True)
@@ -103,6 +103,8 @@ class Executor(ABC):
     def hand(self, slot: int, trial: int, folder: Path) -> None:
         """Give the slot's worker a trial to run in `folder`."""
         with guarded(str(self.folder(slot))):
+            # left when a worker died between writing its result and forgetting the trial
+            (self.folder(slot) / "running.json").unlink(missing_ok=True)
             write_json(self.folder(slot) / "task.json", {"trial": trial, "folder": str(folder.absolute())})
 
     def held(self, slot: int) -> tuple[int | None, bool]:

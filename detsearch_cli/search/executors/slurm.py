@@ -49,25 +49,32 @@ class Slurm(Executor):
         self._looked[slot] = (time.monotonic(), True)
 
     def alive(self, slot: int) -> bool:
-        job = read_json(self.folder(slot) / "job.json")
-        if job is None:
+        jobs = self._jobs(slot)
+        if not jobs:
             return False
         when, verdict = self._looked.get(slot, (-self.check_seconds, False))
         if time.monotonic() - when < self.check_seconds:
             return verdict
         import submitit
 
-        state = submitit.SlurmJob.watcher.get_state(str(job["job"]), mode="force")
+        states = [submitit.SlurmJob.watcher.get_state(job, mode="force").split(" ")[0] for job in jobs]
         # accounting lags behind sbatch, so a job it does not know yet counts as waiting for a while
-        ended = state.split(" ")[0] in _ENDED or (state == "UNKNOWN" and _age(self.folder(slot)) > 300)
-        self._looked[slot] = (time.monotonic(), not ended)
-        return not ended
+        young = _age(self.folder(slot)) < 300
+        lives = any(state not in _ENDED and (state != "UNKNOWN" or young) for state in states)
+        self._looked[slot] = (time.monotonic(), lives)
+        return lives
+
+    def _jobs(self, slot: int) -> list[str]:
+        """The job submitted last, and the one whose worker runs: another one when a coordinator was killed
+        between submitting it and noting it."""
+        noted = (read_json(self.folder(slot) / name) for name in ("job.json", "ready.json"))
+        return sorted({str(content["job"]) for content in noted if content and content["job"]})
 
     def interrupt(self, slot: int, kill: bool = False) -> None:
-        job = read_json(self.folder(slot) / "job.json")
-        if job is None:
+        jobs = self._jobs(slot)
+        if not jobs:
             return
-        command = ["scancel", *(["--signal=KILL"] if kill else []), str(job["job"])]
+        command = ["scancel", *(["--signal=KILL"] if kill else []), *jobs]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(command, check=False, timeout=30, capture_output=True)
         self._looked.pop(slot, None)
@@ -88,4 +95,5 @@ _ENDED = (
 
 
 def _age(folder: Path) -> float:
-    return time.time() - (folder / "job.json").stat().st_mtime
+    times = [path.stat().st_mtime for path in (folder / "job.json", folder / "ready.json") if path.exists()]
+    return time.time() - max(times, default=0.0)

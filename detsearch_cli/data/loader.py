@@ -190,7 +190,11 @@ class Loader:
         self._fill()
         for found in self._produce(items):
             if isinstance(found, DetsearchError):
-                raise found
+                try:
+                    raise found
+                finally:
+                    # Else frame and error hold each other, and workers end seconds late.
+                    del found
             yield self._finish(found)
 
     def _produce(self, items: list[tuple[int, list[int]]]) -> Iterator[Batch | DetsearchError]:

@@ -156,6 +156,8 @@ class Loader:
     ) -> None:
         if train and not len(split):
             raise DataError(f"training needs at least one image, {split.name!r} has none")
+        if workers and "fork" not in multiprocessing.get_all_start_methods():
+            raise RecipeError(f"runtime.workers must be 0 on this system, got {workers}: it cannot fork")
         self.split, self.batch_size, self.train, self.seed = split, batch_size, train, seed
         self.device, self.workers, self.cache, self.rank, self.world = device, workers, cache, rank, world
         where = {"off": None, "ram": torch.device("cpu"), "device": device}[cache]
@@ -164,7 +166,7 @@ class Loader:
         scale = torch.tensor([augment.mean, augment.std], device=device).mul(255)[:, None, :, None, None]
         self._mean, self._std = scale[0], scale[1]
         self._order = _Order()
-        self._processes = self._start() if workers and cache != "device" else None
+        self._processes: DataLoader[Any] | None = None
         self._filled = workers == 0 or shared is None
 
     def __len__(self) -> int:
@@ -188,24 +190,23 @@ class Loader:
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         items = [(epoch, batch) for batch in batches[start:]]
         self._fill()
-        for found in self._produce(items):
+        produced = self._produce(items)
+        for found in produced:
             if isinstance(found, DetsearchError):
-                try:
-                    raise found
-                finally:
-                    # Else frame and error hold each other, and workers end seconds late.
-                    del found
+                # Whoever keeps the error keeps this frame; without the processes in it, they end at once.
+                del produced
+                self._processes = None
+                raise found
             yield self._finish(found)
 
     def _produce(self, items: list[tuple[int, list[int]]]) -> Iterator[Batch | DetsearchError]:
-        if self._processes is None:
+        if not self.workers or self.cache == "device":
             return (self._samples[item] for item in items)
         self._order.items = items
+        self._processes = self._processes or self._start()
         return iter(self._processes)
 
     def _start(self) -> DataLoader[Any]:
-        if "fork" not in multiprocessing.get_all_start_methods():
-            raise RecipeError(f"runtime.workers must be 0 on this system, got {self.workers}: it cannot fork")
         return DataLoader(
             self._samples,
             sampler=self._order,
@@ -218,12 +219,12 @@ class Loader:
         )
 
     def _fill(self) -> None:
-        """Decode everything once, in threads, before worker processes are forked and share what there is."""
+        """Decode what this rank can meet, in threads, before worker processes are forked and share it."""
         if self._filled:
             return
         self._filled = True
         with ThreadPoolExecutor(self.workers) as threads:
-            for _ in threads.map(self._warm, range(len(self.split))):
+            for _ in threads.map(self._warm, range(len(self.split)) if self.train else self.rows(0)):
                 pass
 
     def _warm(self, row: int) -> None:

@@ -60,7 +60,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
             raise
         complain(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         complain(f"interrupted; {resume_hint()}")
         return 130
     except BrokenPipeError:  # `detsearch ... | head`

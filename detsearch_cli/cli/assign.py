@@ -132,8 +132,8 @@ def show(
     console.table(
         f"positives a ground truth, {len(split)} images at most {images}, {state} weights", columns, cells
     )
-    for path in paths:
-        console.say(f"wrote {path}")
+    for written in paths:
+        console.say(f"wrote {written}")
 
 
 def _detector(recipe: Recipe, run: Path | None) -> tuple[Any, bool]:

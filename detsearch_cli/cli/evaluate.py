@@ -157,9 +157,19 @@ def show(subject: Subject, report: dict[str, Any]) -> None:
 
 def write_plots(subject: Subject, folder: Path) -> list[Path]:
     """precision_recall.png and confusion.png."""
-    from detsearch_cli.engine.score import draw_plots
+    from detsearch_cli.engine.confusion import confusion_matrix
+    from detsearch_cli.engine.evaluate import evaluate as score
+    from detsearch_cli.report import curves
 
-    return draw_plots(subject.split, subject.table, folder)
+    classes = subject.split.classes
+    precision = score(subject.split, subject.table).precision
+    pictures = {
+        "precision_recall.png": curves.precision_recall(precision, classes, title=subject.name),
+        "confusion.png": curves.confusion(confusion_matrix(subject.split, subject.table), classes),
+    }
+    for name, figure in pictures.items():
+        curves.save(figure, folder / name)
+    return [folder / name for name in pictures]
 
 
 def parse_limit(text: str) -> tuple[str, float]:

@@ -43,6 +43,7 @@ class Detector(nn.Module, ABC):
         self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
         self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
         self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
+        self.assigner.check(len(self.strides))
         self.loss: DetectionLoss = _slot(recipe, "loss", DetectionLoss) or self.default_loss()  # type: ignore[type-abstract]
         self.backbone = build_backbone(recipe.backbone, self.levels)
         self.neck = FPN(

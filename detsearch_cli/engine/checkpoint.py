@@ -23,8 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detsearch_cli.files import replace_file
+from detsearch_cli.detectors import build
+from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import CheckpointError
+from detsearch_cli.files import replace_file
 from detsearch_cli.recipe import Recipe, validate
 
 RECIPE, METRICS, LOG = "recipe.yaml", "metrics.json", "log.jsonl"
@@ -62,10 +64,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def load_detector(run_or_file: Path, which: str = LAST) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
+def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recipe, tuple[str, ...]]:
     """Build the detector a run folder or weights file holds: (detector in eval mode, recipe, classes)."""
-    from detsearch_cli.detectors import build
-
     path = run_or_file / which if run_or_file.is_dir() else run_or_file
     if run_or_file.is_dir() and not path.is_file():
         raise CheckpointError(f"{run_or_file} holds no {which}; is it the folder of a finished run?")

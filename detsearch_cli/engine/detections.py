@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from detsearch_cli.data.types import Split
-from detsearch_cli.files import write_text
 from detsearch_cli.errors import EvaluationError
+from detsearch_cli.files import write_text
 
 SHOWN = 6  # ids and names listed in an error message before it says "..."
 
@@ -101,18 +101,18 @@ class DetectionTable:
             np.array(image, np.int64), xyxy, np.array(scores, np.float64), np.array(label, np.int64)
         )
 
-    def save(self, path: Path, split: Split) -> None:
-        """Write COCO's results file with the ids of `split`, atomically; EvaluationError or StorageError."""
+    def to_coco(self, split: Split) -> list[dict[str, Any]]:
+        """COCO's results with the ids of `split`: image_id, category_id, bbox (xywh px), score."""
         self.check(split)
-        ids = [split.records[i].image_id for i in self.image.tolist()]
+        ids = [int(split.records[i].image_id) for i in self.image.tolist()]
         categories = [int(split.category_ids[i]) for i in self.labels.tolist()]
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1).tolist()
         columns = zip(ids, categories, xywh, self.scores.tolist(), strict=True)
-        lines = (
-            json.dumps({"image_id": int(i), "category_id": c, "bbox": b, "score": s})
-            for i, c, b, s in columns
-        )
-        write_text(path, "[" + ",\n".join(lines) + "]\n")
+        return [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in columns]
+
+    def save(self, path: Path, split: Split) -> None:
+        """Write COCO's results file with the ids of `split`, atomically; EvaluationError or StorageError."""
+        write_text(path, "[" + ",\n".join(map(json.dumps, self.to_coco(split))) + "]\n")
 
 
 class _ImageIds:

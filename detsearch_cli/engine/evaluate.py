@@ -14,8 +14,8 @@ import numpy as np
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine import coco, voc
 from detsearch_cli.engine.detections import DetectionTable
-from detsearch_cli.files import finite
 from detsearch_cli.errors import EvaluationError
+from detsearch_cli.files import finite
 
 ALL, SMALL, MEDIUM, LARGE = range(4)
 AP50_AT, AP75_AT = 0, 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,6 @@ def per_image(table: DetectionTable, num_images: int) -> Iterator[DetectionTable
     """The table's rows of image 0, 1, ..."""
     order = np.argsort(table.image, kind="stable")
     bounds = np.searchsorted(table.image[order], np.arange(num_images + 1))
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds.tolist()):
         rows = order[start:stop]
         yield table.select(rows)

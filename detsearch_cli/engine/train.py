@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -34,10 +34,10 @@ from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import evaluate
-from detsearch_cli.files import storage_error, write_json, write_text
 from detsearch_cli.engine.predict import detect_split
 from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import CheckpointError, Diverged
+from detsearch_cli.files import storage_error, write_json, write_text
 from detsearch_cli.recipe import Optim, Recipe, Schedule
 
 
@@ -181,7 +181,7 @@ class _Run:
     @property
     def final_model(self) -> Detector:
         """The weights that are scored and kept: averaged ones where they exist."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.ema is None else cast(Detector, self.ema.module)
 
     # ------------------------------------------------------------------ the loop
 

@@ -184,11 +184,7 @@ class _Search:
     def _unhanded(self) -> list[TrialRow]:
         """Recorded as running but with no worker: their worker or the coordinator died."""
         under_way = {row.number for row in self.busy.values()}
-        return [
-            row
-            for row in self.ledger.rows
-            if row.state == "running" and row.repeat_of is None and row.number not in under_way
-        ]
+        return [row for row in self.ledger.rows if _trains(row) and row.number not in under_way]
 
     def _finished(self) -> str | None:
         if (
@@ -282,14 +278,17 @@ class _Search:
         So the sampler hears the same results before each proposal however long each training took: the same
         seed and number of jobs propose the same trials. The price: a slot idles while an older trial runs.
         """
-        if not self.busy:
-            return
-        slot, row = min(self.busy.items(), key=lambda item: item[1].number)
-        result = read_json(row.folder / "result.json")
-        if result is None:
+        oldest = min((r.number for r in self.ledger.rows if _trains(r)), default=None)
+        slot, row = next(((s, r) for s, r in self.busy.items() if r.number == oldest), (None, None))
+        if slot is None or row is None or not (path := row.folder / "result.json").exists():
+            return  # nothing yet, or the oldest lost its worker and is about to be handed out again
+        result = read_json(path)
+        if result is None:  # only whole files are renamed into place: the disk lost this one in a power cut
+            path.unlink(missing_ok=True)
+            del self.busy[slot]
             return
         if result.get("disk"):
-            (row.folder / "result.json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise StorageError(
                 f"trial {row.number} could not write: {result['reason']}; free some space, then give the "
                 "same command again: it goes on from the last checkpoint"
@@ -397,6 +396,11 @@ def _replay(sampler: Sampler, event: str, row: TrialRow) -> None:
         sampler.tell(row.candidate, row.value)
     else:
         sampler.fail(row.candidate)
+
+
+def _trains(row: TrialRow) -> bool:
+    """True while the trial has no outcome and does not wait for that of another."""
+    return row.state == "running" and row.repeat_of is None
 
 
 def _value(metrics: Mapping[str, Any]) -> tuple[float, str | None]:

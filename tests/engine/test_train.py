@@ -59,7 +59,9 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     assert not same_weights(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("optim", [{"name": "sgd", "lr": 0.01}, {"name": "adamw", "ema": 0.9, "accumulate": 2}])
+@pytest.mark.parametrize(
+    "optim", [{"name": "sgd", "lr": 0.01}, {"name": "adamw", "ema": 0.9, "accumulate": 2}]
+)
 def test_a_run_cut_off_after_an_epoch_ends_in_the_same_weights_and_log(
     tmp_path: Path, optim: dict[str, Any]
 ) -> None:
@@ -129,7 +131,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_losses_and_the_images(tmp_path
     assert not (tmp_path / ckpt.METRICS).exists()
 
 
-def test_out_of_memory_retries_once_at_half_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_retries_once_at_half_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Detector.training_loss
 
     def hungry(self: Detector, images: torch.Tensor, targets: Any) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,33 @@ def test_a_worker_is_reused_unless_its_process_may_be_broken(tmp_path: Path) -> 
     assert len({row.worker for row in outcome.rows}) == 1
     outcome = search(tmp_path / "broken", "always_failing", trials=2)  # RuntimeError: CUDA error
     assert outcome.all_failed and len({row.worker for row in outcome.rows}) == 3
+
+
+def test_a_worker_that_dies_as_it_takes_a_trial_is_noticed_before_it_is_replaced(tmp_path: Path) -> None:
+    launched = []
+
+    class Dead(Local):
+        def launch(self, slot: int, spec: object) -> None:  # type: ignore[override]
+            launched.append(slot)
+
+    executor = Dead(tmp_path, 1, "tests.search.fakes:quick", {})
+    executor.start(0)
+    executor.hand(0, 3, tmp_path / "trial")
+    (executor.folder(0) / "task.json").rename(executor.folder(0) / "running.json")
+    executor.start(0)
+    assert launched == [0] and executor.held(0) == (3, True)
+    executor.hand(0, 4, tmp_path / "other")  # what is left of a finished trial does not stand in the way
+    executor.start(0)
+    assert launched == [0, 0] and executor.held(0) == (4, False)
+
+
+def test_a_result_lost_in_a_power_cut_is_trained_again(tmp_path: Path) -> None:
+    first = search(tmp_path / "s", "quick", trials=1)
+    with sqlite3.connect(tmp_path / "s" / "study.db") as ledger:
+        ledger.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+        ledger.execute("DELETE FROM trial_values WHERE trial_id = 2")
+    ledger.close()
+    (first.rows[1].folder / "result.json").write_bytes(b"")
+    again = search(tmp_path / "s", "quick", trials=1)
+    assert again.rows[1].value == first.rows[1].value
+    assert len((again.rows[1].folder / "begun").read_text().splitlines()) == 2

@@ -26,6 +26,9 @@ class Assigner(Part):
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:
         """matched (B, A). `dense` is detached and float32; priors are `dense.priors`."""
 
+    def check(self, num_levels: int) -> None:
+        """Called when a detector is built. Raises RecipeError where the options do not fit its levels."""
+
 
 def chunks(num_gt: int, num_priors: int) -> Iterator[slice]:
     """Slices of the ground truths that keep a (G, A) matrix within MAX_PAIRS; one slice for usual batches."""

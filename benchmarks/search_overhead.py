@@ -1,0 +1,194 @@
+"""Everything a search adds to its trials: their time alone against what the search occupies.
+
+    python benchmarks/search_overhead.py                       # trials that sleep 20 s: ten of them, 2 minutes
+    python benchmarks/search_overhead.py --trials 39 --data path/to/set
+    python benchmarks/search_overhead.py --train               # real trainings through `detsearch assign search`
+
+overhead = workers x wall time of the search's process / sum of the trials' own time - 1
+
+Sleeping trials: the coordinator, ledger, DYCORS over fifteen counts and local workers are real, and each worker
+pays what a training pays before its first step (imports, reading labels, decoding every image of train and
+val, building the detector); the training itself is a sleep, so a busy machine does not blur the result. One
+pass of augmentation is counted as overhead too, though it is not. `--spread` lets the sleeps differ, which
+costs more: results are recorded in the order of the trials, so a worker waits for an older trial. Spread .25:
+uniform in 15..25 s.
+
+Real trainings: a trial's own time is the median of its worker's later trials, which find everything imported and
+decoded; best.yaml and the report are counted as overhead too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+LIMIT = 0.10
+SIZE = {
+    "detector": "fcos",
+    "backbone": "tiny",
+    "neck": {"channels": 32, "levels": [3, 7]},
+    "head": {"convs": 1},
+    "augment": {"image_size": 192},
+    "optim": {"name": "adamw", "lr": 0.002, "batch_size": 16},
+    "schedule": {"epochs": 6, "eval_every": 0},
+    "runtime": {"device": "cpu", "cache": "ram"},
+}
+
+
+def sleeping_trial(recipe_yaml: str, folder: str) -> dict[str, Any]:
+    """What a worker runs: on its first trial all that comes before the first step, then a sleep."""
+    import torch
+    import yaml
+
+    from detsearch_cli.data.loader import Loader
+    from detsearch_cli.detectors import build
+    from detsearch_cli.engine.trial import load_data
+    from detsearch_cli.recipe import validate
+
+    begun = time.monotonic()
+    recipe = validate(yaml.safe_load(recipe_yaml))
+    data = load_data(recipe.data)
+    build(recipe, len(data.train.classes))
+    if not _DECODED:
+        for split in (data.train, data.val):
+            loader = Loader(
+                split,
+                recipe.augment,
+                batch_size=16,
+                train=split is data.train,
+                seed=0,
+                device=torch.device("cpu"),
+                cache="ram",
+            )
+            for _ in loader.epoch(0):
+                pass
+        _DECODED.append(True)
+    prepared = time.monotonic() - begun
+    path = Path(folder)
+    asked = json.loads((path.parents[1] / "sleep.json").read_text())
+    low, high = asked["seconds"] * (1 - asked["spread"]), asked["seconds"] * (1 + asked["spread"])
+    seconds = random.Random(int(path.name)).uniform(low, high)
+    time.sleep(seconds)
+    return {"AP": 0.3 + random.Random(int(path.name)).random() / 50, "own": seconds, "prepared": prepared}
+
+
+_DECODED: list[bool] = []
+
+
+def search_asleep(folder: Path, args: argparse.Namespace) -> None:
+    """The coordinator of the sleeping trials; runs in a process of its own, so that its start is counted."""
+    from detsearch_cli.methods.assign.method import AssignMethod
+    from detsearch_cli.recipe import compose
+    from detsearch_cli.search.coordinator import run
+    from detsearch_cli.search.plan import Plan
+
+    recipe = compose([("benchmark", SIZE), ("data", {"data": {"source": args.data, "val_fraction": 0.2}})])
+    method = AssignMethod()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sleep.json").write_text(json.dumps({"seconds": args.seconds, "spread": args.spread}))
+    plan = Plan(
+        name="overhead",
+        folder=folder,
+        storage=None,
+        space=method.space(recipe),
+        sampler="dycors",
+        seed=0,
+        trials=args.trials,
+        time_budget=None,
+        jobs=args.jobs,
+        executor="local",
+        identity={},
+        make_recipe=lambda c: (recipe if c is None else method.apply(recipe, c)).to_yaml(),
+    )
+    run(plan, "search_overhead:sleeping_trial")
+
+
+def timed(command: list[str]) -> float:
+    """Wall seconds of a process of this Python."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - begun
+
+
+def measure_asleep(folder: Path, args: argparse.Namespace) -> tuple[float, list[float], float]:
+    """Wall seconds, every trial's own seconds, and the longest preparation of a worker."""
+    given = [f"--{k}={getattr(args, k)}" for k in ("trials", "jobs", "seconds", "spread", "data")]
+    wall = timed([__file__, "--inside", str(folder), *given])
+    metrics = [row.metrics for row in _rows(folder)]
+    return wall, [m["own"] for m in metrics], max(m["prepared"] for m in metrics)
+
+
+def measure_training(folder: Path, args: argparse.Namespace) -> tuple[float, list[float], float]:
+    """The same of `detsearch assign search`; own seconds as the module's text says."""
+    import yaml
+
+    (folder / "size.yaml").write_text(yaml.safe_dump(SIZE))
+    wall = timed(
+        [
+            *("-m", "detsearch_cli.cli.app", "assign", "search", "--recipe", str(folder / "size.yaml")),
+            *("--data", args.data, "--val-fraction", "0.2", "--trials", str(args.trials)),
+            *("--jobs", str(args.jobs), "--out", str(folder), "--name", "overhead", "--json"),
+        ]
+    )
+    rows = [row for row in _rows(folder / "overhead") if row.repeat_of is None]
+    own: list[float] = []
+    first: list[float] = []
+    for worker in {row.worker for row in rows}:
+        seconds = [row.seconds or 0.0 for row in rows if row.worker == worker]
+        later = statistics.median(seconds[1:] or seconds)
+        own += [later] * len(seconds)
+        first.append(seconds[0] - later)
+    return wall, own, max(first)
+
+
+def _rows(folder: Path) -> Any:
+    from detsearch_cli.search.study import open_study
+
+    return open_study(folder).rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=9, help="beside the baseline")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a sleeping trial")
+    parser.add_argument("--spread", type=float, default=0.0, help="sleeps differ by up to this part")
+    parser.add_argument("--data", default="shapes:images=400,size=192")
+    parser.add_argument("--train", action="store_true", help="real trainings instead of sleeps")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.inside is not None:
+        search_asleep(args.inside, args)
+        return 0
+    with tempfile.TemporaryDirectory() as made:
+        measure = measure_training if args.train else measure_asleep
+        wall, own, prepared = measure(Path(made), args)
+    # fewer trials than workers would leave some without work; an odd last one does
+    overhead = args.jobs * wall / sum(own) - 1
+    idle = args.jobs * -(-len(own) // args.jobs) / len(own) - 1
+    print("  ".join(f"{c:>12}" for c in ("trials", "own s", "wall s", "first trial +s", "overhead", "load")))
+    cells = (
+        len(own),
+        f"{statistics.mean(own):.1f}",
+        f"{wall:.1f}",
+        f"{prepared:.1f}",
+        f"{overhead:.1%}",
+        f"{os.getloadavg()[0]:.1f}",
+    )
+    print("  ".join(f"{c:>{w}}" for c, w in zip(cells, (12, 12, 12, 14, 12, 12), strict=True)))
+    if idle:
+        print(f"of which {idle:.1%} because {len(own)} trials do not divide among {args.jobs} workers")
+    return int(overhead > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,12 +4,14 @@
     python benchmarks/search_overhead.py --trials 39 --data path/to/set
     python benchmarks/search_overhead.py --train               # real trainings through `detsearch assign search`
 
-overhead = workers x wall time of the search's process / sum of the trials' own time - 1
+overhead = workers x wall time of the search's process / sum of the trials' own time - 1. Start-up is paid once a
+worker, so longer searches have less of it. Exits 1 above a tenth.
 
 Sleeping trials: the coordinator, ledger, DYCORS over fifteen counts and local workers are real, and each worker
 pays what a training pays before its first step (imports, reading labels, decoding every image of train and
 val, building the detector); the training itself is a sleep, so a busy machine does not blur the result. One
-pass of augmentation is counted as overhead too, though it is not. `--spread` lets the sleeps differ, which
+pass of augmentation is counted as overhead too, though it is not. The column `processor` is what coordinator
+and workers computed, as a part of the sleep; other programs do not change it. `--spread` lets the sleeps differ, which
 costs more: results are recorded in the order of the trials, so a worker waits for an older trial. Spread .25:
 uniform in 15..25 s.
 
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +81,8 @@ def sleeping_trial(recipe_yaml: str, folder: str) -> dict[str, Any]:
     low, high = asked["seconds"] * (1 - asked["spread"]), asked["seconds"] * (1 + asked["spread"])
     seconds = random.Random(int(path.name)).uniform(low, high)
     time.sleep(seconds)
-    return {"AP": 0.3 + random.Random(int(path.name)).random() / 50, "own": seconds, "prepared": prepared}
+    times = {"own": seconds, "prepared": prepared, "processor": time.process_time()}
+    return {"AP": 0.3 + random.Random(int(path.name)).random() / 50, **times}
 
 
 _DECODED: list[bool] = []
@@ -110,6 +114,7 @@ def search_asleep(folder: Path, args: argparse.Namespace) -> None:
         make_recipe=lambda c: (recipe if c is None else method.apply(recipe, c)).to_yaml(),
     )
     run(plan, "search_overhead:sleeping_trial")
+    (folder / "processor.json").write_text(json.dumps(time.process_time()))
 
 
 def timed(command: list[str]) -> float:
@@ -119,16 +124,30 @@ def timed(command: list[str]) -> float:
     return time.monotonic() - begun
 
 
-def measure_asleep(folder: Path, args: argparse.Namespace) -> tuple[float, list[float], float]:
-    """Wall seconds, every trial's own seconds, and the longest preparation of a worker."""
+@dataclass(frozen=True)
+class Measured:
+    """wall: seconds of the search's process. own: every trial's. first: most that a first trial took longer.
+    processor: seconds that coordinator and workers computed, None where they trained, too."""
+
+    wall: float
+    own: list[float]
+    first: float
+    processor: float | None = None
+
+
+def measure_asleep(folder: Path, args: argparse.Namespace) -> Measured:
+    """A search whose trials sleep."""
     given = [f"--{k}={getattr(args, k)}" for k in ("trials", "jobs", "seconds", "spread", "data")]
     wall = timed([__file__, "--inside", str(folder), *given])
-    metrics = [row.metrics for row in _rows(folder)]
-    return wall, [m["own"] for m in metrics], max(m["prepared"] for m in metrics)
+    rows = _rows(folder)
+    workers = {row.worker: row.metrics["processor"] for row in rows}  # the last one's stands: it is cumulative
+    processor = sum(workers.values()) + json.loads((folder / "processor.json").read_text())
+    prepared = max(row.metrics["prepared"] for row in rows)
+    return Measured(wall, [row.metrics["own"] for row in rows], prepared, processor)
 
 
-def measure_training(folder: Path, args: argparse.Namespace) -> tuple[float, list[float], float]:
-    """The same of `detsearch assign search`; own seconds as the module's text says."""
+def measure_training(folder: Path, args: argparse.Namespace) -> Measured:
+    """`detsearch assign search`; own seconds as the module's text says."""
     import yaml
 
     (folder / "size.yaml").write_text(yaml.safe_dump(SIZE))
@@ -147,7 +166,7 @@ def measure_training(folder: Path, args: argparse.Namespace) -> tuple[float, lis
         later = statistics.median(seconds[1:] or seconds)
         own += [later] * len(seconds)
         first.append(seconds[0] - later)
-    return wall, own, max(first)
+    return Measured(wall, own, max(first))
 
 
 def _rows(folder: Path) -> Any:
@@ -170,23 +189,23 @@ def main() -> int:
         search_asleep(args.inside, args)
         return 0
     with tempfile.TemporaryDirectory() as made:
-        measure = measure_training if args.train else measure_asleep
-        wall, own, prepared = measure(Path(made), args)
-    # fewer trials than workers would leave some without work; an odd last one does
-    overhead = args.jobs * wall / sum(own) - 1
-    idle = args.jobs * -(-len(own) // args.jobs) / len(own) - 1
-    print("  ".join(f"{c:>12}" for c in ("trials", "own s", "wall s", "first trial +s", "overhead", "load")))
-    cells = (
-        len(own),
-        f"{statistics.mean(own):.1f}",
-        f"{wall:.1f}",
-        f"{prepared:.1f}",
-        f"{overhead:.1%}",
-        f"{os.getloadavg()[0]:.1f}",
-    )
-    print("  ".join(f"{c:>{w}}" for c, w in zip(cells, (12, 12, 12, 14, 12, 12), strict=True)))
+        found = (measure_training if args.train else measure_asleep)(Path(made), args)
+    count, total = len(found.own), sum(found.own)
+    overhead = args.jobs * found.wall / total - 1
+    cells = {
+        "trainings": count,
+        "own s": f"{total / count:.1f}",
+        "wall s": f"{found.wall:.1f}",
+        "first trial +s": f"{found.first:.1f}",
+        "processor": "-" if found.processor is None else f"{found.processor / total:.1%}",
+        "overhead": f"{overhead:.1%}",
+        "machine load": f"{os.getloadavg()[0]:.1f}",
+    }
+    print("  ".join(f"{c:>14}" for c in cells))
+    print("  ".join(f"{c:>14}" for c in cells.values()))
+    idle = args.jobs * -(-count // args.jobs) / count - 1
     if idle:
-        print(f"of which {idle:.1%} because {len(own)} trials do not divide among {args.jobs} workers")
+        print(f"of which {idle:.1%} because {count} trainings do not divide among {args.jobs} workers")
     return int(overhead > LIMIT)
 
 

@@ -54,6 +54,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
 
     try:
         code = app(arguments, standalone_mode=False)
+        if code == 130:  # Typer's own word for KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except DetsearchError as error:
         if debug:

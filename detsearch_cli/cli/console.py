@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+_NUMBER = re.compile(r"[-+]?[\d.,]*%?")
 _hint = {"text": "give the same command again to go on"}
 
 
@@ -64,14 +66,17 @@ def command_line() -> str:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stderr; all columns but the first are right-aligned."""
-    made = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
-    )
+    """A titled table on stderr; columns of numbers are right-aligned, text folds where the line ends."""
+    made = Table(header_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        made.add_column(_escape(column), justify="left" if number == 0 else "right", overflow="fold")
+        numeric = all(_NUMBER.fullmatch(row[number]) for row in rows)
+        made.add_column(
+            _escape(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
+        )
     for row in rows:
         made.add_row(*(_escape(cell) for cell in row))
+    if title:  # not the table's own title, which would fold at the width of the table
+        err().print(f"[bold cyan]{_escape(title)}[/]", soft_wrap=True)
     err().print(made)
 
 
@@ -93,7 +98,8 @@ def training_bar(title: str) -> Iterator[Any]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=err(), transient=False) as progress:
-        task = progress.add_task(_escape(title), total=None, note="")
+        # shown from the first step on, so that an error before it leaves no empty bar behind
+        task = progress.add_task(_escape(title), total=None, note="", visible=False)
         ap = {"last": ""}
 
         def watch(at: Any) -> None:
@@ -101,16 +107,14 @@ def training_bar(title: str) -> Iterator[Any]:
                 ap["last"] = f"AP {percent(at.ap)} "
             losses = " ".join(f"{name} {value:.3f}" for name, value in at.losses.items())
             note = f"epoch {at.epoch}/{at.epochs} {ap['last']}{losses}"
-            progress.update(task, total=at.steps, completed=at.step, note=note)
+            progress.update(task, total=at.steps, completed=at.step, note=note, visible=True)
 
         yield watch
 
 
 def coco_table(title: str, coco: dict[str, float | None]) -> None:
-    """The twelve COCO numbers in two lines of six."""
-    names = list(coco)
-    table(title, names[:6], [[percent(coco[n]) for n in names[:6]]])
-    table("", names[6:], [[percent(coco[n]) for n in names[6:]]])
+    """The twelve COCO numbers in one line."""
+    table(title, list(coco), [[percent(value) for value in coco.values()]])
 
 
 def class_table(rows: list[dict[str, Any]], limit: int | None = None) -> None:

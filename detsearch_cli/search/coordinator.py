@@ -9,11 +9,8 @@ what an uninterrupted one would have.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detsearch_cli import parts
@@ -23,6 +20,7 @@ from detsearch_cli.search.executors.base import Executor
 from detsearch_cli.search.ledger import Frozen, Ledger
 from detsearch_cli.search.plan import Event, Kind, Outcome, Plan, text_hash
 from detsearch_cli.search.samplers.base import Sampler
+from detsearch_cli.search.signals import interruptible
 from detsearch_cli.search.space import Candidate
 from detsearch_cli.search.storage import guarded, locked
 from detsearch_cli.search.study import TrialRow, best_of
@@ -48,7 +46,7 @@ def run(
     if plan.sampler not in parts.names("search.samplers"):
         parts.load("search.samplers", plan.sampler, StudyError)  # raises, naming the samplers there are
     kind = executor_class(plan.executor)
-    with locked(plan.folder), _interruptible() as interrupted:
+    with locked(plan.folder), interruptible() as interrupted:
         executor = kind(plan.folder, max(1, plan.jobs), function, plan.executor_options)
         ledger = _open(plan, executor)
         try:
@@ -81,27 +79,6 @@ def _open(plan: Plan, executor: Executor) -> Ledger:
         if new:
             executor.abort()
         raise
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted and acted on between two writes; a second one interrupts at once."""
-    noted: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(number)
-        if len(noted) > 1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(noted)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Search:
@@ -165,6 +142,8 @@ class _Search:
     def _hand_out(self) -> str | None:
         """Give every free slot a trial; the reason when there will be no more."""
         waiting = self._unhanded()
+        if waiting:
+            self._make_room(waiting[0])
         for slot in range(self.executor.jobs):
             if slot in self.busy:
                 continue
@@ -180,6 +159,13 @@ class _Search:
                 waiting = [row]
             self._hand(slot, waiting.pop(0))
         return None
+
+    def _make_room(self, oldest: TrialRow) -> None:
+        """With fewer jobs than before, done trials may hold every slot while the one they wait for has none."""
+        slots = range(self.executor.jobs)
+        done = [s for s in slots if s in self.busy and (self.busy[s].folder / "result.json").exists()]
+        if done and all(s in self.busy and self.busy[s].number > oldest.number for s in slots):
+            del self.busy[done[0]]  # its result is found again when its turn comes
 
     def _unhanded(self) -> list[TrialRow]:
         """Recorded as running but with no worker: their worker or the coordinator died."""

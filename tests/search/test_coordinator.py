@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from detsearch_cli.errors import StorageError, StudyError
 from detsearch_cli.search import coordinator
 from detsearch_cli.search.coordinator import Event
 from detsearch_cli.search.space import Integer, Space
-from detsearch_cli.search.study import open_study
+from detsearch_cli.search.study import open_study, trial_folder
 from tests.search.driving import Inline, read, search, story
 
 
@@ -147,6 +148,32 @@ def test_a_search_in_pieces_is_the_search_in_one(tmp_path: Path, sampler: str) -
             search(tmp_path / "pieces", "quick", stop, trials=12, sampler=sampler)
     pieces = search(tmp_path / "pieces", trials=12, sampler=sampler)
     assert story(pieces.rows) == story(whole.rows)
+
+
+def test_with_fewer_jobs_a_done_trial_makes_room_for_the_one_it_waits_for(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(event: Event) -> None:
+        if event.kind == "started" and event.row is not None and event.row.number == 2:
+            raise Stop
+
+    whole = search(tmp_path / "whole", trials=4)
+    folder = tmp_path / "s"
+    with pytest.raises(Stop):
+        search(folder, "quick", stop, trials=4)
+    third, fourth = trial_folder(folder, 2), trial_folder(folder, 3)
+    with sqlite3.connect(folder / "study.db") as ledger:  # as if trial 1 were still without an outcome
+        ledger.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
+        ledger.execute("DELETE FROM trial_values WHERE trial_id = 2")
+    ledger.close()
+    (trial_folder(folder, 1) / "result.json").unlink()
+    assert (third / "result.json").exists() and not fourth.exists()
+    (folder / "workers" / "0" / "running.json").write_text(f'{{"trial": 2, "folder": "{third}"}}')
+    outcome = search(folder, trials=4)  # slot 0 holds trial 2, which is done and waits for trial 1
+    assert [row.candidate for row in outcome.rows] == [row.candidate for row in whole.rows]
+    assert [row.state for row in outcome.rows] == ["complete"] * 5
+    assert len((third / "begun").read_text().splitlines()) == 1
 
 
 def test_no_trial_begins_after_the_time_budget(tmp_path: Path) -> None:

@@ -1,0 +1,197 @@
+"""The commands as a user gives them: exit codes, one sentence an error, files written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detsearch_cli.cli.app import run
+
+SMALL = [
+    *("--detector", "fcos", "--backbone", "tiny", "--data", "shapes:images=24,val=8,test=8,size=64"),
+    *("--image-size", "64", "--epochs", "1", "--batch-size", "8", "--device", "cpu"),
+    *("--set", "neck={channels: 16, levels: [3, 5]}", "--set", "head.convs=1"),
+]
+MAIN = [sys.executable, "-m", "detsearch_cli.cli.app"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert run(["train", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("studies")
+    arguments = [
+        "assign",
+        "search",
+        *SMALL,
+        "--bins",
+        "1",
+        "--trials",
+        "2",
+        "--name",
+        "s",
+        "--out",
+        str(root),
+    ]
+    assert run(arguments) == 0
+    return root / "s"
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["eval"], ["assign", "search"], ["study", "list"], ["demo"]]
+)
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; from detsearch_cli.cli.app import run; "
+        f"assert run({[*command, '--help']!r}) == 0; "
+        "print(sorted({'torch', 'numpy', 'optuna', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_eval_of_a_run_and_of_its_detections_agree(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", str(trained), "--split", "val", "--json", "--plots", str(tmp_path)]) == 0
+    own = json.loads(capsys.readouterr().out)
+    data = SMALL[SMALL.index("--data") + 1]
+    assert (
+        run(
+            [
+                "eval",
+                "--detections",
+                str(trained / "detections.json"),
+                "--data",
+                data,
+                "--split",
+                "val",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    again = json.loads(capsys.readouterr().out)
+    assert own["coco"] == pytest.approx(again["coco"], nan_ok=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"precision_recall.png", "confusion.png"}
+
+
+def test_fail_under_exits_1_and_compare_gives_an_interval(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", str(trained), "--fail-under", "AP=0.99", "--compare", str(trained)]) == 1
+    told = capsys.readouterr().err
+    assert "under the required 0.99" in told
+    assert "+0.0 AP [+0.0, +0.0]" in told
+
+
+def test_predict_draws_pictures_and_prints_coco_json(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("L", (80, 50), 128).save(tmp_path / "grey.png")
+    assert run(["predict", str(trained), str(tmp_path / "grey.png"), "--out", str(tmp_path / "out")]) == 0
+    assert Image.open(tmp_path / "out" / "grey.png").size == (80, 50)
+    capsys.readouterr()
+    assert run(["predict", str(trained), str(tmp_path / "grey.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["id"] == 1
+
+
+def test_a_search_writes_its_files_and_the_study_can_be_read(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {"best.yaml", "report.html", "search.json", "study.db", "trials"} <= {
+        p.name for p in study.iterdir()
+    }
+    for ending in ("csv", "parquet", "json"):
+        assert run(["study", "export", str(study), str(tmp_path / f"t.{ending}")]) == 0
+    capsys.readouterr()
+    assert run(["study", "list", str(study.parent), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["trials"] == 3
+    assert run(["study", "resume", str(study)]) == 0
+    assert run(["study", "show", str(study)]) == 0
+
+
+def test_assign_train_with_baseline_compares_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fragment = tmp_path / "f.yaml"
+    fragment.write_text("assign: {name: dynamic, counts: [[3]]}\n")
+    common = [*SMALL, "--recipe", str(fragment)]
+    out = ["--out", str(tmp_path / "out")]
+    assert run(["assign", "train", *common, *out, "--baseline", "--seeds", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [r["side"] for r in told["runs"]] == ["baseline", "searched"] * 2
+    assert told["over_seeds"]["low"] <= told["over_seeds"]["difference"] <= told["over_seeds"]["high"]
+    assert (
+        run(["assign", "show", *common, "--images", "4", "--samples", "1", "--out", str(tmp_path / "show")])
+        == 0
+    )
+    assert len(list((tmp_path / "show").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "no/such/folder"], "no/such/folder"),
+        (["train", *SMALL, "--detector", "fcoss"], "did you mean 'fcos'"),
+        (["train", *SMALL, "--set", "optim.lrr=1"], "optim.lrr is no key"),
+        (["train", *SMALL, "--image-size", "big"], "--image-size takes pixels"),
+        (["train", *SMALL, "--recipe", "none.yaml"], "cannot read recipe none.yaml"),
+        (["train", *SMALL, "--device", "cuda"], "no CUDA device"),
+        (["eval", "no/run"], "no/run"),
+        (["eval"], "exactly one of"),
+        (["assign", "search", *SMALL, "--sampler", "magic"], "magic"),
+        (["assign", "search", *SMALL, "--bins", "3,3"], "bins must be"),
+        (["study", "show", "no/study"], "no/study"),
+        (["data", "inspect", "no/data"], "no/data"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_sentence_and_exit_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_a_truncated_ledger_is_refused_and_left_alone(study: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "s"
+    shutil.copytree(study, copy)
+    (copy / "study.db").write_bytes((study / "study.db").read_bytes()[:5000])
+    before = (copy / "study.db").read_bytes()
+    assert run(["study", "resume", str(copy)]) == 2
+    assert (copy / "study.db").read_bytes() == before
+
+
+def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path: Path) -> None:
+    command = [*MAIN, "train", *SMALL, "--epochs", "200", "--out", str(tmp_path / "r")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "r" / "resume.safetensors").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "give the same command again" in told
+    assert not (tmp_path / "r" / "metrics.json").exists()

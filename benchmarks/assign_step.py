@@ -6,8 +6,9 @@
 A step is forward, assignment, loss, backward and optimiser, on batches prepared beforehand. Both sides start
 from the same weights and take turns, one step each. `ratio` is the dynamic assigner's step over the detector's
 own on the same batch, the median over all batches, by wall time and by processor time (which a busy machine
-changes less); the milliseconds are medians, too, the last two those of the assignment alone. Counts are HPS-Det's published ones; where the
-detector's own gives other positives, the loss differs in cost, too, and the ratio includes it.
+changes less); the milliseconds are medians, too, the last two those of the assignment alone. Counts are
+HPS-Det's published ones; where the detector's own gives other positives, the loss differs in cost, too, and
+the ratio includes it.
 """
 
 from __future__ import annotations

@@ -140,7 +140,9 @@ def measure_asleep(folder: Path, args: argparse.Namespace) -> Measured:
     given = [f"--{k}={getattr(args, k)}" for k in ("trials", "jobs", "seconds", "spread", "data")]
     wall = timed([__file__, "--inside", str(folder), *given])
     rows = _rows(folder)
-    workers = {row.worker: row.metrics["processor"] for row in rows}  # the last one's stands: it is cumulative
+    workers = {
+        row.worker: row.metrics["processor"] for row in rows
+    }  # the last one's stands: it is cumulative
     processor = sum(workers.values()) + json.loads((folder / "processor.json").read_text())
     prepared = max(row.metrics["prepared"] for row in rows)
     return Measured(wall, [row.metrics["own"] for row in rows], prepared, processor)

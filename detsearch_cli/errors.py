@@ -43,6 +43,12 @@ class Diverged(DetsearchError):
     exit_code = 1
 
 
+class ProcessLost(DetsearchError):
+    """Another process of a distributed training stopped; what it saved is intact."""
+
+    exit_code = 1
+
+
 class CheckFailed(DetsearchError):
     """A check the user asked for did not hold (`--fail-under`, every trial failed)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -33,15 +34,16 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             raise storage_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no such folder: it would hide why the write failed
+            temporary.unlink(missing_ok=True)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """One sentence for a write that the disk refused."""
     said = error.strerror or str(error)
-    return StorageError(
-        f"cannot write {path}: {said}; free some space or choose another --out, then run again"
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free some space or choose another --out" if full else "choose another --out"
+    return StorageError(f"cannot write {path}: {said}; {remedy}, then run it again")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,8 @@ from detsearch_cli import __version__
 from detsearch_cli.cli import assign, data, demo, evaluate, predict, report, study, train
 from detsearch_cli.errors import DetsearchError
 
+INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 app = typer.Typer(
     name="detsearch",
     no_args_is_help=True,
@@ -50,36 +52,51 @@ def main() -> None:
 
 def run(arguments: list[str], debug: bool = False) -> int:
     """Run with these arguments and return the exit code."""
-    from detsearch_cli.cli.console import complain, resume_hint
+    from detsearch_cli.cli.console import complain
 
     try:
-        code = app(arguments, standalone_mode=False)
-        if code == 130:  # Typer's own word for KeyboardInterrupt
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else 0
+        code = app(arguments, prog_name="detsearch", standalone_mode=False)
     except DetsearchError as error:
         if debug:
             raise
         complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain(f"interrupted; {resume_hint()}")
-        return 130
-    except BrokenPipeError:  # `detsearch ... | head`
+        return _interrupted()
+    except OSError as error:
+        if debug or (error.errno != errno.EPIPE and error.filename is None and error.errno not in FULL):
+            raise
+        return _refused(error)
+    except Exception as error:
+        usage = _usage(error)
+        if usage is None:
+            raise
+        return usage
+    if code == INTERRUPTED:  # newer versions of Typer turn KeyboardInterrupt into this
+        return _interrupted()
+    return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    from detsearch_cli.cli.console import complain, resume_hint
+
+    complain(f"interrupted; {resume_hint()}")
+    return INTERRUPTED
+
+
+def _refused(error: OSError) -> int:
+    """What the system said about a file: 1 for a full disk, 2 for a path the user can choose better."""
+    from detsearch_cli.cli.console import complain
+
+    if error.errno == errno.EPIPE:  # `detsearch ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        complain(
-            f"cannot write {error.filename or 'to the disk'}: {error.strerror}; free some space, then run again"
-        )
+    place = error.filename or "to the disk"
+    if error.errno in FULL:
+        complain(f"cannot write {place}: {error.strerror}; free some space, then run again")
         return 1
-    except Exception as error:
-        code = _usage(error)
-        if code is None:
-            raise
-        return code
+    complain(f"cannot use {place}: {error.strerror}; give another path")
+    return 2
 
 
 def _usage(error: Exception) -> int | None:

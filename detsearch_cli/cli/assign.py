@@ -23,23 +23,37 @@ def search(
     bins: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel="Assignment",
             help="Aspect bins of each pyramid level, as 3,3,3,3,3 (default: 3 each) or 1,1,1,1,1; "
-            "or one number for all levels: 5, 3 or 1."
+            "or one number for all levels: 5, 3 or 1.",
         ),
     ] = None,
     edges: Annotated[
         str | None,
-        typer.Option(help="Aspect-ratio (height / width) bin edges; default: the paper's, as 1/2,2."),
+        typer.Option(
+            rich_help_panel="Assignment",
+            help="Aspect-ratio (height / width) bin edges; default: the paper's, as 1/2,2.",
+        ),
     ] = None,
     max_count: Annotated[
         int | None,
-        typer.Option(help="Largest count; default: 80 for RetinaNet, 25 for FCOS, 32 for ATSS.", min=1),
+        typer.Option(
+            rich_help_panel="Assignment",
+            help="Largest count; default: 80 for RetinaNet, 25 for FCOS, 32 for ATSS.",
+            min=1,
+        ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="Weight of the IoU loss when ranking candidates.", min=0)
+        float,
+        typer.Option(
+            rich_help_panel="Assignment", help="Weight of the IoU loss when ranking candidates.", min=0
+        ),
     ] = 1.5,
     min_iou: Annotated[
-        float, typer.Option(help="IoU above which an anchor is a candidate.", min=0, max=0.99)
+        float,
+        typer.Option(
+            rich_help_panel="Assignment", help="IoU above which an anchor is a candidate.", min=0, max=0.99
+        ),
     ] = 0.1,
 ) -> None:
     """Find the counts with the highest AP; trial 0 is the detector's own assignment."""

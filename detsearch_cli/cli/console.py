@@ -10,12 +10,12 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
 _hint = {"text": "give the same command again to go on"}
@@ -90,26 +90,32 @@ def percent(value: float | None) -> str:
 @contextmanager
 def training_bar(title: str) -> Iterator[Any]:
     """Progress of a training run: a callable for engine.train's `watch`."""
+    one_line = partial(Column, no_wrap=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=one_line()),
+        BarColumn(bar_width=20, table_column=one_line(min_width=10)),
+        MofNCompleteColumn(table_column=one_line(min_width=7)),
+        TimeRemainingColumn(table_column=one_line(min_width=7)),
+        TextColumn("{task.fields[note]}", table_column=one_line(overflow="ellipsis")),
     )
-    with Progress(*columns, console=err(), transient=False) as progress:
-        # shown from the first step on, so that an error before it leaves no empty bar behind
-        task = progress.add_task(_escape(title), total=None, note="", visible=False)
-        ap = {"last": ""}
+    progress = Progress(*columns, console=err())
+    task = progress.add_task(_escape(title), total=None, note="")
+    last_ap = ""
 
-        def watch(at: Any) -> None:
-            if at.ap is not None:
-                ap["last"] = f"AP {percent(at.ap)} "
-            losses = " ".join(f"{name} {value:.3f}" for name, value in at.losses.items())
-            note = f"epoch {at.epoch}/{at.epochs} {ap['last']}{losses}"
-            progress.update(task, total=at.steps, completed=at.step, note=note, visible=True)
+    def watch(at: Any) -> None:
+        nonlocal last_ap
+        progress.start()  # at the first step, so that an error before it leaves no empty bar behind
+        if at.ap is not None:
+            last_ap = f"AP {percent(at.ap)} "
+        losses = " ".join(f"{name} {value:.3f}" for name, value in at.losses.items())
+        note = f"epoch {at.epoch}/{at.epochs} {last_ap}{losses}"
+        progress.update(task, total=at.steps, completed=at.step, note=note)
 
+    try:
         yield watch
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def coco_table(title: str, coco: dict[str, float | None]) -> None:

@@ -12,8 +12,12 @@ import typer
 from detsearch_cli.errors import CheckFailed, EvaluationError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
+
+VOC_KEYS = ("voc07_mAP50", "voc_mAP50")
 
 
 def register(app: typer.Typer) -> None:
@@ -50,20 +54,44 @@ def evaluate(
     from detsearch_cli.engine.evaluate import evaluate as score
 
     limits = [parse_limit(item) for item in fail_under or []]
-    subject = find_subject(run, weights, detections, data, split, checkpoint, device)
+    refuse_unknown(evaluator, metric, checkpoint)
+    where = Where(data, split, f"{checkpoint}.safetensors", device)
+    subject = find_subject(run, weights, detections, where)
     result = score(subject.split, subject.table, evaluator)
     report: dict[str, Any] = {"subject": subject.name, "split": subject.split.name, **result.to_json()}
     if compare is not None:
-        report["comparison"] = compare_with(
-            subject, compare, metric, resamples, data, split, checkpoint, device
-        )
+        report["comparison"] = compare_with(subject, compare, metric, resamples, where)
     if plots is not None:
-        report["plots"] = [str(p) for p in write_plots(subject, plots)]
+        report["plots"] = [str(p) for p in write_plots(subject, result.precision, plots)]
     if json:
         console.emit_json(report)
     else:
         show(subject, report)
     check_limits(limits, report)
+
+
+def refuse_unknown(evaluator: str, metric: str, checkpoint: str) -> None:
+    """Raise EvaluationError for a choice that does not exist, before any detector runs."""
+    from detsearch_cli.engine.compare import IOU_THRESHOLDS
+
+    choices: list[tuple[str, str, list[str]]] = [
+        ("--evaluator", evaluator, ["faster", "pycocotools"]),
+        ("--metric", metric, list(IOU_THRESHOLDS)),
+        ("--checkpoint", checkpoint, ["last", "best"]),
+    ]
+    for option, value, known in choices:
+        if value not in known:
+            raise EvaluationError(f"{option} is one of {', '.join(known)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a detector is scored on: data and split (None: its own), which weights of a run, which device."""
+
+    data: str | None
+    split: str | None
+    weights: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -75,15 +103,7 @@ class Subject:
     table: DetectionTable
 
 
-def find_subject(
-    run: Path | None,
-    weights: Path | None,
-    detections: Path | None,
-    data: str | None,
-    split: str | None,
-    checkpoint: str,
-    device: str,
-) -> Subject:
+def find_subject(run: Path | None, weights: Path | None, detections: Path | None, where: Where) -> Subject:
     """What is scored: exactly one of a run, a weights file or a results file."""
     from detsearch_cli.engine.detections import DetectionTable
     from detsearch_cli.engine.score import detect_with, open_split
@@ -91,42 +111,28 @@ def find_subject(
     given = [x for x in (run, weights, detections) if x is not None]
     if len(given) != 1:
         raise EvaluationError(f"give exactly one of RUN, --weights and --detections, got {len(given)}")
-    if detections is not None or (run is not None and run.suffix == ".json"):
-        path = detections or run
-        assert path is not None
-        if data is None:
-            raise EvaluationError("--detections needs --data: the annotations to score against")
-        chosen = open_split(data, split)
-        return Subject(str(path), chosen, DetectionTable.load(path, chosen))
-    if checkpoint not in ("last", "best"):
-        raise EvaluationError(f"--checkpoint is last or best, got {checkpoint!r}")
-    path = weights or run
-    assert path is not None
-    chosen, table = detect_with(path, data, split, f"{checkpoint}.safetensors", device)
-    return Subject(str(path), chosen, table)
+    path = given[0]
+    if detections is None and path.suffix != ".json":
+        split, table = detect_with(path, where.data, where.split, where.weights, where.device)
+        return Subject(str(path), split, table)
+    if where.data is None:
+        raise EvaluationError(f"{path} needs --data: the annotations to score it against")
+    split = open_split(where.data, where.split)
+    return Subject(str(path), split, DetectionTable.load(path, split))
 
 
-def compare_with(
-    subject: Subject,
-    other: Path,
-    metric: str,
-    resamples: int,
-    data: str | None,
-    split: str | None,
-    checkpoint: str,
-    device: str,
-) -> dict[str, Any]:
+def compare_with(subject: Subject, other: Path, metric: str, resamples: int, where: Where) -> dict[str, Any]:
     """Paired bootstrap over the images of the same split: this run minus the other."""
     from dataclasses import asdict
 
     from detsearch_cli.engine.compare import paired_bootstrap
 
-    json_file = other if other.suffix == ".json" else None
-    rival = find_subject(None if json_file else other, None, json_file, data, split, checkpoint, device)
+    rival = find_subject(other, None, None, where)
     ids = [[r.image_id for r in s.split.records] for s in (subject, rival)]
     if ids[0] != ids[1] or subject.split.classes != rival.split.classes:
         raise EvaluationError(
-            f"{subject.name} and {rival.name} are scored on different images or classes; give --data and --split"
+            f"{subject.name} and {rival.name} are scored on different images or classes; "
+            "give --data and --split"
         )
     outcome = paired_bootstrap(subject.split, rival.table, subject.table, metric=metric, resamples=resamples)
     return {"other": rival.name, "text": _interval(outcome), **asdict(outcome)}
@@ -149,20 +155,29 @@ def show(subject: Subject, report: dict[str, Any]) -> None:
     console.class_table(report["per_class"])
     if "comparison" in report:
         comparison = report["comparison"]
-        verdict = "" if comparison["low"] > 0 or comparison["high"] < 0 else " (within noise)"
-        console.say(f"difference to {comparison['other']}: {comparison['text']}, 95% interval{verdict}")
+        metric, scores = comparison["metric"], [console.percent(comparison[k]) for k in ("b", "a")]
+        console.say(f"{metric} of {subject.name} {scores[0]}, of {comparison['other']} {scores[1]}")
+        console.say(
+            f"difference, the first minus the second: {comparison['text']}, 95% interval over images: "
+            f"{verdict(comparison)}"
+        )
     for path in report.get("plots", []):
         console.say(f"wrote {path}")
 
 
-def write_plots(subject: Subject, folder: Path) -> list[Path]:
-    """precision_recall.png and confusion.png."""
+def verdict(comparison: dict[str, Any]) -> str:
+    """What the interval says, in words."""
+    if comparison["low"] > 0:
+        return "better"
+    return "worse" if comparison["high"] < 0 else "within noise"
+
+
+def write_plots(subject: Subject, precision: np.ndarray, folder: Path) -> list[Path]:
+    """precision_recall.png and confusion.png. precision (10, 101, C): `Evaluation.precision`."""
     from detsearch_cli.engine.confusion import confusion_matrix
-    from detsearch_cli.engine.evaluate import evaluate as score
     from detsearch_cli.report import curves
 
     classes = subject.split.classes
-    precision = score(subject.split, subject.table).precision
     pictures = {
         "precision_recall.png": curves.precision_recall(precision, classes, title=subject.name),
         "confusion.png": curves.confusion(confusion_matrix(subject.split, subject.table), classes),
@@ -183,6 +198,11 @@ def parse_limit(text: str) -> tuple[str, float]:
         raise EvaluationError(f"--fail-under takes METRIC=FRACTION such as AP=0.30, got {text!r}") from None
     if not 0 <= value <= 1:
         raise EvaluationError(f"--fail-under takes a fraction in 0..1, got {value:g}; AP 30 is AP=0.30")
+    from detsearch_cli.engine.evaluate import COCO_KEYS
+
+    known = (*COCO_KEYS, *VOC_KEYS)
+    if match[1] not in known:
+        raise EvaluationError(f"--fail-under: {match[1]} is none of the metrics ({', '.join(known)})")
     return match[1], value
 
 
@@ -190,8 +210,6 @@ def check_limits(limits: list[tuple[str, float]], report: dict[str, Any]) -> Non
     """Raise CheckFailed for the first metric under its limit."""
     known = {**report["coco"], **report["voc"]}
     for name, least in limits:
-        if name not in known:
-            raise EvaluationError(f"--fail-under: {name} is none of the metrics ({', '.join(known)})")
         value = known[name]
         if value is None or not value >= least:
             shown = "undefined" if value is None else f"{value:.4f}"

@@ -149,7 +149,9 @@ def run_search(settings: Settings, as_json: bool = False) -> Outcome:
     folder = Path(settings.folder)
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
     plan = make_plan(settings)
-    announce_data(load_data(base_recipe(settings).data))
+    data = load_data(base_recipe(settings).data)
+    announce_data(data)
+    refuse_untrainable(settings, len(data.train.classes))
     live = Live()
     accepted = False
 
@@ -169,6 +171,17 @@ def run_search(settings: Settings, as_json: bool = False) -> Outcome:
     page = write_study_page(folder)
     conclude(settings, outcome, page, as_json)
     return outcome
+
+
+def refuse_untrainable(settings: Settings, num_classes: int) -> None:
+    """Raise now what would fail every trial: an unknown backbone, weights that do not fit, a missing GPU."""
+    from detsearch_cli.detectors import build
+    from detsearch_cli.engine.score import pick_device
+
+    recipe = base_recipe(settings)
+    if settings.executor == "local":  # elsewhere the workers' machine has the GPU, this one need not
+        pick_device(recipe.runtime.device)
+    build(recipe, num_classes)
 
 
 class Live:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from detsearch_cli.data.types import Defect
 
 BAR = 32
-LISTED = 8  # of each kind
+LISTED = 20  # of each kind
 
 
 def show_inspection(format: str, found: Inspection) -> None:
@@ -45,7 +45,9 @@ def show_defects(defects: Sequence[Defect]) -> None:
     kinds: dict[tuple[str, str], list[Defect]] = {}
     for defect in defects:
         kinds.setdefault((defect.kind, defect.handled), []).append(defect)
-    console.table("defects", ["kind", "count", "handled"], [[k, str(len(d)), h] for (k, h), d in kinds.items()])
+    console.table(
+        "defects", ["kind", "count", "handled"], [[k, str(len(d)), h] for (k, h), d in kinds.items()]
+    )
     for (kind, _), found in kinds.items():
         for defect in found[:LISTED]:
             console.say(f"  {kind}: {defect.file}: {defect.detail}")
@@ -63,6 +65,6 @@ def histogram(title: str, bins: Sequence[Bin], whole: bool = False) -> None:
 def label(bin: Bin, whole: bool) -> str:
     """`0.35 to 0.71`; for whole numbers the last one included: `3 to 4`, `1`."""
     if not whole:
-        return f"{bin.low:.2g} to {bin.high:.2g}" if bin.high < 10 else f"{bin.low:.3g} to {bin.high:.4g}"
+        return " to ".join(f"{edge:.0f}" if edge >= 10 else f"{edge:.2g}" for edge in (bin.low, bin.high))
     low, high = int(bin.low), int(bin.high) - 1
     return str(low) if low == high else f"{low} to {high}"

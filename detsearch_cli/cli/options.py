@@ -89,9 +89,9 @@ class RecipeOptions:
     epochs: Annotated[int | None, _option("Length of a training.")] = None
     image_size: Annotated[str | None, _option("Side limit in pixels, or SHORT,LONG as in 800,1333.")] = None
     batch_size: Annotated[int | None, _option("Images a step.")] = None
-    recipe: Annotated[list[Path], _option("YAML recipe or fragment; repeat, later over earlier.")] = field(
-        default_factory=list
-    )
+    recipe: Annotated[
+        list[Path], _option("YAML recipe or fragment; repeat, later over earlier.", metavar="FILE")
+    ] = field(default_factory=list)
     set: Annotated[list[str], _option("One key, such as optim.lr=0.02; repeat.", metavar="KEY=VALUE")] = (
         field(default_factory=list)
     )
@@ -147,9 +147,8 @@ class RecipeOptions:
             return image_size(value)
         if name == "subset":
             return int(value) if value >= 1 else value
-        if name == "data" and Path(value).is_dir():
-            # an absolute path, so that workers and later commands find it from any folder
-            return str(Path(value).resolve())
+        if name == "data":
+            return absolute(value)
         if isinstance(value, Path):
             return str(value.resolve())
         return value
@@ -159,6 +158,18 @@ class RecipeOptions:
         from detsearch_cli.recipe import compose
 
         return compose([("defaults", below or {}), *self.fragments()])
+
+
+def absolute(data: str) -> str:
+    """The folder in a data option as an absolute path, so that workers and later commands find it; names stay."""
+    from detsearch_cli.data.source import EMBEDDED, NAMED
+
+    if data.partition(":")[0] in names(EMBEDDED) or data in NAMED:
+        return data
+    if Path(data).exists():
+        return str(Path(data).resolve())
+    format, colon, folder = data.partition(":")
+    return f"{format}:{Path(folder).resolve()}" if colon and Path(folder).is_dir() else data
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -176,7 +187,7 @@ def image_size(text: str) -> tuple[int, int]:
 class SearchOptions:
     """How a search runs; the same in every method."""
 
-    trials: Annotated[int, _option("Trials, the baseline included.", panel="Search", min=1)] = 100
+    trials: Annotated[int, _option("Candidates to train, besides the baseline.", panel="Search", min=1)] = 100
     time_budget: Annotated[
         float | None, _option("Hand out no new trial after this many minutes.", panel="Search")
     ] = None

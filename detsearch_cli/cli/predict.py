@@ -23,7 +23,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="COCO results on stdout instead of pictures.")] = False,
 ) -> None:
-    """Pictures with boxes, or COCO json."""
+    """Detect objects in images: pictures with boxes, or COCO json."""
     from detsearch_cli.cli import console
     from detsearch_cli.engine.checkpoint import load_detector
     from detsearch_cli.engine.predict import detect_split, expand_images, image_split, per_image
@@ -44,9 +44,20 @@ def predict(
     from detsearch_cli.data.drawing import draw
     from detsearch_cli.files import replace_file
 
+    taken = {file.resolve() for file in files}  # no picture may replace an image that was given
     for number, found in enumerate(per_image(table, len(split))):
         keep = found.scores >= score_threshold
         picture = draw(split.read(number), found.boxes[keep], found.labels[keep], classes, found.scores[keep])
-        path = out / f"{files[number].stem}.png"
+        path = free_name(out / f"{files[number].stem}.png", taken)
+        taken.add(path.resolve())
         replace_file(path, lambda p, picture=picture: Image.fromarray(picture).save(p, format="PNG"))  # type: ignore[misc]
         console.say(f"{path}: {int(keep.sum())} objects")
+
+
+def free_name(path: Path, taken: set[Path]) -> Path:
+    """The path, or with a number where it is taken: images of one name in two folders, or the input itself."""
+    number, free = 2, path
+    while free.resolve() in taken:
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return free

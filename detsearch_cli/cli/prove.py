@@ -30,6 +30,11 @@ def run_train(method: str, slots: tuple[str, ...], options: RecipeOptions, train
     searched = options.compose(study_fragments(train.study) if train.study else None)
     without = searched.model_copy(update=dict.fromkeys(slots))
     if without.hash() == searched.hash():
+        if train.study is not None:
+            raise RecipeError(
+                f"{train.study} found nothing better than the detector's own, so there is nothing to train: "
+                f"its best.yaml is empty; `detsearch study show {train.study}` lists its trials"
+            )
         raise RecipeError(
             f"the recipe holds nothing that `{method} search` finds ({', '.join(slots)}); give --study or "
             f"--recipe best.yaml (an empty one means that nothing better than the detector's own was found)"

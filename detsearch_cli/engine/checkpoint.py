@@ -3,7 +3,7 @@
     recipe.yaml           the whole recipe
     metrics.json          written last; its presence means the run is finished
     log.jsonl             one line a step, one line an epoch
-    last.safetensors      weights after the last finished epoch (averaged ones, with EMA); carries recipe and classes
+    last.safetensors      weights after the last trained epoch (averaged ones, with EMA), recipe, classes
     best.safetensors      the same at the epoch of the highest validation AP, when it is evaluated every epoch
     resume.safetensors    weights, optimiser, EMA and random state; removed when the run is finished
     detections.json       COCO results of the evaluated split
@@ -14,19 +14,19 @@ Weights are safetensors only: opening a file never runs code.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import CheckpointError
-from detsearch_cli.files import replace_file
+from detsearch_cli.files import replace_file, write_text
 from detsearch_cli.recipe import Recipe, validate
 
 RECIPE, METRICS, LOG = "recipe.yaml", "metrics.json", "log.jsonl"
@@ -48,7 +48,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) 
     """Save tensors and text atomically."""
     # clone: safetensors refuses tensors that share memory, and channels-last ones
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
-    replace_file(path, lambda p: save_file(plain, p, metadata=about))
+    # not save_file: it makes files that only their owner can read, whatever the umask
+    replace_file(path, lambda p: p.write_bytes(save(plain, metadata=about)))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -86,28 +87,6 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     return model.eval(), recipe, classes
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """Optimiser state as named tensors and JSON."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"optim.{index}.{key}": value
-        for index, entry in state["state"].items()
-        for key, value in entry.items()
-        if isinstance(value, Tensor)
-    }
-    return tensors, json.dumps(state["param_groups"])
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: str) -> None:
-    """The inverse of `pack_optimizer`."""
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optim."):
-            _, index, key = name.split(".", 2)
-            entries.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": json.loads(groups)})
-
-
 def read_metrics(folder: Path) -> dict[str, Any] | None:
     """metrics.json of a finished run, or None."""
     path = folder / METRICS
@@ -130,3 +109,35 @@ def read_recipe(folder: Path) -> Recipe:
         return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Make the folder this recipe's. Raises CheckpointError when it already is another's."""
+    path = folder / RECIPE
+    if path.is_file():
+        there = read_recipe(folder)
+        if there.hash() != recipe.hash():
+            raise CheckpointError(
+                f"{folder} holds the run of another recipe ({_first_difference(there, recipe)}); "
+                f"choose another --out"
+            )
+        return
+    if any((folder / name).exists() for name in (METRICS, RESUME, LAST)):
+        raise CheckpointError(f"{folder} holds a run without its {RECIPE}; choose another --out")
+    write_text(path, recipe.to_yaml())
+
+
+def _first_difference(a: Recipe, b: Recipe) -> str:
+    flat_a, flat_b = (dict(_flatten(r.identity())) for r in (a, b))
+    for key in sorted(flat_a.keys() | flat_b.keys()):
+        if flat_a.get(key) != flat_b.get(key):
+            return f"{key} is {flat_a.get(key)} there, {flat_b.get(key)} here"
+    return "no difference"
+
+
+def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _flatten(value, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), content

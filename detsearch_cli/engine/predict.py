@@ -15,6 +15,7 @@ from detsearch_cli.data.loader import Batch, Loader
 from detsearch_cli.data.types import Record, Split
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.engine.machine import autocast
 from detsearch_cli.errors import DataError
 from detsearch_cli.recipe import Recipe
 from detsearch_cli.structures import Detections
@@ -26,7 +27,10 @@ EVAL_BATCH = 16
 def detect_split(
     model: Detector, split: Split, recipe: Recipe, device: torch.device, *, rank: int = 0, world: int = 1
 ) -> DetectionTable:
-    """Detections of every image of `split` (of this rank's share), in original pixels."""
+    """Detections of every image of `split` (of this rank's share), in original pixels.
+
+    Computed in the precision the recipe trains with on that device.
+    """
     training = model.training
     model.eval()
     loader = Loader(
@@ -42,9 +46,9 @@ def detect_split(
         world=world,
     )
     try:
-        return DetectionTable.concatenate(
-            [_to_table(model, batch, split, recipe) for batch in loader.epoch(0)]
-        )
+        with autocast(recipe, device):
+            tables = [_to_table(model, batch, split, recipe) for batch in loader.epoch(0)]
+        return DetectionTable.concatenate(tables)
     finally:
         model.train(training)
 

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from detsearch_cli.data.source import load_split, open_source
 from detsearch_cli.data.splits import resolve
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine.checkpoint import load_detector
 from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.engine.machine import pick_device
 from detsearch_cli.engine.predict import detect_split
-from detsearch_cli.errors import CheckpointError, EvaluationError
+from detsearch_cli.errors import EvaluationError
 from detsearch_cli.recipe import Data
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: the GPU where there is one. Raises CheckpointError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CheckpointError(f"--device is auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"no CUDA device is visible for --device {name}; use cpu")
-    return device
 
 
 def final_split(data: Data) -> Split:

@@ -1,0 +1,80 @@
+"""resume.safetensors: all that decides how an interrupted training goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from detsearch_cli.engine.checkpoint import load_tensors, save_tensors
+
+
+class State:
+    """What is saved: weights, their average, the optimiser, random states, how far and how long it trained."""
+
+    def __init__(
+        self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, fabric: Fabric
+    ) -> None:
+        self.model, self.average, self.optimizer, self.fabric = model, average, optimizer, fabric
+        self.step = 0
+        self.seconds = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write atomically. Raises StorageError."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.average.state_dict().items()}
+        optim, groups = pack_optimizer(self.optimizer)
+        tensors |= optim
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.fabric.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        about = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+        save_tensors(path, tensors, {"about": json.dumps(about), "optim": groups})
+
+    def load(self, path: Path) -> None:
+        """Go on from the file. Raises CheckpointError when it is not whole."""
+        tensors, text = load_tensors(path)
+        about = json.loads(text["about"])
+        self.model.load_state_dict(_under("model.", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_under("ema.", tensors))
+        unpack_optimizer(self.optimizer, tensors, text["optim"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.fabric.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
+        self.fabric.strategy.precision.load_state_dict(about["precision"])
+        self.step, self.seconds = about["step"], about["seconds"]
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
+    """Optimiser state as named tensors and JSON."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"optim.{index}.{key}": value
+        for index, entry in state["state"].items()
+        for key, value in entry.items()
+        if isinstance(value, Tensor)
+    }
+    return tensors, json.dumps(state["param_groups"])
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: str) -> None:
+    """The inverse of `pack_optimizer`."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optim."):
+            _, index, key = name.split(".", 2)
+            entries.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": json.loads(groups)})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

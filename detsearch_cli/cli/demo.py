@@ -18,7 +18,7 @@ RECIPE: dict[str, Any] = {
     "schedule": {"epochs": 12, "eval_every": 0},
     "runtime": {"device": "cpu", "cache": "ram"},
 }
-BINS, TRIALS, JOBS, SEEDS = "1", 8, 2, 2
+BINS, TRIALS, JOBS, SEEDS = "1", 8, 2, 4
 
 
 def register(app: typer.Typer) -> None:
@@ -68,4 +68,6 @@ def demo(
     console.say(
         f"2. proof: train both with {SEEDS} seeds at equal cost, score on images the search never saw"
     )
-    run_train("assign", ("assign",), RecipeOptions(), TrainOptions(study=out, baseline=True, seeds=SEEDS))
+    run_train(
+        "assign", ("assign",), RecipeOptions(), TrainOptions(study=out, baseline=True, seeds=SEEDS, jobs=JOBS)
+    )

@@ -218,5 +218,7 @@ class TrainOptions:
     seeds: Annotated[
         int, _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1)
     ] = 1
+    jobs: Annotated[int, _option("Trainings at a time.", panel="Train", min=1)] = 1
+    executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Train")] = "local"
     out: Annotated[Path | None, _option("Folder of the runs; default: in the study.", panel="Train")] = None
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Train")] = False

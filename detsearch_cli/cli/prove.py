@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from detsearch_cli.errors import RecipeError
 
 if TYPE_CHECKING:
     from detsearch_cli.cli.options import RecipeOptions, TrainOptions
-    from detsearch_cli.engine.contest import Contest
+    from detsearch_cli.engine.contest import Contest, Entrant
     from detsearch_cli.recipe import Fragment, Recipe
 
 
@@ -43,9 +43,9 @@ def run_train(method: str, slots: tuple[str, ...], options: RecipeOptions, train
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
     seeds = [searched.seed + i for i in range(train.seeds)]
     if not train.baseline:
-        train_alone(searched, seeds, folder, train.json)
+        train_alone(searched, seeds, folder, train)
         return
-    outcome = compare(without, searched, seeds, folder)
+    outcome = compare(without, searched, seeds, folder, train)
     record(outcome, folder, train.study)
     if train.json:
         console.emit_json({"folder": str(folder), **outcome.to_json()})
@@ -64,26 +64,32 @@ def default_folder(method: str, study: Path | None, recipe: Recipe) -> Path:
     return Path("runs") / f"{method}-{recipe.detector.name}-{recipe.hash()[:8]}"
 
 
-def train_alone(recipe: Recipe, seeds: list[int], folder: Path, as_json: bool) -> None:
+def train_alone(recipe: Recipe, seeds: list[int], folder: Path, train: TrainOptions) -> None:
     """The searched recipe alone, once a seed."""
+    from detsearch_cli.engine.contest import Entrant
     from detsearch_cli.engine.trial import load_data, train_with_retry
 
+    entrants = [Entrant("searched", recipe.with_({"seed": s}), folder / f"searched-seed{s}") for s in seeds]
+    train_in_workers(entrants, folder, "detsearch_cli.engine.trial:run_trial", train)
     results = []
-    for seed in seeds:
-        own, run = recipe.with_({"seed": seed}), folder / f"searched-seed{seed}"
-        with console.training_bar(f"searched, seed {seed}") as watch:
-            metrics = train_with_retry(own, load_data(own.data), run, watch)
-        results.append({"run": str(run), **metrics})
-        if not as_json:
-            console.coco_table(f"{run}: AP on {metrics['split']}", metrics["coco"])
-    if as_json:
+    for one in entrants:
+        with console.training_bar(title(one)) as watch:
+            metrics = train_with_retry(one.recipe, load_data(one.recipe.data), one.folder, watch)
+        results.append({"run": str(one.folder), **metrics})
+        if not train.json:
+            console.coco_table(f"{one.folder}: AP on {metrics['split']}", metrics["coco"])
+    if train.json:
         console.emit_json({"folder": str(folder), "runs": results})
 
 
-def compare(baseline: Recipe, searched: Recipe, seeds: list[int], folder: Path) -> Contest:
+def compare(
+    baseline: Recipe, searched: Recipe, seeds: list[int], folder: Path, train: TrainOptions
+) -> Contest:
     """Both sides over all seeds, with a progress bar for each training."""
-    from detsearch_cli.engine.contest import contest
+    from detsearch_cli.engine.contest import contest, entrants
 
+    every = entrants(baseline, searched, seeds, folder)
+    train_in_workers(every, folder, "detsearch_cli.engine.contest:train_entry", train)
     with ExitStack() as stack:
         bars: list[ExitStack] = []
 
@@ -96,6 +102,27 @@ def compare(baseline: Recipe, searched: Recipe, seeds: list[int], folder: Path) 
             return shown
 
         return contest(baseline, searched, seeds, folder, watch)
+
+
+def train_in_workers(entrants: Sequence[Entrant], folder: Path, run_trial: str, train: TrainOptions) -> None:
+    """Several trainings at a time, or elsewhere; one at a time on this machine is left to the caller."""
+    if train.jobs == 1 and train.executor == "local":
+        return
+    from detsearch_cli.engine.checkpoint import claim
+    from detsearch_cli.search.batch import run_batch
+
+    for one in entrants:
+        claim(one.folder, one.recipe)
+
+    def tell_done(number: int, metrics: Mapping[str, Any]) -> None:
+        ap, split = console.percent(metrics["AP"]), metrics["split"]
+        console.say(f"{title(entrants[number])}: AP {ap} on {split}, {metrics['train_seconds']:.0f} s")
+
+    run_batch([e.folder for e in entrants], folder, run_trial, train.jobs, train.executor, tell_done)
+
+
+def title(entrant: Entrant) -> str:
+    return f"{entrant.side}, seed {entrant.recipe.seed}"
 
 
 def record(outcome: Contest, folder: Path, study: Path | None) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.compare import Comparison, paired_bootstrap, seed_interval
@@ -15,9 +17,18 @@ from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.score import detect_with, final_split
 from detsearch_cli.engine.train import Watch
 from detsearch_cli.engine.trial import load_data, train_with_retry
-from detsearch_cli.recipe import Recipe
+from detsearch_cli.recipe import Recipe, validate
 
-SIDES = ("baseline", "searched")
+SIDES, FINAL = ("baseline", "searched"), "detections.final.json"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A training that a contest needs."""
+
+    side: str
+    recipe: Recipe
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -84,15 +95,14 @@ def contest(
 ) -> Contest:
     """Train both recipes once a seed, at equal cost, and compare them on the final split.
 
-    `watch` is given a title for each training and returns its progress callback. The same call resumes.
+    `watch` is given a title for each training and returns its progress callback. The same call resumes, and
+    finds what `train_entry` did in other processes.
     """
     split = final_split(searched.data)
-    entries = []
-    for seed in seeds:
-        for side, recipe in zip(SIDES, (baseline, searched), strict=True):
-            entries.append(
-                _enter(side, recipe.with_({"seed": seed}), folder / f"{side}-seed{seed}", split, watch)
-            )
+    entries = [
+        _enter(entrant, split, watch(f"{entrant.side}, seed {entrant.recipe.seed}"))
+        for entrant in entrants(baseline, searched, seeds, folder)
+    ]
     first = {e.side: e.table for e in entries if e.seed == seeds[0]}
     over_images = paired_bootstrap(split, first["baseline"], first["searched"])
     over_seeds = None
@@ -102,8 +112,31 @@ def contest(
     return Contest(split, tuple(entries), over_images, over_seeds)
 
 
-def _enter(side: str, recipe: Recipe, folder: Path, split: Split, watch: Callable[[str], Watch]) -> Entry:
-    metrics = train_with_retry(recipe, load_data(recipe.data), folder, watch(f"{side}, seed {recipe.seed}"))
-    _, table = detect_with(folder, None, None, ckpt.LAST, recipe.runtime.device)
-    table.save(folder / "detections.final.json", split)
-    return Entry(side, recipe.seed, folder, evaluate(split, table), table, metrics["train_seconds"])
+def entrants(baseline: Recipe, searched: Recipe, seeds: Sequence[int], folder: Path) -> list[Entrant]:
+    """Every training of a contest: both sides take turns, seed by seed."""
+    return [
+        Entrant(side, recipe.with_({"seed": seed}), folder / f"{side}-seed{seed}")
+        for seed in seeds
+        for side, recipe in zip(SIDES, (baseline, searched), strict=True)
+    ]
+
+
+def train_entry(recipe_yaml: str, workdir: str) -> dict[str, Any]:
+    """One training with its detections on the final split: what a worker runs. Returns the metrics."""
+    recipe = validate(yaml.safe_load(recipe_yaml))
+    return _train(recipe, Path(workdir), final_split(recipe.data), lambda _: None)
+
+
+def _enter(entrant: Entrant, split: Split, watch: Watch) -> Entry:
+    metrics = _train(entrant.recipe, entrant.folder, split, watch)
+    table = DetectionTable.load(entrant.folder / FINAL, split)
+    result = evaluate(split, table)
+    return Entry(entrant.side, entrant.recipe.seed, entrant.folder, result, table, metrics["train_seconds"])
+
+
+def _train(recipe: Recipe, folder: Path, split: Split, watch: Watch) -> dict[str, Any]:
+    metrics = train_with_retry(recipe, load_data(recipe.data), folder, watch)
+    if not (folder / FINAL).is_file():
+        _, table = detect_with(folder, None, None, ckpt.LAST, recipe.runtime.device)
+        table.save(folder / FINAL, split)
+    return metrics

@@ -11,9 +11,9 @@ Sleeping trials: the coordinator, ledger, DYCORS over fifteen counts and local w
 pays what a training pays before its first step (imports, reading labels, decoding every image of train and
 val, building the detector); the training itself is a sleep, so a busy machine does not blur the result. One
 pass of augmentation is counted as overhead too, though it is not. The column `processor` is what coordinator
-and workers computed, as a part of the sleep; other programs do not change it. `--spread` lets the sleeps differ, which
-costs more: results are recorded in the order of the trials, so a worker waits for an older trial. Spread .25:
-uniform in 15..25 s.
+and workers computed, as a part of the sleep; other programs do not change it. `--spread` lets the sleeps
+differ, which costs more: results are recorded in the order of the trials, so a worker waits for an older
+trial. Spread .25: uniform in 15..25 s.
 
 Real trainings: a trial's own time is the median of its worker's later trials, which find everything imported and
 decoded; best.yaml and the report are counted as overhead too.
@@ -32,7 +32,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detsearch_cli.search.study import TrialRow
 
 LIMIT = 0.10
 SIZE = {
@@ -139,10 +142,9 @@ def measure_asleep(folder: Path, args: argparse.Namespace) -> Measured:
     """A search whose trials sleep."""
     given = [f"--{k}={getattr(args, k)}" for k in ("trials", "jobs", "seconds", "spread", "data")]
     wall = timed([__file__, "--inside", str(folder), *given])
-    rows = _rows(folder)
-    workers = {
-        row.worker: row.metrics["processor"] for row in rows
-    }  # the last one's stands: it is cumulative
+    rows = trained(folder)
+    # the last of each worker stands: it is cumulative
+    workers = {row.worker: row.metrics["processor"] for row in rows}
     processor = sum(workers.values()) + json.loads((folder / "processor.json").read_text())
     prepared = max(row.metrics["prepared"] for row in rows)
     return Measured(wall, [row.metrics["own"] for row in rows], prepared, processor)
@@ -160,7 +162,7 @@ def measure_training(folder: Path, args: argparse.Namespace) -> Measured:
             *("--jobs", str(args.jobs), "--out", str(folder), "--name", "overhead", "--json"),
         ]
     )
-    rows = [row for row in _rows(folder / "overhead") if row.repeat_of is None]
+    rows = trained(folder / "overhead")
     own: list[float] = []
     first: list[float] = []
     for worker in {row.worker for row in rows}:
@@ -171,10 +173,19 @@ def measure_training(folder: Path, args: argparse.Namespace) -> Measured:
     return Measured(wall, own, max(first))
 
 
-def _rows(folder: Path) -> Any:
+def trained(folder: Path) -> list[TrialRow]:
+    """The trials that ran, without those answered from the ledger. Ends the script when one has failed."""
     from detsearch_cli.search.study import open_study
 
-    return open_study(folder).rows
+    rows = [row for row in open_study(folder).rows if row.repeat_of is None]
+    failed = [row for row in rows if row.value is None]
+    if failed:
+        first = failed[0]
+        sys.exit(
+            f"nothing measured: {len(failed)} of {len(rows)} trials failed, first trial {first.number}: "
+            f"{first.reason or first.state}"
+        )
+    return rows
 
 
 def main() -> int:

@@ -121,9 +121,11 @@ def search_asleep(folder: Path, args: argparse.Namespace) -> None:
 
 
 def timed(command: list[str]) -> float:
-    """Wall seconds of a process of this Python."""
+    """Wall seconds of a process of this Python. Ends the script when it fails; it has said why on stderr."""
     begun = time.monotonic()
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, *command], check=False, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(f"nothing measured: the search ended with exit code {done.returncode}, its message is above")
     return time.monotonic() - begun
 
 

@@ -22,9 +22,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch.utils import cpp_extension
 
-SOURCES = Path(__file__).parent / "csrc"
+SOURCES, TORCH = Path(__file__).parent / "csrc", Path(torch.__file__).parent
 COMMON = ("-O3", "-std=c++20", "-fPIC")
 # no contraction: CPU and GPU must round alike, so that both choose the same priors
 HOST = ("-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra")
@@ -61,7 +60,7 @@ def cpu_library() -> Library:
     compiler = os.environ.get("CXX") or _first("c++", "g++", "clang++")
     if compiler is None:
         raise BuildError("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
-    command = (compiler, *COMMON, *HOST, *_include(), "-shared", *_link("torch_cpu", "c10"))
+    command = (compiler, *COMMON, *HOST, *_include(), "-shared", *_link("torch_cpu"))
     # -### prints what -march=native stands for on this machine
     machine = _said((compiler, "-march=native", "-###", "-E", "-x", "c++", os.devnull))
     return _library("cpu", command, SOURCES.glob("*.cpp"), _said((compiler, "--version")) + machine)
@@ -158,11 +157,11 @@ def _library(kind: str, command: tuple[str, ...], sources: object, tools: str) -
 
 
 def _include() -> tuple[str, ...]:
-    return tuple(f"-isystem{path}" for path in cpp_extension.include_paths())
+    return ("-isystem", str(TORCH / "include"))
 
 
 def _link(*libraries: str) -> tuple[str, ...]:
-    return (*(f"-L{path}" for path in cpp_extension.library_paths()), *(f"-l{name}" for name in libraries))
+    return (f"-L{TORCH / 'lib'}", *(f"-l{name}" for name in libraries))
 
 
 @cache

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,11 +36,12 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Library:
-    """One library to build. kind: cpu or cuda. command: compiler and flags, without sources and output."""
+    """One library to build. kind: cpu or cuda. command: compiler and flags; link: what follows the sources."""
 
     kind: str
     command: tuple[str, ...]
     sources: tuple[Path, ...]
+    link: tuple[str, ...]
     identity: str
 
     @property
@@ -60,10 +61,12 @@ def cpu_library() -> Library:
     compiler = os.environ.get("CXX") or _first("c++", "g++", "clang++")
     if compiler is None:
         raise BuildError("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
-    command = (compiler, *COMMON, *HOST, *_include(), "-shared", *_link("torch_cpu"))
+    command = (compiler, *COMMON, *HOST, *_include(), "-shared")
     # -### prints what -march=native stands for on this machine
     machine = _said((compiler, "-march=native", "-###", "-E", "-x", "c++", os.devnull))
-    return _library("cpu", command, SOURCES.glob("*.cpp"), _said((compiler, "--version")) + machine)
+    return _library(
+        "cpu", command, SOURCES.glob("*.cpp"), ("torch_cpu",), _said((compiler, "--version")) + machine
+    )
 
 
 def cuda_library(architectures: Sequence[str] = ()) -> Library:
@@ -95,9 +98,10 @@ def cuda_library(architectures: Sequence[str] = ()) -> Library:
         *codes,
         *_include(),
         "-shared",
-        *_link("torch_cuda", "torch_cpu"),
     )
-    return _library("cuda", command, SOURCES.glob("*.cu"), _said((nvcc, "--version")))
+    return _library(
+        "cuda", command, SOURCES.glob("*.cu"), ("torch_cuda", "torch_cpu"), _said((nvcc, "--version"))
+    )
 
 
 def visible_architectures() -> tuple[str, ...]:
@@ -123,7 +127,7 @@ def build(library: Library, say: Callable[[str], None] = lambda text: None) -> P
         say(f"compiling detsearch's {library.kind} kernels, once, about {ABOUT[library.kind]} seconds ...")
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            _compile((*library.command, *map(str, library.sources), "-o", str(made)))
+            _compile((*library.command, *map(str, library.sources), "-o", str(made), *library.link))
             made.replace(path)
     return path
 
@@ -146,22 +150,21 @@ def first_error(text: str) -> str:
     return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
 
 
-def _library(kind: str, command: tuple[str, ...], sources: object, tools: str) -> Library:
-    found = tuple(sorted(sources))  # type: ignore[call-overload]
+def _library(
+    kind: str, command: tuple[str, ...], sources: Iterable[Path], libraries: tuple[str, ...], tools: str
+) -> Library:
+    found = tuple(sorted(sources))
     digest = hashlib.sha256()
     for path in (*found, *sorted(SOURCES.glob("*.h"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     versions = (torch.__version__, sys.platform, tools, *command)
     digest.update("\0".join(versions).encode())
-    return Library(kind, command, found, digest.hexdigest()[:16])
+    link = (f"-L{TORCH / 'lib'}", *(f"-l{name}" for name in libraries))
+    return Library(kind, command, found, link, digest.hexdigest()[:16])
 
 
 def _include() -> tuple[str, ...]:
     return ("-isystem", str(TORCH / "include"))
-
-
-def _link(*libraries: str) -> tuple[str, ...]:
-    return (f"-L{TORCH / 'lib'}", *(f"-l{name}" for name in libraries))
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from detsearch_kernels.assign import Tiling
 from torch import Tensor
 
 
@@ -49,6 +50,7 @@ class Priors:
     points (A, 2) xy px: the centres. level (A,) int64 in [0, L). strides (L,) px.
     ranges (L, 2) px: (low, high] of the largest regression distance a level is meant for (FCOS),
     None where the detector has no such ranges. counts (L,) priors a level, as Python ints.
+    tiling: the same as a few numbers, where the priors of a cell repeat in every cell; kernels need it.
     """
 
     boxes: Tensor
@@ -57,6 +59,7 @@ class Priors:
     strides: Tensor
     counts: tuple[int, ...]
     ranges: Tensor | None = None
+    tiling: Tiling | None = None
 
     @property
     def num_levels(self) -> int:

@@ -27,9 +27,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
+import detsearch_kernels as kernels
 import torch
+from detsearch_kernels.assign import Tiling, assign_topk
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -129,11 +132,29 @@ class Dynamic(Assigner):
         num_images, num_priors = dense.logits.shape[:2]
         device = dense.logits.device
         self.check(dense.priors.num_levels)
+        if dense.priors.tiling is not None and device.type == "cpu" and kernels.ready(device):
+            return Assignment(self._compiled(dense, targets, dense.priors.tiling))
         owner = torch.full((num_images * num_priors,), BACKGROUND, dtype=torch.int64, device=device)
         pairs = find_candidates(dense.priors, targets.boxes.float(), self.min_iou)
         if len(pairs.gt):
             self._select(dense, targets, pairs, owner)
         return Assignment(owner.view(num_images, num_priors))
+
+    def _compiled(self, dense: Dense, targets: Targets, tiling: Tiling) -> Tensor:
+        """The same by detsearch_kernels."""
+        counts, edges = _tables(self)
+        return assign_topk(
+            dense.logits,
+            dense.boxes,
+            targets.boxes.float(),
+            targets.labels,
+            targets.splits,
+            tiling,
+            counts,
+            edges,
+            alpha=self.alpha,
+            min_iou=self.min_iou,
+        )
 
     def explain(self, priors: Priors, boxes: Tensor) -> Groups:
         """Level, bin, count and candidates of boxes (G, 4) xyxy px; needs no predictions."""
@@ -159,15 +180,11 @@ class Dynamic(Assigner):
 
     def _bins(self, boxes: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Aspect bin and wanted count of boxes (G, 4) at level (G,) -> two (G,) int64."""
-        width = max(len(row) for row in self.counts)
-        table = torch.tensor([[*row, *[1] * (width - len(row))] for row in self.counts], device=boxes.device)
-        edges = [[*row, *[float("inf")] * (width - 1 - len(row))] for row in self.edge_rows()]
+        table, edges = (t.to(boxes.device) for t in _tables(self))
         row = level.clamp(min=0) if len(self.counts) > 1 else torch.zeros_like(level)
         sides = boxes[:, 2:] - boxes[:, :2]
         aspect = sides[:, 1:] / sides[:, :1]
-        bins = (
-            aspect > torch.tensor(edges, device=boxes.device).reshape(len(self.counts), width - 1)[row]
-        ).sum(1)
+        bins = (aspect > edges[row]).sum(1)
         return bins, table[row, bins]
 
     def _loss(self, dense: Dense, targets: Targets, gt: Tensor, at: Tensor) -> Tensor:
@@ -177,6 +194,15 @@ class Dynamic(Assigner):
         cls = _background_loss(logits, at) - (1 - FOCAL_ALPHA) * _away(own) + FOCAL_ALPHA * _away(-own)
         overlap = iou(boxes[at].float(), targets.boxes[gt].float())
         return (cls - self.alpha * overlap.clamp_(min=MIN_IOU_OF_LOSS).log_()).clamp_(min=0)
+
+
+@lru_cache(maxsize=64)
+def _tables(assigner: Dynamic) -> tuple[Tensor, Tensor]:
+    """counts (R, K) int64 and edges (R, K - 1) float32 on the CPU; short rows padded with 1 and infinity."""
+    width = max(len(row) for row in assigner.counts)
+    counts = [[*row, *[1] * (width - len(row))] for row in assigner.counts]
+    edges = [[*row, *[float("inf")] * (width - 1 - len(row))] for row in assigner.edge_rows()]
+    return torch.tensor(counts), torch.tensor(edges, dtype=torch.float32).reshape(len(counts), width - 1)
 
 
 def _away(logit: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
+from detsearch_kernels.assign import Tiling
 from torch import Tensor
 
 from detsearch_cli.parts import Part
@@ -37,19 +38,20 @@ class PriorGrid(Part):
         """
         strides = [2**level for level in range(levels[0], levels[1] + 1)]
         points = [_centers(size, stride) for size, stride in zip(sizes, strides, strict=True)]
-        boxes = []
-        for centers, stride in zip(points, strides, strict=True):
-            half = torch.tensor(self.cell_boxes(stride)) / 2
-            boxes.append(torch.cat((centers[:, None] - half, centers[:, None] + half), -1).reshape(-1, 4))
+        half = [torch.tensor(self.cell_boxes(stride)) / 2 for stride in strides]
+        cell = torch.stack([torch.cat((-h, h), -1) for h in half])
+        boxes = [(p.repeat(1, 2)[:, None] + c).reshape(-1, 4) for p, c in zip(points, cell, strict=True)]
         counts = tuple(len(b) for b in boxes)
         ranges = self.ranges(levels)
+        spans = torch.empty(0, 2) if ranges is None else torch.tensor(ranges)
         return Priors(
             boxes=torch.cat(boxes).to(device),
             points=torch.cat(points).repeat_interleave(self.per_cell, 0).to(device),
             level=torch.repeat_interleave(torch.arange(len(strides)), torch.tensor(counts)).to(device),
             strides=torch.tensor(strides, dtype=torch.float32, device=device),
             counts=counts,
-            ranges=None if ranges is None else torch.tensor(ranges, device=device),
+            ranges=None if ranges is None else spans.to(device),
+            tiling=Tiling(torch.tensor(sizes), torch.tensor(strides, dtype=torch.float32), cell, spans),
         )
 
 

@@ -1,0 +1,140 @@
+"""HPS-Det's Algorithm 2 in one call for a whole batch: who is positive, by lowest loss.
+
+Priors tile the image: each cell of a level holds the same boxes. So the candidates of a ground truth are found by
+looking at the cells near it, and neither a ground truth x prior matrix nor a permuted copy of the logits is made;
+memory beside the result is some 16 bytes a candidate of one ground truth.
+
+The reference, in PyTorch and for priors that do not tile, is detsearch_cli/slots/assigners/dynamic.py, which also
+says what the paper leaves open. Both choose alike but for losses that differ by rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Where priors lie, level after level, row-major, the priors of a cell together; L levels, S priors a cell.
+
+    sizes (L, 2) int64: cells down and across. strides (L,) float32 px: a cell's centre is (column + .5, row + .5)
+    strides. cell (L, S, 4) float32 px: xyxy of a cell's priors relative to its centre. ranges (L, 2) float32 px:
+    (low, high] of the largest distance to a side (points, S = 1), or (0, 2) for anchors. All on the CPU.
+    """
+
+    sizes: Tensor
+    strides: Tensor
+    cell: Tensor
+    ranges: Tensor
+
+    @property
+    def num_priors(self) -> int:
+        """Priors of all levels."""
+        return int(self.sizes.prod(1).sum()) * self.cell.shape[1]
+
+
+def assign_topk(
+    logits: Tensor | Sequence[Tensor],
+    boxes: Tensor,
+    truth: Tensor,
+    labels: Tensor,
+    splits: Tensor,
+    tiling: Tiling,
+    counts: Tensor,
+    edges: Tensor,
+    *,
+    alpha: float,
+    min_iou: float,
+) -> Tensor:
+    """The `counts` candidates of lowest focal + alpha x IoU loss of every ground truth -> matched (B, A) int64.
+
+    logits: (B, A, C), or what the head wrote, (B, S x C, H, W) a level, with any strides. boxes (B, A, 4): predicted,
+    xyxy px. truth (G, 4), labels (G,), splits (B + 1,): the ground truths, image after image. counts (R, K) int64 and
+    edges (R, K - 1) float32, ascending, padded with infinity: positives by row (level, or one row for all) and bin
+    of height / width. matched holds rows of `truth`, -1 for background. float32, on the CPU.
+
+    Ties go to the lower prior; a prior that several chose goes to the lowest loss, then the lower row; a ground truth
+    with a candidate keeps a positive wherever that is possible. Logits that are not numbers give some assignment.
+    Raises ValueError for shapes that contradict each other. Source: Liu et al., HPS-Det, Algorithm 2.
+    """
+    levels = [logits] if isinstance(logits, Tensor) else list(logits)
+    classes = _num_classes(levels, boxes, tiling)
+    _check(levels, boxes, truth, labels, splits, tiling, counts, edges)
+    matched: Tensor = torch.ops.detsearch.assign_topk(
+        levels,
+        boxes.contiguous(),
+        truth.contiguous(),
+        labels.contiguous(),
+        splits.contiguous(),
+        tiling.sizes,
+        tiling.cell,
+        tiling.strides,
+        tiling.ranges,
+        counts,
+        edges,
+        classes,
+        alpha,
+        min_iou,
+    )
+    return matched
+
+
+def register() -> None:
+    """Tell torch the operator's shape; called once its library is loaded."""
+
+    @torch.library.register_fake("detsearch::assign_topk")
+    def _(logits: Sequence[Tensor], boxes: Tensor, truth: Tensor, labels: Tensor, *_: object) -> Tensor:
+        return labels.new_empty(boxes.shape[:2])
+
+
+def _num_classes(levels: list[Tensor], boxes: Tensor, tiling: Tiling) -> int:
+    if levels[0].dim() == 3:
+        if levels[0].shape[:2] != boxes.shape[:2]:
+            raise ValueError(
+                f"logits {tuple(levels[0].shape)} and boxes {tuple(boxes.shape)} differ in images or priors"
+            )
+        return levels[0].shape[2]
+    shapes = tiling.cell.shape[1]
+    for number, (level, size) in enumerate(zip(levels, tiling.sizes.tolist(), strict=True)):
+        if level.dim() != 4 or list(level.shape[2:]) != size or level.shape[1] % shapes:
+            raise ValueError(
+                f"logits of level {number} must be (B, {shapes} x C, {size[0]}, {size[1]}), got {tuple(level.shape)}"
+            )
+    return levels[0].shape[1] // shapes
+
+
+def _check(
+    levels: list[Tensor],
+    boxes: Tensor,
+    truth: Tensor,
+    labels: Tensor,
+    splits: Tensor,
+    tiling: Tiling,
+    counts: Tensor,
+    edges: Tensor,
+) -> None:
+    if boxes.dim() != 3 or boxes.shape[2] != 4 or boxes.shape[1] != tiling.num_priors:
+        raise ValueError(f"boxes must be (B, {tiling.num_priors}, 4), got {tuple(boxes.shape)}")
+    if boxes.shape[0] != len(splits) - 1 or truth.shape != (len(labels), 4):
+        raise ValueError(
+            f"{boxes.shape[0]} images need {boxes.shape[0] + 1} splits and a label for every box of truth, got "
+            f"{len(splits)} splits, truth {tuple(truth.shape)}, {len(labels)} labels"
+        )
+    rows, bins = counts.shape
+    if rows not in (1, len(tiling.sizes)) or edges.shape != (rows, bins - 1):
+        raise ValueError(
+            f"counts must have one row or {len(tiling.sizes)}, and edges one column less; got "
+            f"{tuple(counts.shape)} and {tuple(edges.shape)}"
+        )
+    for name, tensor in (
+        ("boxes", boxes),
+        ("truth", truth),
+        ("edges", edges),
+        *(("logits", x) for x in levels),
+    ):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise ValueError(f"{name} must be float32 on the CPU, got {tensor.dtype} on {tensor.device}")

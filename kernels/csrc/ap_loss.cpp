@@ -1,0 +1,385 @@
+// Parameterized AP loss on the CPU without the positives x predictions matrix and without sorting the scores.
+//
+// f is piecewise linear, so over all predictions its sum is, per segment, slope x (excess over the segment's left
+// threshold - excess over its right one). Each score is therefore dropped once into the bin between two
+// thresholds s_i + knot; suffix sums over bins answer every positive, and a score's gradient depends on its bin alone.
+
+#include "ap_loss.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+namespace detsearch::ap {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int kBlock = 512;         // scores whose cells are found together
+constexpr int64_t kGrain = 65536;   // scores that are worth a thread
+constexpr uint32_t kSeveral = 1u << 31;
+
+// Finds the bin of a score: how many edges lie at or below it. A uniform grid over the edges leaves one comparison
+// for nearly all scores.
+template <typename T>
+class Grid {
+ public:
+  // edges: ascending, at least 1.
+  Grid(const T* edges, int64_t count) : edges_(edges), count_(count) {
+    shape(edges[0], edges[count - 1], count);
+    for (int64_t b = 0; b < count; ++b) ++first_[cell_of(edges[b]) + 1];
+    index();
+  }
+
+  // Sorts thresholds, which become edges, with their owners.
+  Grid(const std::vector<double>& threshold, double* sorted, T* edges, int32_t* owner)
+      : edges_(edges), count_(static_cast<int64_t>(threshold.size())) {
+    const auto [low, high] = std::minmax_element(threshold.begin(), threshold.end());
+    T ends[2];
+    edge_of(*low, &ends[0]);
+    edge_of(*high, &ends[1]);
+    shape(ends[0], ends[1], count_);
+    std::vector<int32_t> cell(count_);
+    for (int64_t b = 0; b < count_; ++b) {
+      T edge;
+      edge_of(threshold[b], &edge);
+      cell[b] = cell_of(edge);
+      ++first_[cell[b] + 1];
+    }
+    std::vector<uint32_t> next(cells_ + 1);
+    for (int64_t c = 0; c < cells_; ++c) next[c + 1] = next[c] + first_[c + 1];
+    for (int64_t b = 0; b < count_; ++b) owner[next[cell[b]]++] = static_cast<int32_t>(b);
+    // ties by owner, so that the order does not depend on the sort
+    const auto before = [&](int32_t a, int32_t b) {
+      return threshold[a] < threshold[b] || (threshold[a] == threshold[b] && a < b);
+    };
+    for (int64_t c = 0, from = 0; c < cells_; from += first_[++c]) {
+      if (first_[c + 1] > 1) std::sort(owner + from, owner + from + first_[c + 1], before);
+    }
+    for (int64_t b = 0; b < count_; ++b) {
+      sorted[b] = threshold[owner[b]];
+      edge_of(sorted[b], &edges[b]);
+    }
+    index();
+  }
+
+  // Calls visit(index, bin) for n scores; whether none of them is NaN.
+  template <typename Visit>
+  bool find(const T* scores, int64_t n, Visit visit) const {
+    int32_t cell[kBlock];
+    bool sound = true;
+    for (int64_t from = 0; from < n; from += kBlock) {
+      const T* s = scores + from;
+      const int m = static_cast<int>(std::min<int64_t>(kBlock, n - from));
+      int bad = 0;
+      for (int k = 0; k < m; ++k) {
+        cell[k] = cell_of(s[k]);
+        bad |= s[k] != s[k];
+      }
+      sound &= bad == 0;
+      for (int k = 0; k < m; ++k) {
+        const Cell& at = table_[cell[k]];
+        uint32_t bin = at.bin + (s[k] >= at.edge);
+        if (at.bin & kSeveral) bin = search(cell[k], s[k]);
+        visit(from + k, bin);
+      }
+    }
+    return sound;
+  }
+
+  uint32_t bin_of(T score) const {
+    const int32_t cell = cell_of(score);
+    const Cell& at = table_[cell];
+    return at.bin & kSeveral ? search(cell, score) : at.bin + (score >= at.edge);
+  }
+
+ private:
+  struct Cell {
+    T edge;        // of the cell, NaN where it has none
+    uint32_t bin;  // edges in lower cells; kSeveral where the cell has several edges
+  };
+
+  void shape(T low, T high, int64_t count) {
+    int64_t cells = 64;
+    while (cells < 8 * count && cells < 65536) cells *= 2;
+    cells_ = cells;
+    low_ = low;
+    last_ = static_cast<T>(cells - 1);
+    scale_ = static_cast<T>(cells) / std::max(high - low, T(1));
+    first_.assign(cells + 1, 0);
+  }
+
+  // Never decreases with the score, so a score at or above an edge is in the edge's cell or a later one.
+  int32_t cell_of(T score) const {
+    T x = (score - low_) * scale_;
+    x = x > T(0) ? x : T(0);
+    x = x < last_ ? x : last_;
+    return static_cast<int32_t>(x);
+  }
+
+  void index() {
+    table_.resize(cells_);
+    for (int64_t c = 0; c < cells_; ++c) {
+      const uint32_t from = first_[c], many = first_[c + 1];
+      table_[c].edge = many ? edges_[from] : std::numeric_limits<T>::quiet_NaN();  // nothing passes a NaN
+      table_[c].bin = many > 1 ? from | kSeveral : from;
+      first_[c + 1] += from;
+    }
+  }
+
+  uint32_t search(int32_t cell, T score) const {
+    const T* from = edges_ + first_[cell];
+    return static_cast<uint32_t>(std::upper_bound(from, edges_ + first_[cell + 1], score) - edges_);
+  }
+
+  const T* edges_;
+  int64_t count_, cells_;
+  T low_, scale_, last_;
+  std::vector<uint32_t> first_;
+  std::vector<Cell> table_;
+};
+
+struct Bin {
+  double sum = 0;  // of the scores
+  int64_t count = 0;
+};
+
+int64_t shares_of(int64_t n) {
+  return std::clamp<int64_t>(n / kGrain, 1, static_cast<int64_t>(torch::stable::get_num_threads()));
+}
+
+// Splits [0, n) into shares, one a thread.
+template <typename Work>
+void in_shares(int64_t n, Work work) {
+  const int64_t shares = shares_of(n);
+  torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) work(k, n * k / shares, n * (k + 1) / shares);
+  });
+}
+
+// Fills the bins; whether no score is NaN.
+template <typename T>
+bool fill(const Grid<T>& grid, const T* scores, int64_t n, std::vector<Bin>& bins) {
+  const size_t size = bins.size();
+  std::vector<std::vector<Bin>> parts(shares_of(n));
+  std::vector<char> sound(parts.size());
+  in_shares(n, [&](int64_t share, int64_t from, int64_t to) {
+    parts[share].assign(size, {});
+    Bin* part = parts[share].data();
+    sound[share] = grid.find(scores + from, to - from, [=](int64_t k, uint32_t bin) {
+      part[bin].sum += static_cast<double>(scores[from + k]);
+      ++part[bin].count;
+    });
+  });
+  for (const std::vector<Bin>& part : parts) {
+    for (size_t b = 0; b < size; ++b) {
+      bins[b].sum += part[b].sum;
+      bins[b].count += part[b].count;
+    }
+  }
+  return std::find(sound.begin(), sound.end(), 0) == sound.end();
+}
+
+template <typename T>
+struct Positives {
+  std::vector<int64_t> index;
+  std::vector<double> score, quality;
+
+  // Whether they can be used: distinct predictions with finite scores, and qualities that are numbers.
+  bool read(const T* scores, int64_t n, const int64_t* positives, const T* qualities, int64_t count) {
+    index.assign(positives, positives + count);
+    for (int64_t i = 0; i < count; ++i) {
+      if (index[i] < 0 || index[i] >= n || qualities[i] != qualities[i]) return false;
+      score.push_back(static_cast<double>(scores[index[i]]));
+      quality.push_back(static_cast<double>(qualities[i]));
+      if (!(std::fabs(score[i]) <= kFarthest)) return false;
+    }
+    std::vector<int64_t> ordered = index;
+    if (!std::is_sorted(ordered.begin(), ordered.end())) std::sort(ordered.begin(), ordered.end());
+    return std::adjacent_find(ordered.begin(), ordered.end()) == ordered.end();
+  }
+};
+
+// The loss, and what backward needs: edges and a gradient for every bin, and the positives' gradients.
+template <typename T>
+struct Result {
+  T* loss;
+  T* edges;          // thresholds
+  T* slopes;         // thresholds + 1
+  T* by_score;       // positives
+  T* by_quality;     // positives
+};
+
+// Whether the loss could be computed.
+template <typename T>
+bool compute(const Loss& loss, const T* scores, int64_t n, const Positives<T>& positives, Result<T> out) {
+  const int64_t rows = static_cast<int64_t>(positives.index.size()), steps = loss.ladder.steps;
+  const int64_t count = rows * steps;
+  std::vector<double> threshold(count), at(count);
+  std::vector<int32_t> owner(count);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t k = 0; k < steps; ++k) threshold[i * steps + k] = positives.score[i] + loss.ladder.offset[k];
+  }
+  const Grid<T> grid(threshold, at.data(), out.edges, owner.data());
+  std::vector<Bin> bins(count + 1);
+  if (!fill(grid, scores, n, bins)) return false;
+
+  // what positives weigh less than 1
+  std::vector<uint32_t> bin(rows);
+  std::vector<double> less(count + 1), less_sum(count + 1);
+  for (int64_t i = 0; i < rows; ++i) {
+    bin[i] = grid.bin_of(static_cast<T>(positives.score[i]));
+    const double part = loss.others.value(positives.quality[i]);
+    less[bin[i]] += part;
+    less_sum[bin[i]] += part * positives.score[i];
+  }
+
+  std::vector<Prefix> prefix(count);  // by owner
+  Prefix p = {double(bins[count].count), 0, bins[count].count - less[count], 0};
+  for (int64_t b = count - 1; b >= 0; --b) {
+    if (b < count - 1) {
+      const double gap = at[b + 1] - at[b], own = double(bins[b + 1].count), weighted = own - less[b + 1];
+      p.excess += p.count * gap + at_least_0(bins[b + 1].sum - own * at[b]);
+      p.weighted_excess +=
+          p.weighted_count * gap + at_least_0((bins[b + 1].sum - less_sum[b + 1]) - weighted * at[b]);
+      p.count += own;
+      p.weighted_count += weighted;
+    }
+    prefix[owner[b]] = p;
+  }
+
+  std::vector<Row> row(rows);
+  double value = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    Sums sums = {};
+    for (int64_t k = 0; k + 1 < steps; ++k) {
+      sums.add(loss.ladder, k, prefix[i * steps + k], prefix[i * steps + k + 1]);
+    }
+    row[i] = row_of(loss, sums, positives.quality[i]);
+    value += row[i].value;
+  }
+  *out.loss = static_cast<T>(value);
+
+  std::vector<Column> column(count + 1);
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t i = owner[b] / steps, k = owner[b] % steps;
+    Column& next = column[b + 1] = column[b];
+    if (b > 0) next.weight += column[b].above * (at[b] - at[b - 1]);
+    next.above += row[i].by_above * (loss.ladder.above[k] - (k ? loss.ladder.above[k - 1] : 0.0));
+    next.rank += row[i].by_rank * (loss.ladder.rank[k] - (k ? loss.ladder.rank[k - 1] : 0.0));
+    out.slopes[b] = static_cast<T>(column[b].above - column[b].rank);
+  }
+  out.slopes[count] = T(0);  // above every threshold nothing changes
+  for (int64_t i = 0; i < rows; ++i) {
+    const Column& c = column[bin[i]];
+    const double quality = positives.quality[i], beyond = positives.score[i] - at[bin[i] - 1];
+    out.by_score[i] = static_cast<T>(score_gradient(loss, row[i], c, quality));
+    out.by_quality[i] = static_cast<T>(quality_gradient(loss, row[i], c, quality, beyond));
+  }
+  return true;
+}
+
+template <typename T>
+bool has_nan(const T* scores, int64_t n) {
+  int bad = 0;
+  for (int64_t k = 0; k < n; ++k) bad |= scores[k] != scores[k];
+  return bad != 0;
+}
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename T>
+Outputs forward_as(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Tensor& knots,
+                   bool through_denominator) {
+  const int64_t n = scores.numel(), rows = positives.numel();
+  const Loss loss = read(knots.const_data_ptr<double>(), knots.size(0), rows, through_denominator);
+  const int64_t count = rows * loss.ladder.steps;
+  STD_TORCH_CHECK(count < (int64_t(1) << 31), "at most 2^31 thresholds, got ", count);
+  Tensor value = torch::stable::new_empty(scores, {}), edges = torch::stable::new_empty(scores, {count}),
+         slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
+         by_quality = torch::stable::new_empty(scores, {rows});
+  const Result<T> out = {value.mutable_data_ptr<T>(), edges.mutable_data_ptr<T>(), slopes.mutable_data_ptr<T>(),
+                         by_score.mutable_data_ptr<T>(), by_quality.mutable_data_ptr<T>()};
+  const T* s = scores.const_data_ptr<T>();
+  Positives<T> known;
+  bool sound = known.read(s, n, positives.const_data_ptr<int64_t>(), quality.const_data_ptr<T>(), rows);
+  if (sound && rows) sound = compute(loss, s, n, known, out);
+  if (rows == 0) {
+    sound = !has_nan(s, n);
+    *out.loss = out.slopes[0] = T(0);
+  }
+  if (!sound) {  // the caller says what is wrong
+    constexpr T nan = std::numeric_limits<T>::quiet_NaN();
+    *out.loss = nan;
+    std::fill(out.edges, out.edges + count, T(0));
+    std::fill(out.slopes, out.slopes + count + 1, nan);
+    std::fill(out.by_score, out.by_score + rows, nan);
+    std::fill(out.by_quality, out.by_quality + rows, nan);
+  }
+  return {value, edges, slopes, by_score, by_quality};
+}
+
+template <typename T>
+Tensor backward_as(const Tensor& scores, const Tensor& positives, const Tensor& edges, const Tensor& slopes,
+                   const Tensor& by_score, const Tensor& gradient) {
+  Tensor result = torch::stable::empty_like(scores);
+  const int64_t n = scores.numel(), count = edges.numel();
+  const T* s = scores.const_data_ptr<T>();
+  T* out = result.mutable_data_ptr<T>();
+  const T factor = *gradient.const_data_ptr<T>();
+  std::vector<T> slope(slopes.const_data_ptr<T>(), slopes.const_data_ptr<T>() + count + 1);
+  for (T& x : slope) x *= factor;
+  if (count == 0) {
+    std::fill(out, out + n, slope[0]);
+    return result;
+  }
+  const Grid<T> grid(edges.const_data_ptr<T>(), count);
+  in_shares(n, [&](int64_t, int64_t from, int64_t to) {
+    T* part = out + from;
+    const T* table = slope.data();
+    grid.find(s + from, to - from, [=](int64_t k, uint32_t bin) { part[k] = table[bin]; });
+  });
+  const int64_t* index = positives.const_data_ptr<int64_t>();
+  const T* own = by_score.const_data_ptr<T>();
+  for (int64_t i = 0; i < positives.numel(); ++i) {
+    if (index[i] >= 0 && index[i] < n) out[index[i]] = own[i] * factor;
+  }
+  return result;
+}
+
+Outputs forward(Tensor scores, Tensor positives, Tensor quality, Tensor knots, bool through_denominator) {
+  return scores.scalar_type() == ScalarType::Double
+             ? forward_as<double>(scores, positives, quality, knots, through_denominator)
+             : forward_as<float>(scores, positives, quality, knots, through_denominator);
+}
+
+Tensor backward(Tensor scores, Tensor positives, Tensor edges, Tensor slopes, Tensor by_score, Tensor gradient) {
+  return scores.scalar_type() == ScalarType::Double
+             ? backward_as<double>(scores, positives, edges, slopes, by_score, gradient)
+             : backward_as<float>(scores, positives, edges, slopes, by_score, gradient);
+}
+
+}  // namespace
+}  // namespace detsearch::ap
+
+STABLE_TORCH_LIBRARY_FRAGMENT(detsearch, m) {
+  m.def(
+      "parameterized_ap_loss(Tensor scores, Tensor positives, Tensor quality, Tensor knots, bool through_denominator) "
+      "-> (Tensor loss, Tensor edges, Tensor slopes, Tensor by_score, Tensor by_quality)");
+  m.def(
+      "parameterized_ap_loss_backward(Tensor scores, Tensor positives, Tensor edges, Tensor slopes, Tensor by_score, "
+      "Tensor gradient) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(detsearch, CPU, m) {
+  m.impl("parameterized_ap_loss", TORCH_BOX(&detsearch::ap::forward));
+  m.impl("parameterized_ap_loss_backward", TORCH_BOX(&detsearch::ap::backward));
+}

@@ -120,7 +120,7 @@ def usable(scores: Tensor, positives: Tensor, quality: Tensor) -> Tensor:
 def forward(
     scores: Tensor, positives: Tensor, quality: Tensor, knots: Tensor, through_denominator: bool
 ) -> tuple[Tensor, ...]:
-    """As the compiled operator: loss (), edges (B,), slopes (B + 1,), gradients by the positives' scores, qualities.
+    """As the compiled operator: loss (), bins (N,), slopes (B + 1,), gradients by the positives' scores, qualities.
 
     The loss is NaN where an input is not usable.
     """
@@ -130,13 +130,14 @@ def forward(
     if rows == 0:
         nan_or_0 = torch.where(scores.isnan().any(), torch.nan, 0.0).to(scores.dtype)
         nothing = scores.new_empty(0)
-        return nan_or_0, nothing, scores.new_zeros(1), nothing.clone(), nothing.clone()
+        none = torch.zeros_like(scores, dtype=torch.int32)
+        return nan_or_0, none, scores.new_zeros(1), nothing, nothing.clone()
     sound = usable(scores, positives, quality)
     own = scores[positives.clamp(0, max(0, len(scores) - 1))] if len(scores) else scores.new_zeros(rows)
     own, u = torch.where(sound, own, 0).double(), quality.double()
     at, owner = (own[:, None] + ladder.offset).flatten().sort(stable=True)
     bins = Bins(edges_of(at, scores.dtype))
-    count, total, sound = fill(bins, scores, sound)
+    kept, count, total, sound = fill(bins, scores, sound)
 
     # a bin's excess over its left threshold, and what positives weigh less
     left = torch.cat([at[:1], at])
@@ -176,35 +177,32 @@ def forward(
     slopes[-1] = 0  # above every threshold nothing changes
     results = (loss, slopes, by_score, by_quality)
     checked = [torch.where(sound, x, torch.nan).to(scores.dtype) for x in results]
-    return checked[0], bins.edges, *checked[1:]
+    return checked[0], kept, *checked[1:]
 
 
-def backward(
-    scores: Tensor, positives: Tensor, edges: Tensor, slopes: Tensor, by_score: Tensor, gradient: Tensor
-) -> Tensor:
+def backward(positives: Tensor, bins: Tensor, slopes: Tensor, by_score: Tensor, gradient: Tensor) -> Tensor:
     """Gradient by the scores (N,)."""
-    result, bins, table = torch.empty_like(scores), Bins(edges), slopes * gradient
-    for piece, out in zip(pieces(scores), pieces(result), strict=True):
-        torch.index_select(table, 0, bins.of(piece), out=out)
+    result = (slopes * gradient).index_select(0, bins)
     result[positives] = by_score * gradient
     return result
 
 
-def fill(bins: Bins, scores: Tensor, sound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count and sum of the scores in each bin (B + 1,), float64, and whether none is NaN.
+def fill(bins: Bins, scores: Tensor, sound: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The bin of every score (N,), count and sum of the scores in each (B + 1,), and whether none is NaN.
 
     The lowest and highest bins' sums matter to no positive and stay 0: their scores may be infinite.
     """
     size = len(bins.edges) + 1
+    kept = torch.empty_like(scores, dtype=torch.int32)
     count = torch.zeros(size, dtype=torch.int64, device=scores.device)
     total = torch.zeros(size, dtype=torch.float64, device=scores.device)
-    for piece in pieces(scores):
-        found = bins.of(piece)
+    for piece, found in zip(pieces(scores), pieces(kept), strict=True):
+        found.copy_(bins.of(piece))
         count += torch.bincount(found, minlength=size)
         total += torch.bincount(found, weights=piece.double(), minlength=size)
         sound = sound & ~piece.isnan().any()
     total[0] = total[-1] = 0
-    return count.double(), total, sound
+    return kept, count.double(), total, sound
 
 
 def suffix(count: Tensor, excess: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,13 +227,13 @@ class ParameterizedApLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        loss, edges, slopes, by_score, by_quality = forward(*inputs)
-        ctx.save_for_backward(inputs[0], inputs[1], edges, slopes, by_score, by_quality)
+        loss, bins, slopes, by_score, by_quality = forward(*inputs)
+        ctx.save_for_backward(inputs[1], bins, slopes, by_score, by_quality)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scores, positives, edges, slopes, by_score, by_quality = ctx.saved_tensors
-        by_scores = backward(scores, positives, edges, slopes, by_score, gradient)
+        positives, bins, slopes, by_score, by_quality = ctx.saved_tensors
+        by_scores = backward(positives, bins, slopes, by_score, gradient)
         return by_scores, None, by_quality * gradient, None, None

@@ -25,6 +25,7 @@ from .loader import ready
 
 MOST_KNOTS = 33
 FARTHEST = 1e12
+SHORT_BINS = 65536
 
 
 class Curves:
@@ -41,6 +42,7 @@ class Curves:
             _check_curve(number, [tuple(map(float, point)) for point in curve])
         self.points = tuple(tuple((float(x), float(y)) for x, y in curve) for curve in points)
         self.knots = torch.tensor([point for curve in self.points for point in curve], dtype=torch.float64)
+        self.steps = len({x for curve in (self.points[1], self.points[3]) for x, _ in curve})
 
     @classmethod
     def identity(cls) -> Curves:
@@ -60,7 +62,7 @@ def parameterized_ap_loss(
     positives (P,), int64, their distinct indices in scores. quality (P,), localisation scores of the positives in
     [0, 1], values outside are clipped. through_denominator: let gradient pass through f(.; 4), which the paper
     blocks (Table 7). No positives: 0. Half precision is computed in float32, sums always in float64.
-    Memory: 4 bytes a score, the gradient.
+    Memory: 6 bytes a score, the gradient and 2 kept for it (8 from 65,536 thresholds on).
 
     Raises TypeError or ValueError for tensors that do not fit, and on the CPU for a NaN, for a positive's score
     that is not within 1e12 of 0 and for indices outside of scores or given twice; on a GPU, where looking would
@@ -70,7 +72,9 @@ def parameterized_ap_loss(
     working = scores.dtype if scores.dtype == torch.float64 else torch.float32
     inputs = scores.to(working).contiguous(), positives.contiguous(), quality.to(working).contiguous()
     if ready(scores.device):
-        loss = torch.ops.detsearch.parameterized_ap_loss(*inputs, curves.knots, through_denominator)[0]
+        loss = torch.ops.detsearch.parameterized_ap_loss(
+            *inputs, curves.knots, curves.steps, through_denominator
+        )[0]
     else:
         loss = plain.ParameterizedApLoss.apply(*inputs, curves.knots, through_denominator)
     if loss.device.type == "cpu" and math.isnan(loss.item()):
@@ -86,41 +90,38 @@ def register() -> None:
 
 
 def _fake(
-    scores: Tensor, positives: Tensor, quality: Tensor, knots: Tensor, through_denominator: bool
+    scores: Tensor, positives: Tensor, quality: Tensor, knots: Tensor, steps: int, through_denominator: bool
 ) -> tuple[Tensor, ...]:
-    # the number of thresholds depends on which knots two functions share
-    thresholds = torch.library.get_ctx().new_dynamic_size()
     number = positives.shape[0]
+    dtype = torch.int16 if number * steps < SHORT_BINS else torch.int32
     return (
         scores.new_empty(()),
-        scores.new_empty(thresholds),
-        scores.new_empty(thresholds + 1),
+        torch.empty_like(scores, dtype=dtype),
+        scores.new_empty(number * steps + 1),
         scores.new_empty(number),
         scores.new_empty(number),
     )
 
 
 def _fake_backward(
-    scores: Tensor, positives: Tensor, edges: Tensor, slopes: Tensor, by_score: Tensor, gradient: Tensor
+    positives: Tensor, bins: Tensor, slopes: Tensor, by_score: Tensor, gradient: Tensor
 ) -> Tensor:
-    return torch.empty_like(scores)
+    return slopes.new_empty(bins.shape)
 
 
 def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(inputs[0], inputs[1], *output[1:])
+    ctx.save_for_backward(inputs[1], *output[1:])
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, *others: Tensor) -> tuple:
-    scores, positives, edges, slopes, by_score, by_quality = ctx.saved_tensors  # type: ignore[attr-defined]
+    *kept, by_quality = ctx.saved_tensors  # type: ignore[attr-defined]
     by_scores = by_qualities = None
     if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-        by_scores = torch.ops.detsearch.parameterized_ap_loss_backward(
-            scores, positives, edges, slopes, by_score, gradient
-        )
+        by_scores = torch.ops.detsearch.parameterized_ap_loss_backward(*kept, gradient)
     if ctx.needs_input_grad[2]:  # type: ignore[attr-defined]
         by_qualities = by_quality * gradient
-    return by_scores, None, by_qualities, None, None
+    return by_scores, None, by_qualities, None, None, None
 
 
 def _check_curve(number: int, curve: list[tuple[float, ...]]) -> None:

@@ -14,7 +14,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace detsearch::ap {
@@ -32,43 +34,47 @@ constexpr uint32_t kSeveral = 1u << 31;
 template <typename T>
 class Grid {
  public:
-  // edges: ascending, at least 1.
-  Grid(const T* edges, int64_t count) : edges_(edges), count_(count) {
-    shape(edges[0], edges[count - 1], count);
-    for (int64_t b = 0; b < count; ++b) ++first_[cell_of(edges[b]) + 1];
-    index();
-  }
-
-  // Sorts thresholds, which become edges, with their owners.
-  Grid(const std::vector<double>& threshold, double* sorted, T* edges, int32_t* owner)
-      : edges_(edges), count_(static_cast<int64_t>(threshold.size())) {
+  // Sorts thresholds, at least 1, with their owners.
+  Grid(const std::vector<double>& threshold, std::vector<double>& sorted, std::vector<int32_t>& owner) {
+    const int64_t count = static_cast<int64_t>(threshold.size());
     const auto [low, high] = std::minmax_element(threshold.begin(), threshold.end());
     T ends[2];
     edge_of(*low, &ends[0]);
     edge_of(*high, &ends[1]);
-    shape(ends[0], ends[1], count_);
-    std::vector<int32_t> cell(count_);
-    for (int64_t b = 0; b < count_; ++b) {
+    shape(ends[0], ends[1], count);
+    std::vector<int32_t> cell(count);
+    end_.assign(cells_, 0);
+    for (int64_t b = 0; b < count; ++b) {
       T edge;
       edge_of(threshold[b], &edge);
       cell[b] = cell_of(edge);
-      ++first_[cell[b] + 1];
+      ++end_[cell[b]];
     }
-    std::vector<uint32_t> next(cells_ + 1);
-    for (int64_t c = 0; c < cells_; ++c) next[c + 1] = next[c] + first_[c + 1];
-    for (int64_t b = 0; b < count_; ++b) owner[next[cell[b]]++] = static_cast<int32_t>(b);
-    // ties by owner, so that the order does not depend on the sort
-    const auto before = [&](int32_t a, int32_t b) {
-      return threshold[a] < threshold[b] || (threshold[a] == threshold[b] && a < b);
-    };
-    for (int64_t c = 0, from = 0; c < cells_; from += first_[++c]) {
-      if (first_[c + 1] > 1) std::sort(owner + from, owner + from + first_[c + 1], before);
+    uint32_t begin = 0;
+    for (int64_t c = 0; c < cells_; ++c) begin += std::exchange(end_[c], begin);
+    owner.resize(count);
+    for (int64_t b = 0; b < count; ++b) owner[end_[cell[b]]++] = static_cast<int32_t>(b);
+    sorted.resize(count);
+    edges_.resize(count);
+    table_ = std::make_unique_for_overwrite<Cell[]>(cells_);
+    constexpr T none = std::numeric_limits<T>::quiet_NaN();  // no score passes it
+    Cell* next = table_.get();
+    for (uint32_t from = 0; from < count;) {
+      const int32_t c = cell[owner[from]];
+      const uint32_t to = end_[c];
+      // ties by owner, so that the order does not depend on the sort
+      std::sort(&owner[from], &owner[from] + (to - from), [&](int32_t a, int32_t b) {
+        return threshold[a] < threshold[b] || (threshold[a] == threshold[b] && a < b);
+      });
+      for (uint32_t b = from; b < to; ++b) {
+        sorted[b] = threshold[owner[b]];
+        edge_of(sorted[b], &edges_[b]);
+      }
+      next = std::fill_n(next, &table_[c] - next, Cell{none, from});
+      *next++ = {edges_[from], to - from > 1 ? from | kSeveral : from};
+      from = to;
     }
-    for (int64_t b = 0; b < count_; ++b) {
-      sorted[b] = threshold[owner[b]];
-      edge_of(sorted[b], &edges[b]);
-    }
-    index();
+    std::fill(next, table_.get() + cells_, Cell{none, static_cast<uint32_t>(count)});
   }
 
   // Calls visit(index, bin) for n scores; whether none of them is NaN.
@@ -114,7 +120,6 @@ class Grid {
     low_ = low;
     last_ = static_cast<T>(cells - 1);
     scale_ = static_cast<T>(cells) / std::max(high - low, T(1));
-    first_.assign(cells + 1, 0);
   }
 
   // Never decreases with the score, so a score at or above an edge is in the edge's cell or a later one.
@@ -125,26 +130,16 @@ class Grid {
     return static_cast<int32_t>(x);
   }
 
-  void index() {
-    table_.resize(cells_);
-    for (int64_t c = 0; c < cells_; ++c) {
-      const uint32_t from = first_[c], many = first_[c + 1];
-      table_[c].edge = many ? edges_[from] : std::numeric_limits<T>::quiet_NaN();  // nothing passes a NaN
-      table_[c].bin = many > 1 ? from | kSeveral : from;
-      first_[c + 1] += from;
-    }
-  }
-
   uint32_t search(int32_t cell, T score) const {
-    const T* from = edges_ + first_[cell];
-    return static_cast<uint32_t>(std::upper_bound(from, edges_ + first_[cell + 1], score) - edges_);
+    const T *edges = edges_.data(), *from = edges + (table_[cell].bin & ~kSeveral);
+    return static_cast<uint32_t>(std::upper_bound(from, edges + end_[cell], score) - edges);
   }
 
-  const T* edges_;
-  int64_t count_, cells_;
+  int64_t cells_;
   T low_, scale_, last_;
-  std::vector<uint32_t> first_;
-  std::vector<Cell> table_;
+  std::vector<T> edges_;
+  std::vector<uint32_t> end_;  // of a cell's edges
+  std::unique_ptr<Cell[]> table_;
 };
 
 struct Bin {
@@ -165,18 +160,21 @@ void in_shares(int64_t n, Work work) {
   });
 }
 
-// Fills the bins; whether no score is NaN.
-template <typename T>
-bool fill(const Grid<T>& grid, const T* scores, int64_t n, std::vector<Bin>& bins) {
+// Fills the bins and keeps the bin of every score; whether no score is NaN.
+template <typename T, typename Index>
+bool fill(const Grid<T>& grid, const T* scores, int64_t n, Index* bin_of, std::vector<Bin>& bins) {
   const size_t size = bins.size();
   std::vector<std::vector<Bin>> parts(shares_of(n));
   std::vector<char> sound(parts.size());
   in_shares(n, [&](int64_t share, int64_t from, int64_t to) {
     parts[share].assign(size, {});
     Bin* part = parts[share].data();
-    sound[share] = grid.find(scores + from, to - from, [=](int64_t k, uint32_t bin) {
-      part[bin].sum += static_cast<double>(scores[from + k]);
+    const T* mine = scores + from;
+    Index* kept = bin_of + from;
+    sound[share] = grid.find(mine, to - from, [=](int64_t k, uint32_t bin) {
+      part[bin].sum += static_cast<double>(mine[k]);
       ++part[bin].count;
+      kept[k] = static_cast<Index>(bin);
     });
   });
   for (const std::vector<Bin>& part : parts) {
@@ -208,29 +206,29 @@ struct Positives {
   }
 };
 
-// The loss, and what backward needs: edges and a gradient for every bin, and the positives' gradients.
-template <typename T>
+// The loss, and what backward needs.
+template <typename T, typename Index>
 struct Result {
   T* loss;
-  T* edges;          // thresholds
-  T* slopes;         // thresholds + 1
-  T* by_score;       // positives
-  T* by_quality;     // positives
+  Index* bins;    // of the scores
+  T* slopes;      // gradient by a negative's score, of every bin
+  T* by_score;    // positives'
+  T* by_quality;  // positives'
 };
 
 // Whether the loss could be computed.
-template <typename T>
-bool compute(const Loss& loss, const T* scores, int64_t n, const Positives<T>& positives, Result<T> out) {
+template <typename T, typename Index>
+bool compute(const Loss& loss, const T* scores, int64_t n, const Positives<T>& positives, Result<T, Index> out) {
   const int64_t rows = static_cast<int64_t>(positives.index.size()), steps = loss.ladder.steps;
   const int64_t count = rows * steps;
-  std::vector<double> threshold(count), at(count);
-  std::vector<int32_t> owner(count);
+  std::vector<double> threshold(count), at;
+  std::vector<int32_t> owner;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t k = 0; k < steps; ++k) threshold[i * steps + k] = positives.score[i] + loss.ladder.offset[k];
   }
-  const Grid<T> grid(threshold, at.data(), out.edges, owner.data());
+  const Grid<T> grid(threshold, at, owner);
   std::vector<Bin> bins(count + 1);
-  if (!fill(grid, scores, n, bins)) return false;
+  if (!fill(grid, scores, n, out.bins, bins)) return false;
 
   // what positives weigh less than 1
   std::vector<uint32_t> bin(rows);
@@ -270,7 +268,7 @@ bool compute(const Loss& loss, const T* scores, int64_t n, const Positives<T>& p
 
   std::vector<Column> column(count + 1);
   for (int64_t b = 0; b < count; ++b) {
-    const int64_t i = owner[b] / steps, k = owner[b] % steps;
+    const int32_t i = owner[b] / loss.ladder.steps, k = owner[b] % loss.ladder.steps;
     Column& next = column[b + 1] = column[b];
     if (b > 0) next.weight += column[b].above * (at[b] - at[b - 1]);
     next.above += row[i].by_above * (loss.ladder.above[k] - (k ? loss.ladder.above[k - 1] : 0.0));
@@ -296,56 +294,49 @@ bool has_nan(const T* scores, int64_t n) {
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <typename T>
-Outputs forward_as(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Tensor& knots,
-                   bool through_denominator) {
-  const int64_t n = scores.numel(), rows = positives.numel();
-  const Loss loss = read(knots.const_data_ptr<double>(), knots.size(0), rows, through_denominator);
-  const int64_t count = rows * loss.ladder.steps;
-  STD_TORCH_CHECK(count < (int64_t(1) << 31), "at most 2^31 thresholds, got ", count);
-  Tensor value = torch::stable::new_empty(scores, {}), edges = torch::stable::new_empty(scores, {count}),
+template <typename T, typename Index>
+Outputs forward_as(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Loss& loss) {
+  const int64_t n = scores.numel(), rows = positives.numel(), count = rows * loss.ladder.steps;
+  Tensor value = torch::stable::new_empty(scores, {}),
+         bins = torch::stable::new_empty(scores, {n}, sizeof(Index) == 2 ? ScalarType::Short : ScalarType::Int),
          slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
          by_quality = torch::stable::new_empty(scores, {rows});
-  const Result<T> out = {value.mutable_data_ptr<T>(), edges.mutable_data_ptr<T>(), slopes.mutable_data_ptr<T>(),
-                         by_score.mutable_data_ptr<T>(), by_quality.mutable_data_ptr<T>()};
+  const Result<T, Index> out = {value.mutable_data_ptr<T>(), static_cast<Index*>(bins.mutable_data_ptr()),
+                                slopes.mutable_data_ptr<T>(), by_score.mutable_data_ptr<T>(),
+                                by_quality.mutable_data_ptr<T>()};
   const T* s = scores.const_data_ptr<T>();
   Positives<T> known;
   bool sound = known.read(s, n, positives.const_data_ptr<int64_t>(), quality.const_data_ptr<T>(), rows);
   if (sound && rows) sound = compute(loss, s, n, known, out);
   if (rows == 0) {
     sound = !has_nan(s, n);
+    std::fill(out.bins, out.bins + n, Index(0));
     *out.loss = out.slopes[0] = T(0);
   }
   if (!sound) {  // the caller says what is wrong
     constexpr T nan = std::numeric_limits<T>::quiet_NaN();
     *out.loss = nan;
-    std::fill(out.edges, out.edges + count, T(0));
+    std::fill(out.bins, out.bins + n, Index(0));
     std::fill(out.slopes, out.slopes + count + 1, nan);
     std::fill(out.by_score, out.by_score + rows, nan);
     std::fill(out.by_quality, out.by_quality + rows, nan);
   }
-  return {value, edges, slopes, by_score, by_quality};
+  return {value, bins, slopes, by_score, by_quality};
 }
 
-template <typename T>
-Tensor backward_as(const Tensor& scores, const Tensor& positives, const Tensor& edges, const Tensor& slopes,
-                   const Tensor& by_score, const Tensor& gradient) {
-  Tensor result = torch::stable::empty_like(scores);
-  const int64_t n = scores.numel(), count = edges.numel();
-  const T* s = scores.const_data_ptr<T>();
+template <typename T, typename Index>
+Tensor backward_as(const Tensor& positives, const Tensor& bins, const Tensor& slopes, const Tensor& by_score,
+                   const Tensor& gradient) {
+  const int64_t n = bins.numel(), count = slopes.numel();
+  Tensor result = torch::stable::new_empty(slopes, {n});
   T* out = result.mutable_data_ptr<T>();
   const T factor = *gradient.const_data_ptr<T>();
-  std::vector<T> slope(slopes.const_data_ptr<T>(), slopes.const_data_ptr<T>() + count + 1);
+  std::vector<T> slope(slopes.const_data_ptr<T>(), slopes.const_data_ptr<T>() + count);
   for (T& x : slope) x *= factor;
-  if (count == 0) {
-    std::fill(out, out + n, slope[0]);
-    return result;
-  }
-  const Grid<T> grid(edges.const_data_ptr<T>(), count);
+  const Index* bin = static_cast<const Index*>(bins.const_data_ptr());
   in_shares(n, [&](int64_t, int64_t from, int64_t to) {
-    T* part = out + from;
     const T* table = slope.data();
-    grid.find(s + from, to - from, [=](int64_t k, uint32_t bin) { part[k] = table[bin]; });
+    for (int64_t k = from; k < to; ++k) out[k] = table[bin[k]];
   });
   const int64_t* index = positives.const_data_ptr<int64_t>();
   const T* own = by_score.const_data_ptr<T>();
@@ -355,16 +346,21 @@ Tensor backward_as(const Tensor& scores, const Tensor& positives, const Tensor& 
   return result;
 }
 
-Outputs forward(Tensor scores, Tensor positives, Tensor quality, Tensor knots, bool through_denominator) {
-  return scores.scalar_type() == ScalarType::Double
-             ? forward_as<double>(scores, positives, quality, knots, through_denominator)
-             : forward_as<float>(scores, positives, quality, knots, through_denominator);
+Outputs forward(Tensor scores, Tensor positives, Tensor quality, Tensor knots, int64_t steps,
+                bool through_denominator) {
+  const Loss loss = read(knots.const_data_ptr<double>(), knots.size(0), positives.numel(), through_denominator);
+  const int64_t count = check(loss, steps, positives.numel());
+  const bool wide = scores.scalar_type() == ScalarType::Double;
+  const auto run = count < kShortBins ? (wide ? forward_as<double, uint16_t> : forward_as<float, uint16_t>)
+                                      : (wide ? forward_as<double, int32_t> : forward_as<float, int32_t>);
+  return run(scores, positives, quality, loss);
 }
 
-Tensor backward(Tensor scores, Tensor positives, Tensor edges, Tensor slopes, Tensor by_score, Tensor gradient) {
-  return scores.scalar_type() == ScalarType::Double
-             ? backward_as<double>(scores, positives, edges, slopes, by_score, gradient)
-             : backward_as<float>(scores, positives, edges, slopes, by_score, gradient);
+Tensor backward(Tensor positives, Tensor bins, Tensor slopes, Tensor by_score, Tensor gradient) {
+  const bool wide = slopes.scalar_type() == ScalarType::Double;
+  const auto run = bins.element_size() == 2 ? (wide ? backward_as<double, uint16_t> : backward_as<float, uint16_t>)
+                                            : (wide ? backward_as<double, int32_t> : backward_as<float, int32_t>);
+  return run(positives, bins, slopes, by_score, gradient);
 }
 
 }  // namespace
@@ -372,11 +368,11 @@ Tensor backward(Tensor scores, Tensor positives, Tensor edges, Tensor slopes, Te
 
 STABLE_TORCH_LIBRARY_FRAGMENT(detsearch, m) {
   m.def(
-      "parameterized_ap_loss(Tensor scores, Tensor positives, Tensor quality, Tensor knots, bool through_denominator) "
-      "-> (Tensor loss, Tensor edges, Tensor slopes, Tensor by_score, Tensor by_quality)");
+      "parameterized_ap_loss(Tensor scores, Tensor positives, Tensor quality, Tensor knots, int steps, "
+      "bool through_denominator) -> (Tensor loss, Tensor bins, Tensor slopes, Tensor by_score, Tensor by_quality)");
   m.def(
-      "parameterized_ap_loss_backward(Tensor scores, Tensor positives, Tensor edges, Tensor slopes, Tensor by_score, "
-      "Tensor gradient) -> Tensor");
+      "parameterized_ap_loss_backward(Tensor positives, Tensor bins, Tensor slopes, Tensor by_score, Tensor gradient) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(detsearch, CPU, m) {

@@ -5,9 +5,12 @@
 
 #include "numeric.h"
 
+#include <torch/headeronly/util/Exception.h>
+
 namespace detsearch::ap {
 
 constexpr int kMostKnots = 33;
+constexpr int64_t kShortBins = 65536;  // with fewer thresholds, a score's bin is kept in 2 bytes
 constexpr double kFarthest = 1e12;  // beyond, a score plus 1 is no longer told from the score
 
 // f of Eq. 7. A knot belongs to the segment right of it; 1 and beyond are flat, and so is what lies below 0.
@@ -139,6 +142,13 @@ inline Loss read(const double* knots, int64_t count, int64_t positives, bool thr
     ladder.rank[ladder.steps] = 0.5 * rank.slope(x);
   }
   return loss;
+}
+
+// Number of thresholds. steps: the caller's count of distinct knots of theta_2 and theta_4.
+inline int64_t check(const Loss& loss, int64_t steps, int64_t positives) {
+  STD_TORCH_CHECK(steps == loss.ladder.steps, "theta_2 and theta_4 have ", loss.ladder.steps, " knots, got ", steps);
+  STD_TORCH_CHECK(positives * steps < (int64_t(1) << 31), "at most 2^31 thresholds, got ", positives * steps);
+  return positives * steps;
 }
 
 }  // namespace detsearch::ap

@@ -239,6 +239,26 @@ def test_a_million_predictions_agree_with_the_matrix_in_float64(way: str) -> Non
     assert_close(solve(parameterized_ap_loss, scores, index, quality, SEARCHED, False), expected, 1e-6)
 
 
+def test_so_many_thresholds_that_a_bin_no_longer_fits_two_bytes() -> None:
+    if not loader.ready(torch.device("cpu")):
+        pytest.skip("no compiled kernels")
+    inputs = problem(40_000, 7000, 0, torch.float64)
+    assert 7000 * SEARCHED.steps > 65_536
+    compiled = solve(parameterized_ap_loss, *inputs, SEARCHED, True)
+    loader.use("off")
+    plain = solve(parameterized_ap_loss, *inputs, SEARCHED, True)
+    loader.use("auto")
+    assert_close(compiled, plain, 1e-11)
+    # 20 of the rows against the matrix, which says what the loss adds up from
+    few = inputs[1][:20]
+    scores, quality = inputs[0], inputs[2][:20].detach().requires_grad_()
+    assert_close(
+        solve(parameterized_ap_loss, scores, few, quality, SEARCHED, True),
+        solve(matrix_form, scores, few, quality, SEARCHED, True),
+        1e-9,
+    )
+
+
 def test_several_threads_give_the_same_loss() -> None:
     inputs = problem(300_000, 100, 1, torch.float64)
     alone = solve(parameterized_ap_loss, *inputs, SEARCHED)
@@ -265,12 +285,11 @@ def test_opcheck(predictions: int, positives: int) -> None:
         pytest.skip("no compiled kernels")
     scores, index, quality = problem(predictions, positives, 0, torch.float32)
     operator = torch.ops.detsearch.parameterized_ap_loss.default
-    torch.library.opcheck(operator, (scores, index, quality, SEARCHED.knots, False))
-    outputs = [x.detach() for x in operator(scores, index, quality, SEARCHED.knots, False)]
-    torch.library.opcheck(
-        torch.ops.detsearch.parameterized_ap_loss_backward.default,
-        (scores.detach(), index, *outputs[1:4], outputs[0]),
-    )
+    inputs = scores, index, quality, SEARCHED.knots, SEARCHED.steps, False
+    torch.library.opcheck(operator, inputs)
+    loss, *kept = [x.detach() for x in operator(*inputs)]
+    backward = torch.ops.detsearch.parameterized_ap_loss_backward.default
+    torch.library.opcheck(backward, (index, *kept[:3], loss))
 
 
 @pytest.mark.parametrize("predictions", [0, 7])

@@ -51,7 +51,7 @@ def pairwise_iou(
 
     With splits (B + 1,) int64 the priors are (B, A, 4), and a ground truth meets those of its image. `out`
     (G, A) is written instead of a new tensor: twice as fast where the result is large and soon used up.
-    Raises TypeError or ValueError for boxes, splits or `out` that do not fit.
+    Raises TypeError or ValueError for boxes, splits or `out` that do not fit; splits on a GPU are not read for that.
     """
     index = _index(measure)
     _check_pairwise(gt, priors, splits)

@@ -182,7 +182,8 @@ struct Cpu {
                     "splits must rise from 0 to the number of ground truths");
     choose(measure, gt, [&](auto m, auto zero) {
       using T = decltype(zero);
-      compare_pairwise<m>(gt, priors, row_of, images, T(eps), Results<T>::of(results));
+      constexpr int M = decltype(m)::value;
+      compare_pairwise<M>(gt, priors, row_of, images, T(eps), Results<T>::of(results));
     });
   }
 
@@ -190,14 +191,15 @@ struct Cpu {
                       const std::vector<Tensor>& results) {
     choose(measure, boxes_a, [&](auto m, auto zero) {
       using T = decltype(zero);
+      constexpr int M = decltype(m)::value;
       const auto to = Results<T>::of(results);
       for_blocks(boxes_a.numel() / 4, [&](int64_t start, int64_t count) {
         Block<T> a, b;
         read(boxes_a, start, count, a);
         read(boxes_b, start, count, b);
-        measure_block(a, count, m == CIOU);
-        measure_block(b, count, m == CIOU);
-        compare_all<m>(measured<m>(a), measured<m>(b), count, T(eps), shifted(to, start));
+        measure_block(a, count, M == CIOU);
+        measure_block(b, count, M == CIOU);
+        compare_all<M>(measured<M>(a), measured<M>(b), count, T(eps), shifted(to, start));
       });
     });
   }
@@ -207,6 +209,7 @@ struct Cpu {
     if (!grad_a && !grad_b) return;
     choose(measure, boxes_a, [&](auto m, auto zero) {
       using T = decltype(zero);
+      constexpr int M = decltype(m)::value;
       Arriving<T> from[4];
       for (int k = 0; k < 4; ++k) from[k] = Arriving<T>::of(arriving[k]);
       for_blocks(boxes_a.numel() / 4, [&](int64_t start, int64_t count) {
@@ -216,7 +219,7 @@ struct Cpu {
         T* part[4] = {grad.x1, grad.y1, grad.x2, grad.y2};
         for (int k = 0; k < 4; ++k)
           for (int64_t i = 0; i < count; ++i) part[k][i] = from[k].get(start + i);
-        gradients<m>(a, b, grad, count, T(eps), grad_a ? &to_a : nullptr, grad_b ? &to_b : nullptr);
+        gradients<M>(a, b, grad, count, T(eps), grad_a ? &to_a : nullptr, grad_b ? &to_b : nullptr);
         if (grad_a) write(to_a, start, count, *grad_a);
         if (grad_b) write(to_b, start, count, *grad_b);
       });

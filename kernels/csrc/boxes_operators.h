@@ -50,6 +50,7 @@ inline void check_pairwise(const Tensor& gt, const Tensor& priors, const Splits&
   STD_TORCH_CHECK(!splits || (splits->scalar_type() == ScalarType::Long && splits->dim() == 1 &&
                               splits->size(0) == priors.size(0) + 1),
                   "splits must be int64 with one number more than there are images");
+  STD_TORCH_CHECK(gt.size(0) == 0 || priors.dim() == 2 || priors.size(0) > 0, "ground truths without an image");
 }
 
 inline void check_aligned(const Tensor& a, const Tensor& b) {

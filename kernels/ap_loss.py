@@ -61,7 +61,7 @@ def parameterized_ap_loss(
     scores (N,), logits of all predictions of all classes, floating point; -inf leaves a prediction out.
     positives (P,), int64, their distinct indices in scores. quality (P,), localisation scores of the positives in
     [0, 1], values outside are clipped. through_denominator: let gradient pass through f(.; 4), which the paper
-    blocks (Table 7). No positives: 0. Half precision is computed in float32, sums always in float64.
+    blocks (Table 7). No positives: 0. The loss is float32 for scores in half precision; sums are always float64.
     Memory: 6 bytes a score, the gradient and 2 kept for it (8 from 65,536 thresholds on).
 
     Raises TypeError or ValueError for tensors that do not fit, and on the CPU for a NaN, for a positive's score
@@ -79,7 +79,7 @@ def parameterized_ap_loss(
         loss = plain.ParameterizedApLoss.apply(*inputs, curves.knots, through_denominator)
     if loss.device.type == "cpu" and math.isnan(loss.item()):
         _explain(*inputs)
-    return loss.to(scores.dtype)
+    return loss
 
 
 def register() -> None:
@@ -111,10 +111,13 @@ def _fake_backward(
 
 def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # or zeros are made for the bins
     ctx.save_for_backward(inputs[1], *output[1:])
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, *others: Tensor) -> tuple:
+def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor | None, *others: None) -> tuple:
+    if gradient is None:
+        return (None,) * 6
     *kept, by_quality = ctx.saved_tensors  # type: ignore[attr-defined]
     by_scores = by_qualities = None
     if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]

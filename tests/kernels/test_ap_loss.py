@@ -319,6 +319,7 @@ def test_half_precision_is_computed_in_float32(way: str, dtype: torch.dtype) -> 
         inputs[2].detach().float().requires_grad_(),
     ]
     assert_close(found, solve(parameterized_ap_loss, *wide, SEARCHED), 1e-2)
+    assert parameterized_ap_loss(*inputs, SEARCHED).dtype == torch.float32
 
 
 def test_tensors_need_not_be_contiguous(way: str) -> None:

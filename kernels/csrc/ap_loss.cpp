@@ -5,6 +5,7 @@
 // thresholds s_i + knot; suffix sums over bins answer every positive, and a score's gradient depends on its bin alone.
 
 #include "ap_loss.h"
+#include "fresh.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -301,6 +302,7 @@ Outputs forward_as(const Tensor& scores, const Tensor& positives, const Tensor& 
          bins = torch::stable::new_empty(scores, {n}, sizeof(Index) == 2 ? ScalarType::Short : ScalarType::Int),
          slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
          by_quality = torch::stable::new_empty(scores, {rows});
+  fresh(bins);
   const Result<T, Index> out = {value.mutable_data_ptr<T>(), static_cast<Index*>(bins.mutable_data_ptr()),
                                 slopes.mutable_data_ptr<T>(), by_score.mutable_data_ptr<T>(),
                                 by_quality.mutable_data_ptr<T>()};
@@ -329,6 +331,7 @@ Tensor backward_as(const Tensor& positives, const Tensor& bins, const Tensor& sl
                    const Tensor& gradient) {
   const int64_t n = bins.numel(), count = slopes.numel();
   Tensor result = torch::stable::new_empty(slopes, {n});
+  fresh(result);
   T* out = result.mutable_data_ptr<T>();
   const T factor = *gradient.const_data_ptr<T>();
   std::vector<T> slope(slopes.const_data_ptr<T>(), slopes.const_data_ptr<T>() + count);

@@ -5,15 +5,12 @@
 // truth while it lies in the first-level cache.
 
 #include "boxes_operators.h"
+#include "fresh.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace detsearch::boxes {
 namespace {
@@ -226,17 +223,7 @@ struct Cpu {
     });
   }
 
-  // A matrix of megabytes is memory the system has yet to provide, and touching that for the first time takes
-  // several times as long as the arithmetic. In large pages, where the system grants them, it takes little.
-  static void fresh([[maybe_unused]] const Tensor& matrix) {
-#if defined(__linux__)
-    constexpr uintptr_t PAGE = 2 << 20;
-    const auto start = reinterpret_cast<uintptr_t>(matrix.data_ptr());
-    const auto end = start + matrix.numel() * (matrix.scalar_type() == ScalarType::Double ? 8 : 4);
-    const auto first = (start + PAGE - 1) / PAGE * PAGE;
-    if (first + PAGE <= end) madvise(reinterpret_cast<void*>(first), (end - first) / PAGE * PAGE, MADV_HUGEPAGE);
-#endif
-  }
+  static void fresh(const Tensor& matrix) { detsearch::fresh(matrix); }
 };
 
 }  // namespace

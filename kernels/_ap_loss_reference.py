@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 FARTHEST = 1e12
-PIECE = {"cpu": 1 << 15, "cuda": 1 << 24}  # scores at a time
+PIECE = {"cpu": 1 << 14, "cuda": 1 << 24}  # scores at a time
 
 
 @dataclass(frozen=True)

@@ -30,39 +30,40 @@ constexpr int kBlock = 512;         // scores whose cells are found together
 constexpr int64_t kGrain = 65536;   // scores that are worth a thread
 constexpr uint32_t kSeveral = 1u << 31;
 
-// Finds the bin of a score: how many edges lie at or below it. A uniform grid over the edges leaves one comparison
+// Finds the bin of a score: how many edges lie at or below it. A uniform grid over the edges leaves two comparisons
 // for nearly all scores.
 template <typename T>
 class Grid {
  public:
-  // Sorts thresholds, at least 1, with their owners.
-  Grid(const std::vector<double>& threshold, std::vector<double>& sorted, std::vector<int32_t>& owner) {
+  // Sorts thresholds, at least 1, with their owners. n: how many scores will be looked up.
+  Grid(const std::vector<double>& threshold, int64_t n, std::vector<double>& sorted, std::vector<int32_t>& owner) {
     const int64_t count = static_cast<int64_t>(threshold.size());
     const auto [low, high] = std::minmax_element(threshold.begin(), threshold.end());
     T ends[2];
     edge_of(*low, &ends[0]);
     edge_of(*high, &ends[1]);
-    shape(ends[0], ends[1], count);
+    shape(ends[0], ends[1], count, n);
     std::vector<int32_t> cell(count);
-    end_.assign(cells_, 0);
+    std::vector<uint32_t> end(cells_);  // of each cell's edges
     for (int64_t b = 0; b < count; ++b) {
       T edge;
       edge_of(threshold[b], &edge);
       cell[b] = cell_of(edge);
-      ++end_[cell[b]];
+      ++end[cell[b]];
     }
     uint32_t begin = 0;
-    for (int64_t c = 0; c < cells_; ++c) begin += std::exchange(end_[c], begin);
+    for (int64_t c = 0; c < cells_; ++c) begin += std::exchange(end[c], begin);
     owner.resize(count);
-    for (int64_t b = 0; b < count; ++b) owner[end_[cell[b]]++] = static_cast<int32_t>(b);
+    for (int64_t b = 0; b < count; ++b) owner[end[cell[b]]++] = static_cast<int32_t>(b);
     sorted.resize(count);
     edges_.resize(count);
-    table_ = std::make_unique_for_overwrite<Cell[]>(cells_);
+    table_ = std::make_unique_for_overwrite<Cell[]>(cells_ + 1);
     constexpr T none = std::numeric_limits<T>::quiet_NaN();  // no score passes it
+    const auto blank = [](uint32_t from) { return Cell{none, none, from}; };
     Cell* next = table_.get();
     for (uint32_t from = 0; from < count;) {
       const int32_t c = cell[owner[from]];
-      const uint32_t to = end_[c];
+      const uint32_t to = end[c];
       // ties by owner, so that the order does not depend on the sort
       std::sort(&owner[from], &owner[from] + (to - from), [&](int32_t a, int32_t b) {
         return threshold[a] < threshold[b] || (threshold[a] == threshold[b] && a < b);
@@ -71,11 +72,12 @@ class Grid {
         sorted[b] = threshold[owner[b]];
         edge_of(sorted[b], &edges_[b]);
       }
-      next = std::fill_n(next, &table_[c] - next, Cell{none, from});
-      *next++ = {edges_[from], to - from > 1 ? from | kSeveral : from};
+      next = std::fill_n(next, &table_[c] - next, blank(from));
+      const uint32_t many = to - from;
+      *next++ = {edges_[from], many > 1 ? edges_[from + 1] : none, many > 2 ? from | kSeveral : from};
       from = to;
     }
-    std::fill(next, table_.get() + cells_, Cell{none, static_cast<uint32_t>(count)});
+    std::fill(next, table_.get() + cells_ + 1, blank(static_cast<uint32_t>(count)));
   }
 
   // Calls visit(index, bin) for n scores; whether none of them is NaN.
@@ -94,7 +96,7 @@ class Grid {
       sound &= bad == 0;
       for (int k = 0; k < m; ++k) {
         const Cell& at = table_[cell[k]];
-        uint32_t bin = at.bin + (s[k] >= at.edge);
+        uint32_t bin = at.bin + (s[k] >= at.first) + (s[k] >= at.second);
         if (at.bin & kSeveral) bin = search(cell[k], s[k]);
         visit(from + k, bin);
       }
@@ -105,18 +107,18 @@ class Grid {
   uint32_t bin_of(T score) const {
     const int32_t cell = cell_of(score);
     const Cell& at = table_[cell];
-    return at.bin & kSeveral ? search(cell, score) : at.bin + (score >= at.edge);
+    return at.bin & kSeveral ? search(cell, score) : at.bin + (score >= at.first) + (score >= at.second);
   }
 
  private:
   struct Cell {
-    T edge;        // of the cell, NaN where it has none
-    uint32_t bin;  // edges in lower cells; kSeveral where the cell has several edges
+    T first, second;  // edges of the cell, NaN where it has fewer
+    uint32_t bin;     // edges in lower cells; kSeveral where the cell has more than two
   };
 
-  void shape(T low, T high, int64_t count) {
+  void shape(T low, T high, int64_t count, int64_t n) {
     int64_t cells = 64;
-    while (cells < 8 * count && cells < 65536) cells *= 2;
+    while (cells < std::min<int64_t>({8 * count, n / 4, 65536})) cells *= 2;
     cells_ = cells;
     low_ = low;
     last_ = static_cast<T>(cells - 1);
@@ -133,14 +135,14 @@ class Grid {
 
   uint32_t search(int32_t cell, T score) const {
     const T *edges = edges_.data(), *from = edges + (table_[cell].bin & ~kSeveral);
-    return static_cast<uint32_t>(std::upper_bound(from, edges + end_[cell], score) - edges);
+    const T* to = edges + (table_[cell + 1].bin & ~kSeveral);
+    return static_cast<uint32_t>(std::upper_bound(from, to, score) - edges);
   }
 
   int64_t cells_;
   T low_, scale_, last_;
   std::vector<T> edges_;
-  std::vector<uint32_t> end_;  // of a cell's edges
-  std::unique_ptr<Cell[]> table_;
+  std::unique_ptr<Cell[]> table_;  // and one beyond the last
 };
 
 struct Bin {
@@ -165,11 +167,11 @@ void in_shares(int64_t n, Work work) {
 template <typename T, typename Index>
 bool fill(const Grid<T>& grid, const T* scores, int64_t n, Index* bin_of, std::vector<Bin>& bins) {
   const size_t size = bins.size();
-  std::vector<std::vector<Bin>> parts(shares_of(n));
-  std::vector<char> sound(parts.size());
+  std::vector<std::vector<Bin>> parts(shares_of(n) - 1);  // of the shares after the first
+  std::vector<char> sound(parts.size() + 1);
   in_shares(n, [&](int64_t share, int64_t from, int64_t to) {
-    parts[share].assign(size, {});
-    Bin* part = parts[share].data();
+    if (share > 0) parts[share - 1].resize(size);
+    Bin* part = share > 0 ? parts[share - 1].data() : bins.data();
     const T* mine = scores + from;
     Index* kept = bin_of + from;
     sound[share] = grid.find(mine, to - from, [=](int64_t k, uint32_t bin) {
@@ -227,7 +229,7 @@ bool compute(const Loss& loss, const T* scores, int64_t n, const Positives<T>& p
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t k = 0; k < steps; ++k) threshold[i * steps + k] = positives.score[i] + loss.ladder.offset[k];
   }
-  const Grid<T> grid(threshold, at, owner);
+  const Grid<T> grid(threshold, n, at, owner);
   std::vector<Bin> bins(count + 1);
   if (!fill(grid, scores, n, out.bins, bins)) return false;
 

@@ -117,6 +117,38 @@ def usable(scores: Tensor, positives: Tensor, quality: Tensor) -> Tensor:
     return (inside & (own.abs() <= FARTHEST) & ~quality.isnan()).all() & distinct
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Every positive's term of Eq. 6 (P,) and the loss's derivatives: by its sums, and by its score and quality as
+    far as they act in its own row."""
+
+    term: Tensor
+    by_above: Tensor
+    by_rank: Tensor
+    by_score: Tensor
+    by_quality: Tensor
+
+    @staticmethod
+    def of(curves: list[Curve], ladder: Ladder, prefix: Tensor, u: Tensor, through: bool) -> Rows:
+        """prefix (4, P, K): count, excess and both weighted, at every threshold of every positive. u: quality."""
+        middle, number = u.new_tensor(0.5), len(u)
+        between = -prefix.diff(dim=2)
+        rank_slope, rank = (between[:2] * ladder.rank[:-1]).sum(2)
+        above_slope, above = (between[2:] * ladder.above[:-1]).sum(2)
+        above = (above - (1 - curves[2].value(u)) * curves[1].value(middle)).clamp(min=0)
+        rank = 1 + (rank - curves[3].value(middle)).clamp(min=0)
+        ratio, scale = above / rank, curves[4].value(u)
+        by_above = scale / (number * rank)
+        by_rank = by_above * ratio * through
+        return Rows(
+            -(curves[0].value(u) - ratio * scale) / number,
+            by_above,
+            by_rank,
+            by_rank * rank_slope - by_above * above_slope,
+            -(curves[0].slope(u) - ratio * curves[4].slope(u)) / number,
+        )
+
+
 def forward(
     scores: Tensor, positives: Tensor, quality: Tensor, knots: Tensor, through_denominator: bool
 ) -> tuple[Tensor, ...]:
@@ -124,60 +156,49 @@ def forward(
 
     The loss is NaN where an input is not usable.
     """
+    if len(positives) == 0:
+        return without_positives(scores)
     curves = curves_of(knots.to(scores.device))
     ladder = Ladder.of(curves[1], curves[3])
-    steps, rows = len(ladder.offset), len(positives)
-    if rows == 0:
-        nan_or_0 = torch.where(scores.isnan().any(), torch.nan, 0.0).to(scores.dtype)
-        nothing = scores.new_empty(0)
-        none = torch.zeros_like(scores, dtype=torch.int32)
-        return nan_or_0, none, scores.new_zeros(1), nothing, nothing.clone()
     sound = usable(scores, positives, quality)
-    own = scores[positives.clamp(0, max(0, len(scores) - 1))] if len(scores) else scores.new_zeros(rows)
+    own = scores[positives.clamp(0, max(0, len(scores) - 1))] if len(scores) else torch.zeros_like(quality)
     own, u = torch.where(sound, own, 0).double(), quality.double()
     at, owner = (own[:, None] + ladder.offset).flatten().sort(stable=True)
     bins = Bins(edges_of(at, scores.dtype))
     kept, count, total, sound = fill(bins, scores, sound)
 
-    # a bin's excess over its left threshold, and what positives weigh less
-    left = torch.cat([at[:1], at])
+    # a bin's excess over its left threshold, and what positives weigh less than 1
+    left, part = torch.cat([at[:1], at]), curves[2].value(u)
     of_own = bins.of(own.to(scores.dtype)).long()
-    part = curves[2].value(u)
     less = torch.zeros_like(count).index_add_(0, of_own, part)
     less_total = torch.zeros_like(count).index_add_(0, of_own, part * own)
     excess = (total - count * left).clamp(min=0)
-    less_excess = (less_total - less * left).clamp(min=0)
-    prefix = torch.stack(
-        [*suffix(count, excess, at), *suffix(count - less, (excess - less_excess).clamp(min=0), at)]
-    )
-    by_owner = torch.empty_like(prefix)
-    by_owner[:, owner] = prefix
-    pieces_of = -by_owner.view(4, rows, steps).diff(dim=2)
-    rank_slope, rank = (pieces_of[:2] * ladder.rank[:-1]).sum(2)
-    above_slope, above = (pieces_of[2:] * ladder.above[:-1]).sum(2)
-
-    middle = u.new_tensor(0.5)
-    above_own, rank_own = curves[1].value(middle), curves[3].value(middle)
-    above = (above - (1 - part) * above_own).clamp(min=0)
-    rank = 1 + (rank - rank_own).clamp(min=0)
-    ratio, scale = above / rank, curves[4].value(u)
-    loss = -(curves[0].value(u) - ratio * scale).sum() / rows
-    by_above = scale / (rows * rank)
-    by_rank = by_above * ratio * through_denominator
+    weighted = (total - less_total - (count - less) * left).clamp(min=0)
+    prefix = at.new_empty(4, len(at))
+    prefix[:, owner] = torch.stack([*suffix(count, excess, at), *suffix(count - less, weighted, at)])
+    rows = Rows.of(curves, ladder, prefix.view(4, len(own), -1), u, through_denominator)
 
     # over all rows: slopes in each bin, and the derivative by a weight at its left threshold
-    row, step = owner // steps, owner % steps
-    above_in = running(by_above[row] * rise(ladder.above)[step])
-    rank_in = running(by_rank[row] * rise(ladder.rank)[step])
-    weight_at = torch.cat([at.new_zeros(2), (above_in[1:-1] * at.diff()).cumsum(0)])
-    weight = weight_at[of_own] + above_in[of_own] * (own - left[of_own]) - by_above * above_own
-    by_score = by_rank * rank_slope - by_above * above_slope + (1 - part) * above_in[of_own] - rank_in[of_own]
-    by_quality = -(curves[0].slope(u) - ratio * curves[4].slope(u)) / rows - curves[2].slope(u) * weight
-    slopes = above_in - rank_in
+    row, step = owner // len(ladder.offset), owner % len(ladder.offset)
+    above = running(rows.by_above[row] * rise(ladder.above)[step])
+    rank = running(rows.by_rank[row] * rise(ladder.rank)[step])
+    weight_at = torch.cat([at.new_zeros(2), (above[1:-1] * at.diff()).cumsum(0)])
+    weight = weight_at[of_own] + above[of_own] * (own - left[of_own])
+    weight -= rows.by_above * curves[1].value(u.new_tensor(0.5))
+    slopes = above - rank
     slopes[-1] = 0  # above every threshold nothing changes
-    results = (loss, slopes, by_score, by_quality)
-    checked = [torch.where(sound, x, torch.nan).to(scores.dtype) for x in results]
-    return checked[0], kept, *checked[1:]
+    by_score = rows.by_score + (1 - part) * above[of_own] - rank[of_own]
+    by_quality = rows.by_quality - curves[2].slope(u) * weight
+    results = (rows.term.sum(), slopes, by_score, by_quality)
+    loss, *others = [torch.where(sound, x, torch.nan).to(scores.dtype) for x in results]
+    return loss, kept, *others
+
+
+def without_positives(scores: Tensor) -> tuple[Tensor, ...]:
+    """What `forward` returns then: 0, or NaN where a score is NaN, and no gradients."""
+    loss = torch.where(scores.isnan().any(), torch.nan, 0.0).to(scores.dtype)
+    bins = torch.zeros_like(scores, dtype=torch.int32)
+    return loss, bins, scores.new_zeros(1), scores.new_empty(0), scores.new_empty(0)
 
 
 def backward(positives: Tensor, bins: Tensor, slopes: Tensor, by_score: Tensor, gradient: Tensor) -> Tensor:

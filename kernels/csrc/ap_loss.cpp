@@ -4,7 +4,7 @@
 // threshold - excess over its right one). Each score is therefore dropped once into the bin between two
 // thresholds s_i + knot; suffix sums over bins answer every positive, and a score's gradient depends on its bin alone.
 
-#include "ap_loss.h"
+#include "ap_loss_grid.h"
 #include "fresh.h"
 
 #include <torch/csrc/stable/library.h>
@@ -15,9 +15,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 namespace detsearch::ap {
@@ -26,124 +24,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kBlock = 512;         // scores whose cells are found together
-constexpr int64_t kGrain = 65536;   // scores that are worth a thread
-constexpr uint32_t kSeveral = 1u << 31;
-
-// Finds the bin of a score: how many edges lie at or below it. A uniform grid over the edges leaves two comparisons
-// for nearly all scores.
-template <typename T>
-class Grid {
- public:
-  // Sorts thresholds, at least 1, with their owners. n: how many scores will be looked up.
-  Grid(const std::vector<double>& threshold, int64_t n, std::vector<double>& sorted, std::vector<int32_t>& owner) {
-    const int64_t count = static_cast<int64_t>(threshold.size());
-    const auto [low, high] = std::minmax_element(threshold.begin(), threshold.end());
-    T ends[2];
-    edge_of(*low, &ends[0]);
-    edge_of(*high, &ends[1]);
-    shape(ends[0], ends[1], count, n);
-    std::vector<int32_t> cell(count);
-    std::vector<uint32_t> end(cells_);  // of each cell's edges
-    for (int64_t b = 0; b < count; ++b) {
-      T edge;
-      edge_of(threshold[b], &edge);
-      cell[b] = cell_of(edge);
-      ++end[cell[b]];
-    }
-    uint32_t begin = 0;
-    for (int64_t c = 0; c < cells_; ++c) begin += std::exchange(end[c], begin);
-    owner.resize(count);
-    for (int64_t b = 0; b < count; ++b) owner[end[cell[b]]++] = static_cast<int32_t>(b);
-    sorted.resize(count);
-    edges_.resize(count);
-    table_ = std::make_unique_for_overwrite<Cell[]>(cells_ + 1);
-    constexpr T none = std::numeric_limits<T>::quiet_NaN();  // no score passes it
-    const auto blank = [](uint32_t from) { return Cell{none, none, from}; };
-    Cell* next = table_.get();
-    for (uint32_t from = 0; from < count;) {
-      const int32_t c = cell[owner[from]];
-      const uint32_t to = end[c];
-      // ties by owner, so that the order does not depend on the sort
-      std::sort(&owner[from], &owner[from] + (to - from), [&](int32_t a, int32_t b) {
-        return threshold[a] < threshold[b] || (threshold[a] == threshold[b] && a < b);
-      });
-      for (uint32_t b = from; b < to; ++b) {
-        sorted[b] = threshold[owner[b]];
-        edge_of(sorted[b], &edges_[b]);
-      }
-      next = std::fill_n(next, &table_[c] - next, blank(from));
-      const uint32_t many = to - from;
-      *next++ = {edges_[from], many > 1 ? edges_[from + 1] : none, many > 2 ? from | kSeveral : from};
-      from = to;
-    }
-    std::fill(next, table_.get() + cells_ + 1, blank(static_cast<uint32_t>(count)));
-  }
-
-  // Calls visit(index, bin) for n scores; whether none of them is NaN.
-  template <typename Visit>
-  bool find(const T* scores, int64_t n, Visit visit) const {
-    int32_t cell[kBlock];
-    bool sound = true;
-    for (int64_t from = 0; from < n; from += kBlock) {
-      const T* s = scores + from;
-      const int m = static_cast<int>(std::min<int64_t>(kBlock, n - from));
-      int bad = 0;
-      for (int k = 0; k < m; ++k) {
-        cell[k] = cell_of(s[k]);
-        bad |= s[k] != s[k];
-      }
-      sound &= bad == 0;
-      for (int k = 0; k < m; ++k) {
-        const Cell& at = table_[cell[k]];
-        uint32_t bin = at.bin + (s[k] >= at.first) + (s[k] >= at.second);
-        if (at.bin & kSeveral) bin = search(cell[k], s[k]);
-        visit(from + k, bin);
-      }
-    }
-    return sound;
-  }
-
-  uint32_t bin_of(T score) const {
-    const int32_t cell = cell_of(score);
-    const Cell& at = table_[cell];
-    return at.bin & kSeveral ? search(cell, score) : at.bin + (score >= at.first) + (score >= at.second);
-  }
-
- private:
-  struct Cell {
-    T first, second;  // edges of the cell, NaN where it has fewer
-    uint32_t bin;     // edges in lower cells; kSeveral where the cell has more than two
-  };
-
-  void shape(T low, T high, int64_t count, int64_t n) {
-    int64_t cells = 64;
-    while (cells < std::min<int64_t>({8 * count, n / 4, 65536})) cells *= 2;
-    cells_ = cells;
-    low_ = low;
-    last_ = static_cast<T>(cells - 1);
-    scale_ = static_cast<T>(cells) / std::max(high - low, T(1));
-  }
-
-  // Never decreases with the score, so a score at or above an edge is in the edge's cell or a later one.
-  int32_t cell_of(T score) const {
-    T x = (score - low_) * scale_;
-    x = x > T(0) ? x : T(0);
-    x = x < last_ ? x : last_;
-    return static_cast<int32_t>(x);
-  }
-
-  uint32_t search(int32_t cell, T score) const {
-    const T *edges = edges_.data(), *from = edges + (table_[cell].bin & ~kSeveral);
-    const T* to = edges + (table_[cell + 1].bin & ~kSeveral);
-    return static_cast<uint32_t>(std::upper_bound(from, to, score) - edges);
-  }
-
-  int64_t cells_;
-  T low_, scale_, last_;
-  std::vector<T> edges_;
-  std::unique_ptr<Cell[]> table_;  // and one beyond the last
-};
+constexpr int64_t kGrain = 65536;  // scores that are worth a thread
 
 struct Bin {
   double sum = 0;  // of the scores
@@ -219,73 +100,95 @@ struct Result {
   T* by_quality;  // positives'
 };
 
-// Whether the loss could be computed.
+// Thresholds in ascending order and what fell between them; bin b lies left of threshold b.
+struct Binned {
+  std::vector<double> at;
+  std::vector<int32_t> owner;          // of thresholds: positive x steps + step
+  std::vector<Bin> bins;
+  std::vector<uint32_t> own;           // the positives' bins
+  std::vector<double> less, less_sum;  // what positives weigh less than 1, and that times their scores
+};
+
+// False where a score is NaN.
 template <typename T, typename Index>
-bool compute(const Loss& loss, const T* scores, int64_t n, const Positives<T>& positives, Result<T, Index> out) {
+bool sort_into_bins(const Loss& loss, const T* scores, int64_t n, const Positives<T>& positives, Index* bin_of,
+                    Binned& result) {
   const int64_t rows = static_cast<int64_t>(positives.index.size()), steps = loss.ladder.steps;
-  const int64_t count = rows * steps;
-  std::vector<double> threshold(count), at;
-  std::vector<int32_t> owner;
+  std::vector<double> threshold(rows * steps);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t k = 0; k < steps; ++k) threshold[i * steps + k] = positives.score[i] + loss.ladder.offset[k];
   }
-  const Grid<T> grid(threshold, n, at, owner);
-  std::vector<Bin> bins(count + 1);
-  if (!fill(grid, scores, n, out.bins, bins)) return false;
-
-  // what positives weigh less than 1
-  std::vector<uint32_t> bin(rows);
-  std::vector<double> less(count + 1), less_sum(count + 1);
+  const Grid<T> grid(threshold, n, result.at, result.owner);
+  result.bins.resize(rows * steps + 1);
+  result.less.resize(rows * steps + 1);
+  result.less_sum.resize(rows * steps + 1);
   for (int64_t i = 0; i < rows; ++i) {
-    bin[i] = grid.bin_of(static_cast<T>(positives.score[i]));
+    const uint32_t bin = grid.bin_of(static_cast<T>(positives.score[i]));
     const double part = loss.others.value(positives.quality[i]);
-    less[bin[i]] += part;
-    less_sum[bin[i]] += part * positives.score[i];
+    result.own.push_back(bin);
+    result.less[bin] += part;
+    result.less_sum[bin] += part * positives.score[i];
   }
+  return fill(grid, scores, n, bin_of, result.bins);
+}
 
-  std::vector<Prefix> prefix(count);  // by owner
+// By owner.
+std::vector<Prefix> prefixes_of(const Binned& binned) {
+  const auto& [at, owner, bins, own, less, less_sum] = binned;
+  const int64_t count = static_cast<int64_t>(at.size());
+  std::vector<Prefix> prefix(count);
   Prefix p = {double(bins[count].count), 0, bins[count].count - less[count], 0};
   for (int64_t b = count - 1; b >= 0; --b) {
     if (b < count - 1) {
-      const double gap = at[b + 1] - at[b], own = double(bins[b + 1].count), weighted = own - less[b + 1];
-      p.excess += p.count * gap + at_least_0(bins[b + 1].sum - own * at[b]);
+      const double gap = at[b + 1] - at[b], all = double(bins[b + 1].count), weighted = all - less[b + 1];
+      p.excess += p.count * gap + at_least_0(bins[b + 1].sum - all * at[b]);
       p.weighted_excess +=
           p.weighted_count * gap + at_least_0((bins[b + 1].sum - less_sum[b + 1]) - weighted * at[b]);
-      p.count += own;
+      p.count += all;
       p.weighted_count += weighted;
     }
     prefix[owner[b]] = p;
   }
+  return prefix;
+}
 
-  std::vector<Row> row(rows);
-  double value = 0;
-  for (int64_t i = 0; i < rows; ++i) {
+template <typename T>
+std::vector<Row> rows_of(const Loss& loss, const std::vector<Prefix>& prefix, const Positives<T>& positives) {
+  std::vector<Row> rows;
+  const Prefix* of = prefix.data();
+  for (const double quality : positives.quality) {
     Sums sums = {};
-    for (int64_t k = 0; k + 1 < steps; ++k) {
-      sums.add(loss.ladder, k, prefix[i * steps + k], prefix[i * steps + k + 1]);
-    }
-    row[i] = row_of(loss, sums, positives.quality[i]);
-    value += row[i].value;
+    for (int k = 0; k + 1 < loss.ladder.steps; ++k) sums.add(loss.ladder, k, of[k], of[k + 1]);
+    rows.push_back(row_of(loss, sums, quality));
+    of += loss.ladder.steps;
   }
-  *out.loss = static_cast<T>(value);
+  return rows;
+}
 
+template <typename T, typename Index>
+void give(const Loss& loss, const Binned& binned, const Positives<T>& positives, Result<T, Index> out) {
+  const std::vector<Row> row = rows_of(loss, prefixes_of(binned), positives);
+  const Ladder& ladder = loss.ladder;
+  const int64_t count = static_cast<int64_t>(binned.at.size());
   std::vector<Column> column(count + 1);
   for (int64_t b = 0; b < count; ++b) {
-    const int32_t i = owner[b] / loss.ladder.steps, k = owner[b] % loss.ladder.steps;
+    const int32_t i = binned.owner[b] / ladder.steps, k = binned.owner[b] % ladder.steps;
     Column& next = column[b + 1] = column[b];
-    if (b > 0) next.weight += column[b].above * (at[b] - at[b - 1]);
-    next.above += row[i].by_above * (loss.ladder.above[k] - (k ? loss.ladder.above[k - 1] : 0.0));
-    next.rank += row[i].by_rank * (loss.ladder.rank[k] - (k ? loss.ladder.rank[k - 1] : 0.0));
+    if (b > 0) next.weight += column[b].above * (binned.at[b] - binned.at[b - 1]);
+    next.above += row[i].by_above * (ladder.above[k] - (k ? ladder.above[k - 1] : 0.0));
+    next.rank += row[i].by_rank * (ladder.rank[k] - (k ? ladder.rank[k - 1] : 0.0));
     out.slopes[b] = static_cast<T>(column[b].above - column[b].rank);
   }
   out.slopes[count] = T(0);  // above every threshold nothing changes
-  for (int64_t i = 0; i < rows; ++i) {
-    const Column& c = column[bin[i]];
-    const double quality = positives.quality[i], beyond = positives.score[i] - at[bin[i] - 1];
+  double value = 0;
+  for (size_t i = 0; i < row.size(); ++i) {
+    const Column& c = column[binned.own[i]];
+    const double quality = positives.quality[i], beyond = positives.score[i] - binned.at[binned.own[i] - 1];
     out.by_score[i] = static_cast<T>(score_gradient(loss, row[i], c, quality));
     out.by_quality[i] = static_cast<T>(quality_gradient(loss, row[i], c, quality, beyond));
+    value += row[i].value;
   }
-  return true;
+  *out.loss = static_cast<T>(value);
 }
 
 template <typename T>
@@ -311,7 +214,11 @@ Outputs forward_as(const Tensor& scores, const Tensor& positives, const Tensor& 
   const T* s = scores.const_data_ptr<T>();
   Positives<T> known;
   bool sound = known.read(s, n, positives.const_data_ptr<int64_t>(), quality.const_data_ptr<T>(), rows);
-  if (sound && rows) sound = compute(loss, s, n, known, out);
+  if (sound && rows) {
+    Binned binned;
+    sound = sort_into_bins(loss, s, n, known, out.bins, binned);
+    if (sound) give(loss, binned, known, out);
+  }
   if (rows == 0) {
     sound = !has_nan(s, n);
     std::fill(out.bins, out.bins + n, Index(0));

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .loader import ready
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -59,8 +61,13 @@ def assign_topk(
 
     Ties go to the lower prior; a prior that several chose goes to the lowest loss, then the lower row; a ground truth
     with a candidate keeps a positive wherever that is possible. Logits that are not numbers give some assignment.
-    Raises ValueError for shapes that contradict each other. Source: Liu et al., HPS-Det, Algorithm 2.
+    Raises ValueError for shapes that contradict each other, RuntimeError where it is not compiled.
+    Source: Liu et al., HPS-Det, Algorithm 2.
     """
+    if not ready(boxes.device):
+        raise RuntimeError(
+            f"assign_topk is not compiled for {boxes.device.type} here; use detsearch_cli's Dynamic assigner"
+        )
     levels = [logits] if isinstance(logits, Tensor) else list(logits)
     classes = _num_classes(levels, boxes, tiling)
     _check(levels, boxes, truth, labels, splits, tiling, counts, edges)

@@ -14,7 +14,7 @@ from detsearch_cli.cli import assign, data, demo, evaluate, predict, report, stu
 from detsearch_cli.errors import DetsearchError
 
 INTERRUPTED = 130
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 app = typer.Typer(
     name="detsearch",
     no_args_is_help=True,
@@ -78,9 +78,9 @@ def run(arguments: list[str], debug: bool = False) -> int:
 
 
 def _interrupted() -> int:
-    from detsearch_cli.cli.console import complain, resume_hint
+    from detsearch_cli.cli.console import resume_hint, say
 
-    complain(f"interrupted; {resume_hint()}")
+    say(f"interrupted; {resume_hint()}")
     return INTERRUPTED
 
 

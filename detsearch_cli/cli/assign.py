@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="assign", no_args_is_help=True, help=__doc__)
 
 
-@app.command("search")
+@app.command("search", no_args_is_help=True)
 @with_options(options=RecipeOptions, search=SearchOptions)
 def search(
     options: RecipeOptions,
@@ -108,6 +108,11 @@ def show(
     detector, trained = _detector(recipe, run)
     searched = detector.assigner
     if not isinstance(searched, Dynamic):
+        if study is not None:
+            raise RecipeError(
+                f"{study} found nothing better than the detector's own, so there are no counts to show: its "
+                f"best.yaml is empty; `detsearch study show {study}` lists its trials"
+            )
         raise RecipeError(
             "assign show needs counts: give --study, or --recipe with a fragment such as best.yaml "
             "(an empty one means that nothing better than the detector's own was found)"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detsearch_cli.errors import StudyError
+
 if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
@@ -109,7 +111,15 @@ def read_contest(folder: Path) -> Comparison | None:
     from detsearch_cli.cli.hunt import CONTEST
 
     path = folder / CONTEST
-    return to_comparison(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return to_comparison(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            f"{path} is damaged ({error}); remove it, or give the `train --baseline` command again, "
+            "which writes it anew"
+        ) from error
 
 
 def to_comparison(contest: Mapping[str, Any]) -> Comparison:

@@ -12,7 +12,7 @@ from detsearch_cli.cli.options import RecipeOptions, with_options
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("train")(train)
+    app.command("train", no_args_is_help=True)(train)
 
 
 @with_options(options=RecipeOptions)

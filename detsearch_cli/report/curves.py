@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detsearch_cli.errors import StorageError
+from detsearch_cli.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,11 +127,5 @@ def _name_cells(axes: Axes, classes: Sequence[str]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as the file's ending says (png, svg, pdf). Raises StorageError when the disk refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out"
-        ) from error
+    """Write a figure as the file's ending says (png, svg, pdf), whole or not at all. Raises StorageError."""
+    replace_file(path, lambda p: figure.savefig(p, format=path.suffix.removeprefix("."), dpi=130))

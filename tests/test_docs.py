@@ -46,8 +46,10 @@ def without_fences(text: str) -> str:
 
 def commands(script: str) -> list[list[str]]:
     """The `detsearch ...` command lines of a shell text, NAME="value" filled in, without the program's name."""
-    text = script.replace("\\\n", " ")
-    for name, value in re.findall(r'^(\w+)="([^"]*)"', text, re.MULTILINE):
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", script.replace("\\\n", " "))
+    values = re.findall(r'^(\w+)="?([^"\n]*(?:\n[^"\n]*)*?)"?$', text, re.MULTILINE)
+    values += re.findall(r"\bfor (\w+) in (\S+)", text)
+    for name, value in values:
         text = re.sub(rf"\$\{{?{name}\b\}}?", " ".join(value.split()), text)
     found = []
     for line in text.splitlines():
@@ -93,6 +95,8 @@ def test_the_check_of_command_lines_notices_what_does_not_exist() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_options_named_in_the_text_exist(page: Path) -> None:
     known = {option for command in every_command() for p in command.params for option in p.opts}
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'add_argument\("(--[\w-]+)"', script.read_text(encoding="utf-8")))
     for code in re.findall(r"`([^`\n]+)`", without_fences(page.read_text(encoding="utf-8"))):
         words = code.split()
         if words[0] == "detsearch" and len(words) > 1 and words[1].islower():

@@ -192,7 +192,8 @@ class _Run:
         for i, batch in enumerate(batches):
             images = batch.images.contiguous(memory_format=self.memory)
             with self.fabric.no_backward_sync(self.wrapped, enabled=i + 1 < len(batches)):
-                losses = self.wrapped.training_loss(images, batch.targets)
+                with self.fabric.autocast():  # Fabric does it for DDP's forward alone
+                    losses = self.wrapped.training_loss(images, batch.targets)
                 self.fabric.backward(sum(losses.values()) / len(batches))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
@@ -267,7 +268,8 @@ class _Run:
             if self.recipe.schedule.eval_every and ap > journal.best_ap:
                 self._save_weights(ckpt.BEST)
             spent = {"eval_seconds": time.monotonic() - started, "seconds": self.state.seconds}
-            journal.write(self.state.step, {"epoch": epoch, "AP": ap, **spent})
+            if not journal.evaluated(epoch):
+                journal.write(self.state.step, {"epoch": epoch, "AP": ap, **spent})
         self.watch(Progress(self.state.step, self.epochs * self.steps_per_epoch, epoch, self.epochs, {}, ap))
         return table, result
 

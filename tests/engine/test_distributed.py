@@ -27,6 +27,7 @@ from detsearch_cli.engine.train import train
 from detsearch_cli.engine.trial import load_data, train_with_retry
 from detsearch_cli.errors import DataError, ProcessLost, RecipeError
 from detsearch_cli.recipe import Recipe, Runtime
+from tests.engine.coco_folder import write_coco
 from tests.recipes import small
 
 REPO = Path(__file__).parents[2]
@@ -151,27 +152,6 @@ def test_killed_then_interrupted_the_same_command_ends_in_the_same_weights(
 
     fit(LONG, tmp_path)
     assert same_weights(tmp_path / ckpt.LAST, whole / "run" / ckpt.LAST)
-
-
-def write_coco(folder: Path, boxes: list[list[list[float]]]) -> None:
-    """A COCO folder of one 64 x 64 image for each list of boxes (xywh), for training and validation alike."""
-    generator = torch.Generator().manual_seed(0)
-    annotations: list[dict[str, Any]] = []
-    for split in ("train", "val"):
-        (folder / split).mkdir(parents=True)
-    for image, own in enumerate(boxes, 1):
-        pixels = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8, generator=generator)
-        for x, y, w, h in own:
-            pixels[int(y) : int(y + h), int(x) : int(x + w)] = 255
-            box = {"id": len(annotations) + 1, "image_id": image, "category_id": 1, "iscrowd": 0}
-            annotations.append({**box, "bbox": [x, y, w, h], "area": w * h})
-        for split in ("train", "val"):
-            Image.fromarray(pixels.numpy()).save(folder / split / f"{image}.png")
-    (folder / "annotations").mkdir()
-    images = [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 64} for i in range(1, len(boxes) + 1)]
-    about = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
-    for split in ("train", "val"):
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(about))
 
 
 def test_two_processes_train_what_one_does_even_where_one_has_no_ground_truth(tmp_path: Path) -> None:

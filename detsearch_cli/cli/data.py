@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="data", no_args_is_help=True, help=__doc__)
+from detsearch_cli.cli.groups import Group
+
+app = typer.Typer(name="data", cls=Group, no_args_is_help=True, help=__doc__)
 DataArgument = Annotated[
     str, typer.Argument(help="Folder (format detected), or a name: shapes, voc, coco, ...")
 ]

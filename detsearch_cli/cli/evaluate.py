@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
 
+CONFUSED_IOU, CONFUSED_SCORE = 0.5, 0.25
 VOC_KEYS = ("voc07_mAP50", "voc_mAP50")
 
 
@@ -188,7 +189,11 @@ def write_plots(subject: Subject, precision: np.ndarray, folder: Path) -> list[P
     classes = subject.split.classes
     pictures = {
         "precision_recall.png": curves.precision_recall(precision, classes, title=subject.name),
-        "confusion.png": curves.confusion(confusion_matrix(subject.split, subject.table), classes),
+        "confusion.png": curves.confusion(
+            confusion_matrix(subject.split, subject.table, min_iou=CONFUSED_IOU, min_score=CONFUSED_SCORE),
+            classes,
+            title=f"{subject.name}\nscore from {CONFUSED_SCORE} on, IoU from {CONFUSED_IOU} on",
+        ),
     }
     for name, figure in pictures.items():
         curves.save(figure, folder / name)

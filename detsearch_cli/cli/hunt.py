@@ -155,7 +155,7 @@ def run_search(settings: Settings, as_json: bool = False) -> Outcome:
     plan = make_plan(settings)
     data = load_data(base_recipe(settings).data)
     announce_data(data)
-    refuse_untrainable(settings, len(data.train.classes))
+    refuse_untrainable(base_recipe(settings), len(data.train.classes), settings.executor == "local")
     live = Live()
     accepted = False
 
@@ -215,13 +215,13 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def refuse_untrainable(settings: Settings, num_classes: int) -> None:
-    """Raise now what would fail every trial: an unknown backbone, weights that do not fit, a missing GPU."""
+def refuse_untrainable(recipe: Recipe, num_classes: int, here: bool = True) -> None:
+    """Raise now, before anything is written, what would fail every training: an unknown backbone, weights or
+    counts that do not fit, a missing GPU. here: trained on this machine; else its GPU says nothing."""
     from detsearch_cli.detectors import build
     from detsearch_cli.engine.score import pick_device
 
-    recipe = base_recipe(settings)
-    if settings.executor == "local":  # elsewhere the workers' machine has the GPU, this one need not
+    if here:
         pick_device(recipe.runtime.device)
     build(recipe, num_classes)
 

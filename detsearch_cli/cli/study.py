@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from detsearch_cli.cli.groups import Group
 from detsearch_cli.errors import StudyError
 
-app = typer.Typer(name="study", no_args_is_help=True, help=__doc__)
+app = typer.Typer(name="study", cls=Group, no_args_is_help=True, help=__doc__)
 Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
 Storage = Annotated[str | None, typer.Option(help="Ledger database URL, where it is not in the folder.")]
 

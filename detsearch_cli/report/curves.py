@@ -117,13 +117,13 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str = "") ->
 
 def _name_cells(axes: Axes, classes: Sequence[str]) -> None:
     if len(classes) > 100:
-        axes.set_xticks([len(classes)], ["background"])
+        axes.set_xticks([len(classes)], ["missed"])
         axes.set_yticks([len(classes)], ["background"])
         return
-    names = [c.replace("$", r"\$")[:24] for c in classes] + ["background"]
+    names = [c.replace("$", r"\$")[:24] for c in classes]
     size = 8 if len(classes) <= 40 else 5
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_xticks(range(len(names) + 1), [*names, "missed"], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names) + 1), [*names, "background"], fontsize=size)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -39,7 +39,9 @@ def run_train(method: str, slots: tuple[str, ...], options: RecipeOptions, train
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
     seeds = [searched.seed + i for i in range(train.seeds)]
     if nothing:
-        console.say(f"{train.study} found nothing better than the detector's own; that is trained, there is no other")
+        console.say(
+            f"{train.study} found nothing better than the detector's own; that is trained, there is no other"
+        )
     if nothing or not train.baseline:
         train_alone("baseline" if nothing else "searched", searched, seeds, folder, train)
         return

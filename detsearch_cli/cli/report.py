@@ -188,11 +188,17 @@ def pictures(split: Split, index: int, tables: Mapping[str, DetectionTable]) -> 
     from detsearch_cli.data.drawing import draw
 
     record, image = split.records[index], split.read(index)
-    shown = {"ground truth": draw(image, record.boxes, record.labels, split.classes)}
+    shown = {f"ground truth: {_boxes(record)}": draw(image, record.boxes, record.labels, split.classes)}
     for name, table in tables.items():
         own = table.select((table.image == index) & (table.scores >= SHOWN_SCORE))
-        shown[name] = draw(image, own.boxes, own.labels, split.classes, own.scores)
+        shown[f"{name}: {_boxes(own)} with score {SHOWN_SCORE:g} or more"] = draw(
+            image, own.boxes, own.labels, split.classes, own.scores
+        )
     return shown
+
+
+def _boxes(of: Any) -> str:
+    return "1 box" if len(of.boxes) == 1 else f"{len(of.boxes)} boxes"
 
 
 def write_run_page(folder: Path) -> Path:

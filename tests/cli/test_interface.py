@@ -13,7 +13,7 @@ import pytest
 
 from detsearch_cli.cli.app import run
 from tests.cli.interface import commands, interface
-from tests.cli.small import ENVIRONMENT, MAIN
+from tests.cli.small import DATA, ENVIRONMENT, MAIN, SMALL, start
 
 FROZEN = Path(__file__).with_name("options.txt")
 HEAVY = ("torch", "numpy", "optuna", "matplotlib", "pandas", "PIL", "pydantic", "yaml")
@@ -72,3 +72,48 @@ def test_a_long_training_is_not_begun_by_its_bare_name(
     assert run(words) == 2
     assert "--detector" in "".join(capsys.readouterr())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["study", "show", "STUDY", "--json"]])
+def test_a_reader_that_stops_early_sees_no_traceback(words: list[str], study: Path) -> None:
+    process = start([str(study) if word == "STUDY" else word for word in words], study)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # `detsearch ... | head -1`
+    told = process.stderr.read()
+    process.wait(timeout=60)
+    assert "Traceback" not in told and "Exception ignored" not in told
+
+
+def no_constant(name: str) -> None:
+    pytest.fail(f"{name} is no JSON")
+
+
+def test_json_is_the_only_thing_on_stdout(
+    trained: Path, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (80, 50)).save(tmp_path / "image.png")
+    again = ["--bins", "1", "--trials", "2", "--name", "s", "--out", str(study.parent)]
+    counts = ["--set", "assign={name: dynamic, counts: [[3]]}"]
+    every = {
+        "train": [*SMALL, "--out", str(trained)],
+        "eval": [str(trained), "--compare", str(trained)],
+        "predict": [str(trained), str(tmp_path / "image.png")],
+        "data inspect": [DATA],
+        "assign search": [*SMALL, *again],
+        "assign train": [*SMALL, *counts, "--baseline", "--out", str(tmp_path / "both")],
+        "assign show": [*SMALL, *counts, "--images", "2", "--samples", "0", "--out", str(tmp_path / "show")],
+        "study list": [str(study.parent)],
+        "study show": [str(study)],
+        "study resume": [str(study)],
+    }
+    offered = {
+        words for words, command in commands().items() if any("--json" in p.opts for p in command.params)
+    }
+    assert offered == set(every)
+    for words, arguments in every.items():
+        capsys.readouterr()
+        assert run([*words.split(), *arguments, "--json"]) == 0, words
+        told = json.loads(capsys.readouterr().out, parse_constant=no_constant)
+        assert isinstance(told, dict | list), words

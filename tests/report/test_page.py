@@ -292,6 +292,13 @@ def test_a_single_training_each_is_named_as_such() -> None:
     assert "not the luck of a seed" in judge(rows(0.412), comparison(0.01, 0.03, seeds=(0,)), "val").detail
 
 
+def test_a_baseline_that_learned_nothing_is_said_beside_the_claim() -> None:
+    claimed = comparison(0.01, 0.03)
+    unlearned = replace(claimed, baseline=[0.0002] * 3)
+    assert "learned next to nothing (AP 0.02 at best)" in judge(rows(0.40), unlearned, "val").detail
+    assert "learned next to nothing" not in judge(rows(0.40), claimed, "val").detail
+
+
 def test_a_tie_goes_to_the_baseline_and_then_to_the_earlier_trial() -> None:
     first, second, own = (Trial(n, c, "complete", 0.5) for n, c in ((3, {"k": 1}), (4, {"k": 2}), (5, None)))
     assert best_of([second, first]) == first

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from detsearch_cli.cli.app import run
+from detsearch_cli.engine.checkpoint import read_recipe
 from tests.cli.small import DATA, SMALL
 
 Told = pytest.CaptureFixture[str]
@@ -174,15 +175,24 @@ def test_damaged_files_of_a_study_are_named_and_left_alone(study: Path, here: Pa
     assert "s/search.json is damaged" in refused(["study", "resume", "s"], capsys)
 
 
-def test_a_search_that_found_nothing_has_nothing_to_train_or_show(
+def test_a_search_that_found_nothing_has_no_counts_to_show(study: Path, here: Path, capsys: Told) -> None:
+    shutil.copytree(study, here / "s")
+    (here / "s" / "best.yaml").write_text("{}\n")
+    assert "s found nothing better than the detector's own" in refused(
+        ["assign", "show", "--study", "s"], capsys
+    )
+
+
+def test_after_a_search_that_found_nothing_the_detectors_own_is_trained(
     study: Path, here: Path, capsys: Told
 ) -> None:
     shutil.copytree(study, here / "s")
     (here / "s" / "best.yaml").write_text("{}\n")
-    for command in ("train", "show"):
-        assert "s found nothing better than the detector's own" in refused(
-            ["assign", command, "--study", "s"], capsys
-        )
+    assert run(["assign", "train", "--study", "s", "--baseline", "--json"]) == 0
+    told = capsys.readouterr()
+    assert "s found nothing better than the detector's own" in told.err
+    (only,) = json.loads(told.out)["runs"]
+    assert read_recipe(Path(only["run"])).assign is None
 
 
 def test_a_damaged_image_is_left_out_or_named(here: Path, capsys: Told) -> None:

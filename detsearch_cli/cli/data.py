@@ -75,8 +75,10 @@ def convert(
     from detsearch_cli.data.source import open_source
 
     source = open_source(data)
-    write(source, out, to)
+    converted = write(source, out, to)
     console.say(f"{out}: {source.format} -> {to}, splits {', '.join(source.splits)}")
+    for note in converted.notes:
+        console.say(f"note: {note}")
 
 
 @app.command("split")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.cli import console
-from detsearch_cli.errors import RecipeError
+from detsearch_cli.errors import RecipeError, StudyError
 
 if TYPE_CHECKING:
     from detsearch_cli.cli.options import RecipeOptions, TrainOptions
@@ -22,6 +22,11 @@ def study_fragments(study: Path) -> Fragment:
     from detsearch_cli.recipe import merge, read_fragment
 
     recipe = final(base_recipe(read_settings(study)))
+    if not (study / BEST_FRAGMENT).is_file():
+        raise StudyError(
+            f"the search in {study} has not ended, it holds no {BEST_FRAGMENT} yet; go on with it by "
+            f"`detsearch study resume {study}`"
+        )
     return merge(recipe.model_dump(mode="json"), read_fragment(study / BEST_FRAGMENT))
 
 
@@ -147,9 +152,9 @@ def tell(outcome: Contest) -> None:
     console.table(title, ["", "mean", "by seed", "seconds a training"], rows)
     decisive = outcome.decisive
     if decisive.low > 0:
-        verdict = "better"
+        verdict = "searched is better than baseline"
     elif decisive.high < 0:
-        verdict = "worse"
+        verdict = "searched is worse than baseline"
     else:
         verdict = "within noise"
     over = f"{len(outcome.aps('baseline'))} seeds" if outcome.over_seeds else "images, one seed"

@@ -100,10 +100,10 @@ def _images(study: Study) -> int:
 
 
 def importances(study: Study) -> Mapping[str, float]:
-    """Which parameters decided the AP of the trials; empty while there are too few."""
+    """Which parameters decided the AP of the trials; empty while there are too few, or for a single one."""
     from detsearch_cli.search.importance import importances as compute
 
-    return compute(study)
+    return compute(study) if len(study.space.parameters) > 1 else {}
 
 
 def read_contest(folder: Path) -> Comparison | None:

@@ -9,8 +9,7 @@ exactly where it was, and on a CPU ends in the same weights, bit for bit.
 
 Several processes: each computes its share of every batch. Losses are divided by normalisers averaged over the
 ranks, so the averaged gradient is that of the whole batch in one process, exactly but for batch norm (each rank
-uses its own share's statistics), padding (each share is padded to its own largest image) and a batch with fewer
-positives than processes.
+uses its own share's statistics) and padding (each share is padded to its own largest image).
 """
 
 from __future__ import annotations

@@ -238,3 +238,32 @@ def test_a_study_of_failing_trials_exits_1_with_the_reasons(here: Path, capsys: 
     assert "All 2 trials failed" in page and "Diverged" in page
     settings = json.loads((here / "studies" / "s" / "search.json").read_text())
     assert yaml.safe_load(settings["recipe"])["optim"]["lr"] == 1e30
+
+
+def test_a_search_that_has_not_ended_has_no_proof_yet(study: Path, here: Path, capsys: Told) -> None:
+    shutil.copytree(study, here / "s")
+    (here / "s" / "best.yaml").unlink()
+    said = refused(["assign", "train", "--study", "s", "--baseline"], capsys)
+    assert "the search in s has not ended" in said
+    assert "detsearch study resume s" in said
+
+
+def test_a_recipe_that_is_no_yaml_is_named_with_its_line(here: Path, capsys: Told) -> None:
+    (here / "bad.yaml").write_text("detector: fcos\noptim: {lr: 0.1\n")
+    assert "bad.yaml is not valid YAML: line 3" in refused(["train", "--recipe", "bad.yaml", *SMALL], capsys)
+
+
+def test_a_run_whose_recipe_is_damaged_is_named(trained: Path, here: Path, capsys: Told) -> None:
+    shutil.copytree(trained, here / "r")
+    (here / "r" / "recipe.yaml").write_text("detector: {name: fcos}\nbackbone: 3\n")
+    assert "r/recipe.yaml is damaged or of another version" in refused(["report", "r"], capsys)
+
+
+def test_an_export_to_a_place_that_cannot_be_is_refused_with_the_path(
+    study: Path, here: Path, capsys: Told
+) -> None:
+    (here / "file").write_text("kept")
+    before = contents(here)
+    for name in ("t.csv", "t.json", "t.parquet"):
+        assert f"cannot write file/{name}" in refused(["study", "export", str(study), f"file/{name}"], capsys)
+    assert contents(here) == before

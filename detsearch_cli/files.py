@@ -13,6 +13,9 @@ from typing import Any
 
 from detsearch_cli.errors import StorageError
 
+# the path's fault, not the disk's: the user can choose a better one
+UNFIT_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM)
+
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a temporary sibling, then rename it over `path`. What `write` returns is not used.
@@ -42,8 +45,11 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """One sentence for a write that the disk refused."""
     said = error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "free some space or choose another --out" if full else "choose another --out"
-    return StorageError(f"cannot write {path}: {said}; {remedy}, then run it again")
+    remedy = "free some space" if full else "choose another place"
+    refused = StorageError(f"cannot write {path}: {said}; {remedy}, then run it again")
+    if error.errno in UNFIT_PATH:
+        refused.exit_code = 2
+    return refused
 
 
 def write_text(path: Path, text: str) -> None:

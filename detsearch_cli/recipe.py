@@ -253,12 +253,19 @@ def read_fragment(path: Path) -> Fragment:
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"{path} is not valid YAML: {yaml_problem(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold keys and values, found a {type(content).__name__}")
     return content
+
+
+def yaml_problem(error: Exception) -> str:
+    """What a YAML parser found wrong, in one line, with the place."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark is not None else ""
+    return where + (getattr(error, "problem", None) or str(error).splitlines()[0])
 
 
 def parse_set(assignment: str) -> Fragment:

@@ -11,12 +11,19 @@ import typer
 
 from detsearch_cli import __version__
 from detsearch_cli.cli import assign, data, demo, evaluate, predict, report, study, train
+from detsearch_cli.cli.groups import Group
 from detsearch_cli.errors import DetsearchError
 
 INTERRUPTED = 130
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+# Asking for completion belongs to the bare command; elsewhere Typer would import pydantic for it, a quarter of
+# the time of a --help. The shell itself asks through an environment variable.
+completing = len(sys.argv) < 2 or sys.argv[1].startswith("-") or "_DETSEARCH_COMPLETE" in os.environ
 app = typer.Typer(
     name="detsearch",
+    cls=Group,
+    add_completion=completing,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Finds a better training recipe for your object detector, on your data, and proves that it is better.",
@@ -52,13 +59,13 @@ def main() -> None:
 
 def run(arguments: list[str], debug: bool = False) -> int:
     """Run with these arguments and return the exit code."""
-    from detsearch_cli.cli.console import complain
-
     try:
         code = app(arguments, prog_name="detsearch", standalone_mode=False)
     except DetsearchError as error:
         if debug:
             raise
+        from detsearch_cli.cli.console import complain
+
         complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -78,9 +85,9 @@ def run(arguments: list[str], debug: bool = False) -> int:
 
 
 def _interrupted() -> int:
-    from detsearch_cli.cli.console import complain, resume_hint
+    from detsearch_cli.cli.console import resume_hint, say
 
-    complain(f"interrupted; {resume_hint()}")
+    say(f"interrupted; {resume_hint()}")
     return INTERRUPTED
 
 

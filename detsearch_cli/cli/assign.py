@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detsearch_cli.cli.groups import Group
 from detsearch_cli.cli.options import RecipeOptions, SearchOptions, TrainOptions, with_options
 
 if TYPE_CHECKING:
     from detsearch_cli.recipe import Recipe
 
-app = typer.Typer(name="assign", no_args_is_help=True, help=__doc__)
+app = typer.Typer(name="assign", cls=Group, no_args_is_help=True, help=__doc__)
 
 
-@app.command("search")
+@app.command("search", no_args_is_help=True)
 @with_options(options=RecipeOptions, search=SearchOptions)
 def search(
     options: RecipeOptions,
@@ -108,6 +110,11 @@ def show(
     detector, trained = _detector(recipe, run)
     searched = detector.assigner
     if not isinstance(searched, Dynamic):
+        if study is not None:
+            raise RecipeError(
+                f"{study} found nothing better than the detector's own, so there are no counts to show: its "
+                f"best.yaml is empty; `detsearch study show {study}` lists its trials"
+            )
         raise RecipeError(
             "assign show needs counts: give --study, or --recipe with a fragment such as best.yaml "
             "(an empty one means that nothing better than the detector's own was found)"
@@ -141,13 +148,21 @@ def show(
         return
     _show_counts(recipe, searched)
     columns = list(summary[0])
-    cells = [[f"{v:.1f}" if isinstance(v, float) else str(v) for v in line.values()] for line in summary]
+    cells = [[cell(name, v) for name, v in line.items()] for line in summary]
     state = "trained" if trained else "untrained"
-    console.table(
-        f"positives a ground truth, {len(split)} images at most {images}, {state} weights", columns, cells
-    )
+    seen = min(images, len(split))
+    console.table(f"positives a ground truth, {seen} of {len(split)} images, {state} weights", columns, cells)
     for written in paths:
         console.say(f"wrote {written}")
+
+
+def cell(column: str, value: Any) -> str:
+    """A mean with one decimal, the share without positives in percent, a dash where there is none."""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f}%" if column.endswith(" none") else f"{value:.1f}"
 
 
 def _detector(recipe: Recipe, run: Path | None) -> tuple[Any, bool]:

@@ -92,7 +92,7 @@ def training_bar(title: str) -> Iterator[Any]:
     """Progress of a training run: a callable for engine.train's `watch`."""
     one_line = partial(Column, no_wrap=True)
     columns = (
-        TextColumn("{task.description}", table_column=one_line()),
+        TextColumn("{task.description}", table_column=one_line(min_width=min(len(title), 30))),
         BarColumn(bar_width=20, table_column=one_line(min_width=10)),
         MofNCompleteColumn(table_column=one_line(min_width=7)),
         TimeRemainingColumn(table_column=one_line(min_width=7)),

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="data", no_args_is_help=True, help=__doc__)
+from detsearch_cli.cli.groups import Group
+
+app = typer.Typer(name="data", cls=Group, no_args_is_help=True, help=__doc__)
 DataArgument = Annotated[
     str, typer.Argument(help="Folder (format detected), or a name: shapes, voc, coco, ...")
 ]
@@ -73,8 +75,10 @@ def convert(
     from detsearch_cli.data.source import open_source
 
     source = open_source(data)
-    write(source, out, to)
+    converted = write(source, out, to)
     console.say(f"{out}: {source.format} -> {to}, splits {', '.join(source.splits)}")
+    for note in converted.notes:
+        console.say(f"note: {note}")
 
 
 @app.command("split")

@@ -18,7 +18,7 @@ RECIPE: dict[str, Any] = {
     "schedule": {"epochs": 12, "eval_every": 0},
     "runtime": {"device": "cpu", "cache": "ram"},
 }
-BINS, TRIALS, JOBS, SEEDS = "1", 8, 2, 4
+BINS, TRIALS, JOBS, SEEDS = "1", 5, 2, 4
 
 
 def register(app: typer.Typer) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
 
+CONFUSED_IOU, CONFUSED_SCORE = 0.5, 0.25
 VOC_KEYS = ("voc07_mAP50", "voc_mAP50")
 
 
@@ -135,13 +136,19 @@ def compare_with(subject: Subject, other: Path, metric: str, resamples: int, whe
             "give --data and --split"
         )
     outcome = paired_bootstrap(subject.split, rival.table, subject.table, metric=metric, resamples=resamples)
-    return {"other": rival.name, "text": _interval(outcome), **asdict(outcome)}
+    found = asdict(outcome)
+    found["other_value"], found["subject_value"] = found.pop("a"), found.pop("b")
+    verdict = judge(subject.name, rival.name, outcome.low, outcome.high)
+    return {"subject": subject.name, "other": rival.name, **found, "verdict": verdict}
 
 
-def _interval(outcome: Any) -> str:
-    from detsearch_cli.cli.console import interval_text
-
-    return interval_text(outcome)
+def judge(subject: str, other: str, low: float, high: float) -> str:
+    """Which of the two is better by the 95% interval of subject minus other, or that none is."""
+    if low > 0:
+        return f"{subject} is better than {other}"
+    if high < 0:
+        return f"{other} is better than {subject}"
+    return f"within noise: neither of {subject} and {other} is shown to be better"
 
 
 def show(subject: Subject, report: dict[str, Any]) -> None:
@@ -154,22 +161,24 @@ def show(subject: Subject, report: dict[str, Any]) -> None:
     console.table("", ["VOC07 mAP@0.5", "VOC mAP@0.5"], [[console.percent(v) for v in voc.values()]])
     console.class_table(report["per_class"])
     if "comparison" in report:
-        comparison = report["comparison"]
-        metric, scores = comparison["metric"], [console.percent(comparison[k]) for k in ("b", "a")]
-        console.say(f"{metric} of {subject.name} {scores[0]}, of {comparison['other']} {scores[1]}")
-        console.say(
-            f"difference, the first minus the second: {comparison['text']}, 95% interval over images: "
-            f"{verdict(comparison)}"
-        )
+        show_comparison(report["comparison"])
     for path in report.get("plots", []):
         console.say(f"wrote {path}")
 
 
-def verdict(comparison: dict[str, Any]) -> str:
-    """What the interval says, in words."""
-    if comparison["low"] > 0:
-        return "better"
-    return "worse" if comparison["high"] < 0 else "within noise"
+def show_comparison(comparison: dict[str, Any]) -> None:
+    """Both scores, their difference with its interval, and which is better, each by its name."""
+    from detsearch_cli.cli import console
+
+    metric = comparison["metric"]
+    sides = [(comparison[side], comparison[f"{side}_value"]) for side in ("subject", "other")]
+    console.table("comparison", ["", metric], [[name, console.percent(value)] for name, value in sides])
+    low, high = (f"{100 * comparison[bound]:+.1f}" for bound in ("low", "high"))
+    console.say(
+        f"{sides[0][0]} minus {sides[1][0]}: {100 * comparison['difference']:+.1f} {metric} [{low}, {high}], "
+        f"95% interval over {comparison['resamples']} resamples of the images"
+    )
+    console.say(comparison["verdict"])
 
 
 def write_plots(subject: Subject, precision: np.ndarray, folder: Path) -> list[Path]:
@@ -180,7 +189,11 @@ def write_plots(subject: Subject, precision: np.ndarray, folder: Path) -> list[P
     classes = subject.split.classes
     pictures = {
         "precision_recall.png": curves.precision_recall(precision, classes, title=subject.name),
-        "confusion.png": curves.confusion(confusion_matrix(subject.split, subject.table), classes),
+        "confusion.png": curves.confusion(
+            confusion_matrix(subject.split, subject.table, min_iou=CONFUSED_IOU, min_score=CONFUSED_SCORE),
+            classes,
+            title=f"{subject.name}\nscore from {CONFUSED_SCORE} on, IoU from {CONFUSED_IOU} on",
+        ),
     }
     for name, figure in pictures.items():
         curves.save(figure, folder / name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.cli import console
-from detsearch_cli.errors import CheckFailed, StudyError
+from detsearch_cli.errors import CheckFailed, DetsearchError, StudyError
 
 if TYPE_CHECKING:
     from detsearch_cli.cli.options import RecipeOptions, SearchOptions
@@ -51,6 +52,8 @@ def settings_of(
     recipe = searchable(options.compose({"schedule": {"eval_every": 0}, "runtime": {"cache": "ram"}}))
     data = Path(recipe.data.source.partition(":")[0]).name
     name = search.name or f"{method}-{recipe.detector.name}-{data}"
+    if Path(name).name != name:
+        raise StudyError(f"--name is one word, the study's folder in --out, got {name!r}; choose a plain one")
     return Settings(
         method=method,
         method_options=method_options,
@@ -148,10 +151,11 @@ def run_search(settings: Settings, as_json: bool = False) -> Outcome:
 
     folder = Path(settings.folder)
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
+    refuse_another(settings)
     plan = make_plan(settings)
     data = load_data(base_recipe(settings).data)
     announce_data(data)
-    refuse_untrainable(settings, len(data.train.classes))
+    refuse_untrainable(base_recipe(settings), len(data.train.classes), settings.executor == "local")
     live = Live()
     accepted = False
 
@@ -173,13 +177,51 @@ def run_search(settings: Settings, as_json: bool = False) -> Outcome:
     return outcome
 
 
-def refuse_untrainable(settings: Settings, num_classes: int) -> None:
-    """Raise now what would fail every trial: an unknown backbone, weights that do not fit, a missing GPU."""
+def refuse_another(settings: Settings) -> None:
+    """Raise StudyError, naming what differs, when the folder holds another search; the ledger is the judge of
+    what this does not see."""
+    folder = Path(settings.folder)
+    try:
+        there = identifying(read_settings(folder))
+    except DetsearchError:
+        return  # a new study, or a search.json that is about to be written anew
+    here = identifying(settings)
+    changed = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    if changed:
+        listed = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in changed[:3])
+        more = f"; {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise StudyError(
+            f"{folder} holds another search ({listed}{more}); give this one another --name, or go on with "
+            f"that one by `detsearch study resume {folder}`"
+        )
+
+
+def identifying(settings: Settings) -> dict[str, Any]:
+    """What must be equal to resume a search, by option or recipe key."""
+    own = {"method": settings.method, "sampler": settings.sampler, "seed": settings.seed}
+    options = {f"--{key.replace('_', '-')}": value for key, value in settings.method_options.items()}
+    whole = {**own, **options, **flattened(base_recipe(settings).identity())}
+    return dict(json.loads(json.dumps(whole)))  # as a file gives it back: lists, not tuples
+
+
+def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def refuse_untrainable(recipe: Recipe, num_classes: int, here: bool = True) -> None:
+    """Raise now, before anything is written, what would fail every training: an unknown backbone, weights or
+    counts that do not fit, a missing GPU. here: trained on this machine; else its GPU says nothing."""
     from detsearch_cli.detectors import build
     from detsearch_cli.engine.score import pick_device
 
-    recipe = base_recipe(settings)
-    if settings.executor == "local":  # elsewhere the workers' machine has the GPU, this one need not
+    if here:
         pick_device(recipe.runtime.device)
     build(recipe, num_classes)
 

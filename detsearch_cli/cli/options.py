@@ -163,7 +163,10 @@ class RecipeOptions:
 def absolute(data: str) -> str:
     """The folder in a data option as an absolute path, so that workers and later commands find it; names stay."""
     from detsearch_cli.data.source import EMBEDDED, NAMED
+    from detsearch_cli.errors import RecipeError
 
+    if not data:
+        raise RecipeError("--data takes a folder or a name such as shapes, got an empty text")
     if data.partition(":")[0] in names(EMBEDDED) or data in NAMED:
         return data
     if Path(data).exists():
@@ -189,7 +192,7 @@ class SearchOptions:
 
     trials: Annotated[int, _option("Candidates to train, besides the baseline.", panel="Search", min=1)] = 100
     time_budget: Annotated[
-        float | None, _option("Hand out no new trial after this many minutes.", panel="Search")
+        float | None, _option("Hand out no new trial after this many minutes.", panel="Search", min=0)
     ] = None
     sampler: Annotated[str | None, _option(f"{SAMPLERS}.", panel="Search")] = None
     jobs: Annotated[int, _option("Trials at a time.", panel="Search", min=1)] = 1

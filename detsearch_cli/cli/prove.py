@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.cli import console
-from detsearch_cli.errors import RecipeError
+from detsearch_cli.errors import RecipeError, StudyError
 
 if TYPE_CHECKING:
     from detsearch_cli.cli.options import RecipeOptions, TrainOptions
@@ -22,6 +22,11 @@ def study_fragments(study: Path) -> Fragment:
     from detsearch_cli.recipe import merge, read_fragment
 
     recipe = final(base_recipe(read_settings(study)))
+    if not (study / BEST_FRAGMENT).is_file():
+        raise StudyError(
+            f"the search in {study} has not ended, it holds no {BEST_FRAGMENT} yet; go on with it by "
+            f"`detsearch study resume {study}`"
+        )
     return merge(recipe.model_dump(mode="json"), read_fragment(study / BEST_FRAGMENT))
 
 
@@ -29,12 +34,8 @@ def run_train(method: str, slots: tuple[str, ...], options: RecipeOptions, train
     """Train the recipe over all seeds; with --baseline the same with `slots` left to the detector, and compare."""
     searched = options.compose(study_fragments(train.study) if train.study else None)
     without = searched.model_copy(update=dict.fromkeys(slots))
-    if without.hash() == searched.hash():
-        if train.study is not None:
-            raise RecipeError(
-                f"{train.study} found nothing better than the detector's own, so there is nothing to train: "
-                f"its best.yaml is empty; `detsearch study show {train.study}` lists its trials"
-            )
+    nothing = without.hash() == searched.hash()
+    if nothing and train.study is None:
         raise RecipeError(
             f"the recipe holds nothing that `{method} search` finds ({', '.join(slots)}); give --study or "
             f"--recipe best.yaml (an empty one means that nothing better than the detector's own was found)"
@@ -42,8 +43,12 @@ def run_train(method: str, slots: tuple[str, ...], options: RecipeOptions, train
     folder = train.out or default_folder(method, train.study, searched)
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
     seeds = [searched.seed + i for i in range(train.seeds)]
-    if not train.baseline:
-        train_alone(searched, seeds, folder, train)
+    if nothing:
+        console.say(
+            f"{train.study} found nothing better than the detector's own; that is trained, there is no other"
+        )
+    if nothing or not train.baseline:
+        train_alone("baseline" if nothing else "searched", searched, seeds, folder, train)
         return
     outcome = compare(without, searched, seeds, folder, train)
     record(outcome, folder, train.study)
@@ -64,8 +69,8 @@ def default_folder(method: str, study: Path | None, recipe: Recipe) -> Path:
     return Path("runs") / f"{method}-{recipe.detector.name}-{recipe.hash()[:8]}"
 
 
-def train_alone(recipe: Recipe, seeds: list[int], folder: Path, train: TrainOptions) -> None:
-    """The searched recipe alone, once a seed."""
+def train_alone(side: str, recipe: Recipe, seeds: list[int], folder: Path, train: TrainOptions) -> None:
+    """One recipe alone, once a seed."""
     from detsearch_cli.engine.contest import Entrant
     from detsearch_cli.engine.trial import load_data, train_with_retry
 
@@ -147,9 +152,9 @@ def tell(outcome: Contest) -> None:
     console.table(title, ["", "mean", "by seed", "seconds a training"], rows)
     decisive = outcome.decisive
     if decisive.low > 0:
-        verdict = "better"
+        verdict = "searched is better than baseline"
     elif decisive.high < 0:
-        verdict = "worse"
+        verdict = "searched is worse than baseline"
     else:
         verdict = "within noise"
     over = f"{len(outcome.aps('baseline'))} seeds" if outcome.over_seeds else "images, one seed"

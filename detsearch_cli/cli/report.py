@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detsearch_cli.errors import StudyError
+
 if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
@@ -98,10 +100,10 @@ def _images(study: Study) -> int:
 
 
 def importances(study: Study) -> Mapping[str, float]:
-    """Which parameters decided the AP of the trials; empty while there are too few."""
+    """Which parameters decided the AP of the trials; empty while there are too few, or for a single one."""
     from detsearch_cli.search.importance import importances as compute
 
-    return compute(study)
+    return compute(study) if len(study.space.parameters) > 1 else {}
 
 
 def read_contest(folder: Path) -> Comparison | None:
@@ -109,7 +111,15 @@ def read_contest(folder: Path) -> Comparison | None:
     from detsearch_cli.cli.hunt import CONTEST
 
     path = folder / CONTEST
-    return to_comparison(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return to_comparison(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            f"{path} is damaged ({error}); remove it, or give the `train --baseline` command again, "
+            "which writes it anew"
+        ) from error
 
 
 def to_comparison(contest: Mapping[str, Any]) -> Comparison:
@@ -178,11 +188,17 @@ def pictures(split: Split, index: int, tables: Mapping[str, DetectionTable]) -> 
     from detsearch_cli.data.drawing import draw
 
     record, image = split.records[index], split.read(index)
-    shown = {"ground truth": draw(image, record.boxes, record.labels, split.classes)}
+    shown = {f"ground truth: {_boxes(record)}": draw(image, record.boxes, record.labels, split.classes)}
     for name, table in tables.items():
         own = table.select((table.image == index) & (table.scores >= SHOWN_SCORE))
-        shown[name] = draw(image, own.boxes, own.labels, split.classes, own.scores)
+        shown[f"{name}: {_boxes(own)} with score {SHOWN_SCORE:g} or more"] = draw(
+            image, own.boxes, own.labels, split.classes, own.scores
+        )
     return shown
+
+
+def _boxes(of: Any) -> str:
+    return "1 box" if len(of.boxes) == 1 else f"{len(of.boxes)} boxes"
 
 
 def write_run_page(folder: Path) -> Path:

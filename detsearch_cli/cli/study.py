@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(name="study", no_args_is_help=True, help=__doc__)
+from detsearch_cli.cli.groups import Group
+from detsearch_cli.errors import StudyError
+
+app = typer.Typer(name="study", cls=Group, no_args_is_help=True, help=__doc__)
 Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
 Storage = Annotated[str | None, typer.Option(help="Ledger database URL, where it is not in the folder.")]
 
@@ -22,6 +25,8 @@ def list_(
     from detsearch_cli.cli import console
     from detsearch_cli.search.study import Study, list_studies
 
+    if storage is None and not root.is_dir():
+        raise StudyError(f"there is no folder {root}; give the folder that holds the studies")
     found = list_studies(root, storage)
     studies = [s for s in found if isinstance(s, Study)]
     if json:
@@ -92,7 +97,7 @@ def show(
 def resume(
     folder: Folder,
     trials: Annotated[int | None, typer.Option(help="More trials than before.", min=1)] = None,
-    time_budget: Annotated[float | None, typer.Option(help="Minutes, over all resumptions.")] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Minutes, over all resumptions.", min=0)] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials at a time.", min=1)] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:

@@ -12,7 +12,7 @@ from detsearch_cli.cli.options import RecipeOptions, with_options
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("train")(train)
+    app.command("train", no_args_is_help=True)(train)
 
 
 @with_options(options=RecipeOptions)
@@ -26,6 +26,7 @@ def train(
 ) -> None:
     """Train a detector from a recipe; the same command resumes an interrupted run."""
     from detsearch_cli.cli import console
+    from detsearch_cli.cli.hunt import refuse_untrainable
     from detsearch_cli.cli.tell import announce_data
     from detsearch_cli.engine.trial import load_data, train_with_retry
 
@@ -34,6 +35,7 @@ def train(
     console.set_resume_hint(f"the run is saved in {folder}; give the same command again to go on")
     data = load_data(recipe.data)
     announce_data(data)
+    refuse_untrainable(recipe, len(data.train.classes))  # else a typo would claim the folder for its recipe
     with console.training_bar(f"{recipe.detector.name} {recipe.backbone.name}") as watch:
         metrics = train_with_retry(recipe, data, folder, watch)
     if json:

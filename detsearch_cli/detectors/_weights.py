@@ -61,8 +61,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for a file that is none of theirs
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} holds no readable weights ({reason})") from error
+        raise CheckpointError(
+            f"{path} holds no weights that can be read without running its code ({type(error).__name__}); give a "
+            f".safetensors file, or one of torch.save(model.state_dict(), FILE)"
+        ) from error
     while isinstance(content, dict):
         inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), dict)), None)
         if inner is None:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
-from detsearch_cli.errors import CheckpointError
+from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.files import replace_file, write_text
-from detsearch_cli.recipe import Recipe, validate
+from detsearch_cli.recipe import Recipe, validate, yaml_problem
 
 RECIPE, METRICS, LOG = "recipe.yaml", "metrics.json", "log.jsonl"
 LAST, BEST, RESUME, DETECTIONS = (
@@ -108,7 +108,9 @@ def read_recipe(folder: Path) -> Recipe:
     try:
         return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
-        raise CheckpointError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is not valid YAML: {yaml_problem(error)}") from error
+    except RecipeError as error:
+        raise CheckpointError(f"{path} is damaged or of another version: {error}") from error
 
 
 def claim(folder: Path, recipe: Recipe) -> None:

@@ -32,6 +32,10 @@ class Journal:
                 if name not in ("step", "epoch"):
                     self._board.add_scalar(name, value, step)
 
+    def evaluated(self, epoch: int) -> bool:
+        """Whether the evaluation after this epoch is in the log: a resumed run repeats the last one."""
+        return any("AP" in e and e["epoch"] == epoch for e in self.past)
+
     @property
     def best_ap(self) -> float:
         """The highest AP of all evaluations so far; -1 before the first."""
@@ -40,11 +44,8 @@ class Journal:
 
 @contextmanager
 def open_journal(path: Path, step: int, steps_per_epoch: int, tensorboard: bool) -> Iterator[Journal]:
-    """Go on after `step`: later entries, of work that is done again, and torn lines are dropped first.
-
-    An evaluation at the end of the epoch that `step` ends is done again too.
-    """
-    past = [e for e in _entries(path) if e.get("step", e["epoch"] * steps_per_epoch + 1) <= step]
+    """Go on after `step`: later entries, of work that is done again, and torn lines are dropped first."""
+    past = [e for e in _entries(path) if e.get("step", e["epoch"] * steps_per_epoch) <= step]
     write_text(path, "".join(json.dumps(e) + "\n" for e in past))
     board = _board(path.parent / "tensorboard", step) if tensorboard else None
     try:

@@ -1,25 +1,22 @@
 """Where a training runs: device, precision and processes, on Lightning Fabric.
 
-Processes come from `--devices N` (Fabric starts the same command N - 1 more times), from torchrun, or from
-Slurm. Each trains on its share of every batch; only rank 0 writes.
+Processes come from `--devices N` (processes.py starts them), from torchrun, or from Slurm's srun. Each trains on
+its share of every batch; only rank 0 writes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import subprocess
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
+from detsearch_cli.engine.processes import Place, first_place
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.recipe import Optim, Recipe, Runtime
-
-GRACE_SECONDS = 5.0
-_children: list[subprocess.Popen[bytes]] = []
-_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
 
 
 def pick_device(name: str) -> torch.device:
@@ -60,21 +57,70 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype)
 
 
-def processes(runtime: Runtime) -> tuple[int, int]:
-    """(processes on each node, nodes): torchrun's where it started this one, else the recipe's.
+class OneMachine(LightningEnvironment):
+    """Tells Fabric which process of how many this is, where processes.py starts them.
 
-    Raises RecipeError where the two contradict each other.
+    Not by environment variables: a search's worker trains again and again, each time with other processes.
     """
-    if not torch.distributed.is_torchelastic_launched():
-        return runtime.devices, runtime.num_nodes
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    nodes = int(os.environ["WORLD_SIZE"]) // here
-    if runtime.devices not in (1, here) or runtime.num_nodes not in (1, nodes):
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._place = place
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        return self._place.port
+
+    def local_rank(self) -> int:
+        return self._place.rank
+
+    def node_rank(self) -> int:
+        return 0
+
+
+def processes(runtime: Runtime) -> tuple[int, int]:
+    """(processes on each node, nodes): torchrun's or srun's where they started this one, else the recipe's.
+
+    Raises RecipeError where the two contradict each other, and for several nodes that nobody started.
+    """
+    if torch.distributed.is_torchelastic_launched():
+        starter, all_of_them, here = "torchrun", os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+    elif _tasks() > 1:
+        starter, all_of_them = "srun", os.environ["SLURM_NTASKS"]
+        here = os.environ.get("SLURM_NTASKS_PER_NODE", all_of_them)
+    elif runtime.num_nodes > 1:
         raise RecipeError(
-            f"torchrun started {here} processes on {nodes} nodes, the recipe asks for {runtime.devices} on "
+            f"runtime.num_nodes {runtime.num_nodes} needs torchrun or srun to start this command on every node"
+        )
+    else:
+        return runtime.devices, 1
+    per_node, nodes = int(here), int(all_of_them) // int(here)
+    if runtime.devices not in (1, per_node) or runtime.num_nodes not in (1, nodes):
+        raise RecipeError(
+            f"{starter} started {per_node} processes on {nodes} nodes, the recipe asks for {runtime.devices} on "
             f"{runtime.num_nodes}; leave out --devices and --num-nodes"
         )
-    return here, nodes
+    return per_node, nodes
+
+
+def own_place(runtime: Runtime) -> Place | None:
+    """Rank 0 of the processes to be started here; None where torchrun or srun has started them all."""
+    if torch.distributed.is_torchelastic_launched() or _tasks() > 1:
+        return None
+    return first_place(processes(runtime)[0])
+
+
+def _tasks() -> int:
+    """Processes that srun started; 1 in a Slurm job that is one process, such as a search's worker."""
+    return int(os.environ.get("SLURM_NTASKS", "1")) if SLURMEnvironment.detect() else 1
 
 
 def micro_batch(recipe: Recipe) -> int:
@@ -89,8 +135,11 @@ def micro_batch(recipe: Recipe) -> int:
     return optim.batch_size // (optim.accumulate * world)
 
 
-def make_fabric(recipe: Recipe) -> Fabric:
-    """The recipe's device, precision and processes, not launched yet. Raises RecipeError, CheckpointError."""
+def make_fabric(recipe: Recipe, place: Place | None) -> Fabric:
+    """The recipe's device, precision and processes, not launched yet. place: None under torchrun and srun.
+
+    Raises RecipeError, CheckpointError.
+    """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = pick_device(recipe.runtime.device)
     per_node, nodes = processes(recipe.runtime)
@@ -110,29 +159,5 @@ def make_fabric(recipe: Recipe) -> Fabric:
         num_nodes=nodes,
         strategy="ddp" if several else "auto",
         precision=names.get(precision(recipe.optim, device), "32-true"),
+        plugins=None if place is None else OneMachine(place),
     )
-
-
-def launch(fabric: Fabric) -> None:
-    """Start the other processes, or join them."""
-    fabric.launch()
-    launcher = fabric.strategy.launcher
-    _children.extend(getattr(launcher, "procs", []))
-
-
-def stop_children() -> None:
-    """After an error: give the processes this one started a moment, then end them; they could wait for ever."""
-    while _children:
-        child = _children.pop()
-        try:
-            child.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether the error only says that another process of the training has stopped."""
-    if isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _LOST)

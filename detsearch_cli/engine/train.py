@@ -9,8 +9,7 @@ exactly where it was, and on a CPU ends in the same weights, bit for bit.
 
 Several processes: each computes its share of every batch. Losses are divided by normalisers averaged over the
 ranks, so the averaged gradient is that of the whole batch in one process, exactly but for batch norm (each rank
-uses its own share's statistics), padding (each share is padded to its own largest image) and a batch with fewer
-positives than processes.
+uses its own share's statistics) and padding (each share is padded to its own largest image).
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import itertools
 import logging
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,9 +38,10 @@ from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.journal import Journal, open_journal
-from detsearch_cli.engine.machine import is_lost_peer, launch, make_fabric, micro_batch
+from detsearch_cli.engine.machine import make_fabric, micro_batch, own_place
 from detsearch_cli.engine.optimise import learning_rate, make_average, make_optimizer
 from detsearch_cli.engine.predict import detect_split
+from detsearch_cli.engine.processes import Place, is_lost_peer, is_out_of_memory, together
 from detsearch_cli.engine.state import State
 from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import DataError, Diverged, ProcessLost
@@ -66,11 +65,17 @@ Watch = Callable[[Progress], None]
 
 
 def train(
-    recipe: Recipe, data: Split, val: Split, folder: Path, watch: Watch = lambda _: None
+    recipe: Recipe,
+    data: Split,
+    val: Split,
+    folder: Path,
+    watch: Watch = lambda _: None,
+    place: Place | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on `data`, score it on `val`, keep everything in `folder`; returns the metrics.
 
     The same call on the same folder resumes an interrupted run and returns the metrics of a finished one.
+    With several `runtime.devices` the other processes load `recipe.data` themselves; `place` is for them.
     Raises DataError for data without any box, Diverged when a loss stops being finite, CheckpointError when
     `folder` holds another recipe's run, StorageError when the disk refuses, ProcessLost when another process
     of a distributed training stopped, KeyboardInterrupt (after saving) on SIGINT or SIGTERM.
@@ -85,13 +90,16 @@ def train(
             f"neither crowd nor difficult; check the annotations with `detsearch data inspect`"
         )
     images = micro_batch(recipe)
-    fabric = make_fabric(recipe)
-    launch(fabric)
-    try:
-        return _Run(recipe, data, val, folder, watch, fabric, images).fit()
-    except Exception as error:
-        _explain_to_other_ranks(fabric, error)
-        raise
+    place = place or own_place(recipe.runtime)
+    fabric = make_fabric(recipe, place)
+    with together(place, recipe, folder):
+        fabric.launch()
+        try:
+            return _Run(recipe, data, val, folder, watch, fabric, images).fit()
+        except Exception as error:
+            if place is None and fabric.world_size > 1:
+                _explain(fabric, error)
+            raise
 
 
 class _Run:
@@ -169,6 +177,7 @@ class _Run:
                 self.watch(Progress(step, self.epochs * self.steps_per_epoch, epoch, self.epochs, losses))
                 if self.stopping:
                     break
+            self._agree_to_stop()
             if self.state.step == epoch * self.steps_per_epoch:
                 self._save_weights(ckpt.LAST)
             if self.fabric.is_global_zero:
@@ -182,7 +191,8 @@ class _Run:
         for i, batch in enumerate(batches):
             images = batch.images.contiguous(memory_format=self.memory)
             with self.fabric.no_backward_sync(self.wrapped, enabled=i + 1 < len(batches)):
-                losses = self.wrapped.training_loss(images, batch.targets)
+                with self.fabric.autocast():  # Fabric does it for DDP's forward alone
+                    losses = self.wrapped.training_loss(images, batch.targets)
                 self.fabric.backward(sum(losses.values()) / len(batches))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
@@ -206,17 +216,24 @@ class _Run:
         """
         own = torch.stack([*losses.values()]).float()
         own = torch.cat([own, own.new_tensor([float(self.interrupted)])])
-        *means, interrupted = cast(Tensor, self.fabric.all_reduce(own, reduce_op="mean")).tolist()
+        # a clone: Fabric reduces in place, and a rank that diverges must know whether it was the one
+        *means, interrupted = cast(Tensor, self.fabric.all_reduce(own.clone(), reduce_op="mean")).tolist()
         self.stopping = interrupted > 0
         if not all(map(math.isfinite, means)):
             self._diverge(dict(zip(losses, own.tolist(), strict=False)), batches)
         return dict(zip(losses, means, strict=True))
 
+    def _agree_to_stop(self) -> None:
+        """A signal after the last exchange of losses: without asking, one rank would stop alone."""
+        interrupted = torch.tensor(float(self.interrupted), device=self.fabric.device)
+        self.stopping = float(cast(Tensor, self.fabric.all_reduce(interrupted, reduce_op="sum"))) > 0
+
     def _diverge(self, losses: dict[str, float], batches: list[Batch]) -> None:
         records = self.loader.split.records
         told = (losses, [records[i].image_id for b in batches for i in b.index.tolist()])
         ranks = _gathered(told, self.fabric)
-        losses, images = next(r for r in ranks if not all(map(math.isfinite, r[0].values())))
+        bad = [rank for rank in ranks if not all(map(math.isfinite, rank[0].values()))]
+        losses, images = (bad or ranks)[0]
         step = self.state.step + 1
         if self.fabric.is_global_zero:
             texts = {name: str(value) for name, value in losses.items()}
@@ -250,7 +267,8 @@ class _Run:
             if self.recipe.schedule.eval_every and ap > journal.best_ap:
                 self._save_weights(ckpt.BEST)
             spent = {"eval_seconds": time.monotonic() - started, "seconds": self.state.seconds}
-            journal.write(self.state.step, {"epoch": epoch, "AP": ap, **spent})
+            if not journal.evaluated(epoch):
+                journal.write(self.state.step, {"epoch": epoch, "AP": ap, **spent})
         self.watch(Progress(self.state.step, self.epochs * self.steps_per_epoch, epoch, self.epochs, {}, ap))
         return table, result
 
@@ -332,16 +350,21 @@ def _gathered(own: Any, fabric: Fabric) -> list[Any]:
     return parts
 
 
-def _explain_to_other_ranks(fabric: Fabric, error: Exception) -> None:
-    """One rank's error ends the training of all; only the rank that had it, or rank 0, should speak of it."""
-    if fabric.world_size == 1 or isinstance(error, Diverged):
+def _explain(fabric: Fabric, error: Exception) -> None:
+    """Under torchrun or srun one rank's error ends the training of all; each knows only its own.
+
+    The command line is silent on ranks other than 0.
+    """
+    if isinstance(error, Diverged):  # known to all
         return
-    if is_lost_peer(error) and not fabric.is_global_zero:
-        sys.exit(1)
     if is_lost_peer(error):
         raise ProcessLost(
             "another process of this training stopped, so this one did too; its own message is above, and the "
             "same command goes on from the last checkpoint"
         ) from error
-    if not fabric.is_global_zero:  # the command line is silent on ranks other than 0
+    if not fabric.is_global_zero:
         logging.getLogger("detsearch").error("error in process %d: %s", fabric.global_rank, error)
+    if is_out_of_memory(error):  # a rank that trained on with smaller batches would be alone
+        raise ProcessLost(
+            f"process {fabric.global_rank} ran out of memory; raise optim.accumulate or lower optim.batch_size"
+        ) from error

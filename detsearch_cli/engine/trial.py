@@ -13,6 +13,9 @@ import yaml
 
 from detsearch_cli.data.source import open_source
 from detsearch_cli.data.splits import Resolved, resolve
+from detsearch_cli.engine import checkpoint as ckpt
+from detsearch_cli.engine.machine import processes
+from detsearch_cli.engine.processes import is_out_of_memory
 from detsearch_cli.engine.train import Watch, train
 from detsearch_cli.recipe import Data, Recipe, validate
 
@@ -38,22 +41,32 @@ def load_data(data: Data) -> Resolved:
 def train_with_retry(
     recipe: Recipe, data: Resolved, folder: Path, watch: Watch = lambda _: None
 ) -> dict[str, Any]:
-    """Train; out of memory retries once at half the batch with twice the accumulation."""
-    try:
-        return train(recipe, data.train, data.val, folder, watch)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        smaller = recipe.optim.accumulate * 2
-        if not is_out_of_memory(error) or recipe.optim.batch_size % smaller:
-            raise
-    # outside the except block: the exception would keep the failed run's tensors alive
-    torch.cuda.empty_cache()
-    shutil.rmtree(folder)
-    halved = recipe.with_({"optim": {"accumulate": smaller}})
+    """Train; out of memory retries once at half the batch with twice the accumulation.
+
+    The same call goes on with the halved batch where an earlier one had to begin with it.
+    """
+    halved = _halved(recipe)
+    if halved is None or not _holds(folder, halved):
+        try:
+            return train(recipe, data.train, data.val, folder, watch)
+        except (RuntimeError, MemoryError) as error:
+            if halved is None or not is_out_of_memory(error):
+                raise
+        # outside the except block: the exception would keep the failed run's tensors alive
+        torch.cuda.empty_cache()
+        shutil.rmtree(folder)
     return {**train(halved, data.train, data.val, folder, watch), "halved_batch": True}
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA or the CPU allocator ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()
+def _halved(recipe: Recipe) -> Recipe | None:
+    """The recipe with half as many images at a time; None where a process has only one already."""
+    per_node, nodes = processes(recipe.runtime)
+    smaller = recipe.optim.accumulate * 2
+    if recipe.optim.batch_size % (smaller * per_node * nodes):
+        return None
+    return recipe.with_({"optim": {"accumulate": smaller}})
+
+
+def _holds(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder is this recipe's run."""
+    return (folder / ckpt.RECIPE).is_file() and ckpt.read_recipe(folder).hash() == recipe.hash()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detsearch_cli.errors import StorageError
+from detsearch_cli.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,21 +117,15 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str = "") ->
 
 def _name_cells(axes: Axes, classes: Sequence[str]) -> None:
     if len(classes) > 100:
-        axes.set_xticks([len(classes)], ["background"])
+        axes.set_xticks([len(classes)], ["missed"])
         axes.set_yticks([len(classes)], ["background"])
         return
-    names = [c.replace("$", r"\$")[:24] for c in classes] + ["background"]
+    names = [c.replace("$", r"\$")[:24] for c in classes]
     size = 8 if len(classes) <= 40 else 5
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_xticks(range(len(names) + 1), [*names, "missed"], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names) + 1), [*names, "background"], fontsize=size)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as the file's ending says (png, svg, pdf). Raises StorageError when the disk refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out"
-        ) from error
+    """Write a figure as the file's ending says (png, svg, pdf), whole or not at all. Raises StorageError."""
+    replace_file(path, lambda p: figure.savefig(p, format=path.suffix.removeprefix("."), dpi=130))

@@ -129,22 +129,21 @@ def ap_per_trial(
             ax.plot(
                 x, [0.03] * len(x), "x", ms=6, mew=1.6, transform=low, color=COLOURS["fail"], label="failed"
             )
-        _finish_trials(ax, [r.number for r in rows], metric, bool(labels))
+        _finish_trials(ax, [r.number for r in rows], metric, bool(labels), bool(broken))
         _label_right(ax, labels)
         _legend(ax, 4 if width > 5 else 2)
         return _svg(canvas, f"trials-{width:g}", _trials_alt(rows, baseline, metric))
 
 
-def _finish_trials(ax: Axes, numbers: Sequence[int], metric: str, scaled: bool) -> None:
+def _finish_trials(ax: Axes, numbers: Sequence[int], metric: str, scaled: bool, broken: bool) -> None:
     low, high = min(numbers, default=0), max(numbers, default=1)
     ax.set_xlim(low - 0.03 * (high - low) - 0.5, high + 0.03 * (high - low) + 0.5)
     ax.set(xlabel="trial", ylabel=metric)
     _whole_numbers(ax)
     bottom, top = ax.get_ylim()
-    room = 0.12 * (top - bottom)  # failed trials are marked below every score
+    room = 0.12 * (top - bottom) if broken else 0.0  # failed trials are marked below every score
+    ax.set_yticks([tick for tick in ax.get_yticks() if tick >= 0] if scaled else [])  # no score is below 0
     ax.set_ylim(bottom - room, top)
-    if not scaled:
-        ax.set_yticks([])
 
 
 def _trials_alt(rows: Sequence[TrialLike], baseline: float | None, metric: str) -> str:

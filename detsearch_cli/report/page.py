@@ -8,18 +8,15 @@ security policy forbids the page to load or send anything.
 from __future__ import annotations
 
 import base64
-import contextlib
-import errno
 import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detsearch_cli.errors import StorageError
+from detsearch_cli.files import replace_file
 from detsearch_cli.report import figures, verdict
 from detsearch_cli.report.figures import EpochPoint, Figure, TrialLike, failed, finished, known, points
 from detsearch_cli.report.verdict import Comparison
@@ -213,20 +210,7 @@ class RunPage(_Page):
 
 def write_page(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) atomically. Raises StorageError; the old file is then intact."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full; free some space" if full else f"{error.strerror}; choose a writable place"
-        raise StorageError(f"cannot write the page {path}: {why} and give the command again") from error
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="replace", newline="\n"))
 
 
 def image_uri(picture: np.ndarray) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from detsearch_cli.report.figures import TrialLike, failed, finished, known, points, repeated
 
+UNLEARNED = 0.01  # a detector below this AP is still at the start of its training
 Kind = Literal["improved", "worse", "noise", "unproven", "same", "alone", "pending", "failed"]
 
 
@@ -138,6 +139,11 @@ def _compared(c: Comparison) -> Verdict:
     low, high = c.bounds
     reach = f"95% interval {points(low, True)} to {points(high, True)}"
     if low > 0:
+        if max(c.baseline) < UNLEARNED:
+            base += (
+                f" The baseline has learned next to nothing ({c.metric} {points(max(c.baseline))} at best), so "
+                "this compares the start of two trainings: train longer before relying on it."
+            )
         return Verdict("improved", f"{difference} {c.metric} over the baseline ({reach})", _upper(base))
     if high < 0:
         detail = f"The search score did not carry over: keep the baseline. {_upper(base)}"

@@ -225,7 +225,7 @@ def _refuse_others(name: str, kept: Mapping[str, Any], asked: Mapping[str, Any])
         changes = "; ".join(f"{k} was {_short(kept.get(k))}, now {_short(asked.get(k))}" for k in different)
         raise StudyError(
             f"study {name} was begun by a different search ({changes}); give this one another --name, "
-            f"or go on with that one by `detsearch study resume {name}`"
+            f"or go on with that one by `detsearch study resume` and its folder"
         )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from detsearch_cli.errors import StorageError, StudyError
+from detsearch_cli.files import storage_error
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -43,12 +44,13 @@ def guarded(place: str) -> Iterator[None]:
     except (StorageError, StudyError):
         raise
     except Exception as error:
-        if is_disk_error(error) or isinstance(error, OSError):
-            remedy = "free some space" if is_disk_error(error) else "see that it is a place you may write"
+        if is_disk_error(error):
             raise StorageError(
-                f"cannot write {place}: {root_cause(error)}; {remedy}, then give the same command again: "
+                f"cannot write {place}: {root_cause(error)}; free some space, then give the same command again: "
                 "it goes on from the last trial recorded"
             ) from error
+        if isinstance(error, OSError):
+            raise storage_error(Path(place), error) from error
         if _is_database_error(error):
             raise StudyError(_damaged(place, root_cause(error))) from error
         raise
@@ -125,7 +127,11 @@ def connect(url: str, create: bool) -> RDBStorage:
     with guarded(shown(url)):
         try:
             return RDBStorage(url, engine_kwargs=options)
-        except (ImportError, ValueError, ArgumentError) as error:
+        except ImportError as error:
+            raise StudyError(
+                f"{shown(url)} needs the database driver {error.name}; install it with pip, or leave out --storage"
+            ) from error
+        except (ValueError, ArgumentError) as error:
             raise StudyError(
                 "--storage must be a database URL such as sqlite:///FILE or postgresql://HOST/NAME, "
                 f"got {shown(url)} ({root_cause(error)})"

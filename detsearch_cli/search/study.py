@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
+from detsearch_cli.files import replace_file, write_text
 from detsearch_cli.search.space import Candidate, Space
 from detsearch_cli.search.storage import connect, database_url, guarded, shown
 
@@ -181,16 +182,12 @@ def export(study: Study, path: Path) -> None:
     """
     if path.suffix not in (".csv", ".parquet", ".json"):
         raise StudyError(f"a study is exported to a .csv, .parquet or .json file, got {path.name}")
-    partial = path.with_name(f".{path.name}.partial")
-    with guarded(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            study.table().to_csv(partial, index=False)
-        elif path.suffix == ".parquet":
-            study.table().to_parquet(partial, index=False)
-        else:
-            partial.write_text(json.dumps(to_json(study), indent=1, allow_nan=False), encoding="utf-8")
-        partial.replace(path)
+    if path.suffix == ".json":
+        write_text(path, json.dumps(to_json(study), indent=1, allow_nan=False))
+        return
+    table = study.table()
+    write = table.to_csv if path.suffix == ".csv" else table.to_parquet
+    replace_file(path, lambda p: write(p, index=False))
 
 
 def to_json(study: Study) -> dict[str, Any]:

@@ -3,63 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from detsearch_cli.cli.app import run
-
-SMALL = [
-    *("--detector", "fcos", "--backbone", "tiny", "--data", "shapes:images=24,val=8,test=8,size=64"),
-    *("--image-size", "64", "--epochs", "1", "--batch-size", "8", "--device", "cpu"),
-    *("--set", "neck={channels: 16, levels: [3, 5]}", "--set", "head.convs=1"),
-]
-MAIN = [sys.executable, "-m", "detsearch_cli.cli.app"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "run"
-    assert run(["train", *SMALL, "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("studies")
-    arguments = [
-        "assign",
-        "search",
-        *SMALL,
-        "--bins",
-        "1",
-        "--trials",
-        "2",
-        "--name",
-        "s",
-        "--out",
-        str(root),
-    ]
-    assert run(arguments) == 0
-    return root / "s"
-
-
-@pytest.mark.parametrize(
-    "command", [[], ["train"], ["eval"], ["assign", "search"], ["study", "list"], ["demo"]]
-)
-def test_help_imports_nothing_heavy(command: list[str]) -> None:
-    code = (
-        "import sys; from detsearch_cli.cli.app import run; "
-        f"assert run({[*command, '--help']!r}) == 0; "
-        "print(sorted({'torch', 'numpy', 'optuna', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+from detsearch_cli.cli.evaluate import judge
+from tests.cli.small import SMALL
 
 
 def test_eval_of_a_run_and_of_its_detections_agree(
@@ -183,15 +133,14 @@ def test_a_truncated_ledger_is_refused_and_left_alone(study: Path, tmp_path: Pat
     assert (copy / "study.db").read_bytes() == before
 
 
-def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path: Path) -> None:
-    command = [*MAIN, "train", *SMALL, "--epochs", "200", "--out", str(tmp_path / "r")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "r" / "resume.safetensors").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "give the same command again" in told
-    assert not (tmp_path / "r" / "metrics.json").exists()
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.01, 0.03, "a is better than b"),
+        (-0.03, -0.01, "b is better than a"),
+        (-0.01, 0.03, "within noise: neither of a and b is shown to be better"),
+        (0.0, 0.0, "within noise: neither of a and b is shown to be better"),
+    ],
+)
+def test_a_comparison_names_the_better_one(low: float, high: float, said: str) -> None:
+    assert judge("a", "b", low, high) == said

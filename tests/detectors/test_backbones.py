@@ -206,8 +206,8 @@ def test_a_run_of_ours_gives_its_backbone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a checkpoint", "no readable weights"),
-        (b"", "no readable weights"),
+        (b"not a checkpoint", "no weights that can be read"),
+        (b"", "no weights that can be read"),
         ({"epoch": 3}, "no state dict"),
         ({"fc.weight": torch.zeros(3, 3)}, "fits 0 of the backbone's"),
     ],

@@ -146,6 +146,7 @@ def test_out_of_memory_retries_once_at_half_the_batch(
     metrics = train_with_retry(recipe, load_data(recipe.data), tmp_path / "run")
     assert metrics["halved_batch"] is True
     assert ckpt.read_recipe(tmp_path / "run").optim.accumulate == 2
+    assert train_with_retry(recipe, load_data(recipe.data), tmp_path / "run") == metrics
 
 
 def test_accumulated_micro_batches_see_every_image_once_an_epoch(tmp_path: Path) -> None:

@@ -23,6 +23,14 @@ ROWS = [
 EPOCHS = [EpochPoint(e, {"cls": 1 / e, "box": 2 / e}, 0.03 * e if e % 2 == 0 else None) for e in range(1, 7)]
 
 
+def test_a_chart_of_low_scores_names_none_below_zero() -> None:
+    low = [Trial(0, None, "complete", 0.0, 20.0), Trial(1, {"k": 3}, "complete", 0.06, 20.0)]
+    for trials in (low, [*low, Trial(2, {"k": 4}, "failed", None, 3.0, "loss became NaN")]):
+        shown = texts(figures.ap_per_trial(trials, 0.0))
+        assert "0" in shown
+        assert not [text for text in shown if text.startswith(("-", "\N{MINUS SIGN}"))]
+
+
 def texts(svg: str) -> list[str]:
     """Text nodes of a chart, by an XML parser."""
     return ["".join(t.itertext()) for t in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]

@@ -292,6 +292,13 @@ def test_a_single_training_each_is_named_as_such() -> None:
     assert "not the luck of a seed" in judge(rows(0.412), comparison(0.01, 0.03, seeds=(0,)), "val").detail
 
 
+def test_a_baseline_that_learned_nothing_is_said_beside_the_claim() -> None:
+    claimed = comparison(0.01, 0.03)
+    unlearned = replace(claimed, baseline=[0.0002] * 3)
+    assert "learned next to nothing (AP 0.02 at best)" in judge(rows(0.40), unlearned, "val").detail
+    assert "learned next to nothing" not in judge(rows(0.40), claimed, "val").detail
+
+
 def test_a_tie_goes_to_the_baseline_and_then_to_the_earlier_trial() -> None:
     first, second, own = (Trial(n, c, "complete", 0.5) for n, c in ((3, {"k": 1}), (4, {"k": 2}), (5, None)))
     assert best_of([second, first]) == first
@@ -402,7 +409,7 @@ def test_full_disk_is_a_storage_error_and_keeps_the_old_page(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="disk is full"):
+    with pytest.raises(StorageError, match="No space left on device; free some space"):
         run().write(target)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
@@ -410,7 +417,7 @@ def test_full_disk_is_a_storage_error_and_keeps_the_old_page(
 
 def test_unwritable_place_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="choose a writable place"):
+    with pytest.raises(StorageError, match="choose another place"):
         run().write(tmp_path / "file" / "report.html")
 
 

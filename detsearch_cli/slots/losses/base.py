@@ -25,16 +25,16 @@ class DetectionLoss(Part):
 
 
 def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:
-    """A scalar averaged over all ranks of a distributed training, at least `minimum`; without gradient.
+    """A scalar averaged over all ranks of a distributed training, without gradient; their sum at least `minimum`.
 
     Dividing by it makes averaged gradients those of one large batch; safe on a rank without objects.
     """
-    value = value.detach().float()
+    value, ranks = value.detach().float(), 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         value = value.clone()
         torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value.clamp(min=minimum)
+        ranks = torch.distributed.get_world_size()
+    return value.clamp(min=minimum) / ranks
 
 
 def focal(logits: Tensor, positive: bool, alpha: float, gamma: float) -> Tensor:

@@ -1,0 +1,172 @@
+"""The processes of one training on one machine: rank 0 starts the others and none outlives it.
+
+    rank 0     whoever called `train`: it alone writes, and speaks for all
+    rank 1...  `python -m detsearch_cli.engine.rank`: silent; an error that stops one is raised in rank 0
+
+A stopped rank shows at the next exchange of gradients, or else to the thread that watches in rank 0. A rank
+whose rank 0 is gone ends itself (rank.py). torchrun and Slurm start and watch processes themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from detsearch_cli import errors
+from detsearch_cli.errors import DetsearchError, ProcessLost
+from detsearch_cli.recipe import Recipe
+
+GRACE_SECONDS = 5.0
+POLL_SECONDS = 0.2
+OUT_OF_MEMORY = torch.OutOfMemoryError.__name__
+_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of a training on one machine this is. port: where rank 0 listens for the others."""
+
+    rank: int
+    world: int
+    port: int
+
+
+def first_place(world: int) -> Place:
+    """Rank 0 of `world` processes, at a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Place(0, world, probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def together(place: Place | None, recipe: Recipe, folder: Path) -> Iterator[None]:
+    """Rank 0: the other ranks train alongside, and are gone afterwards, whatever happens. Others: nothing.
+
+    Raises the error that stopped another rank, ProcessLost where it could not tell.
+    """
+    if place is None or place.rank != 0 or place.world == 1:
+        yield
+        return
+    others = [_Other(Place(rank, place.world, place.port), recipe, folder) for rank in range(1, place.world)]
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
+    try:
+        yield
+        _wait(others)
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        _wait(others)
+        raise _reason(others) from error
+    finally:
+        ended.set()
+        for other in others:
+            other.stop()
+        if torch.distributed.is_initialized():  # the next training in this process makes its own
+            torch.distributed.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether the error only says that another process of the training has stopped."""
+    if isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _LOST)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether CUDA or the CPU allocator ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()
+
+
+class _Other:
+    """A rank that rank 0 has started. What it prints at its end, one line of JSON, is the error it had."""
+
+    def __init__(self, place: Place, recipe: Recipe, folder: Path) -> None:
+        self.rank = place.rank
+        self._told: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "detsearch_cli.engine.rank"],
+            stdin=subprocess.PIPE,
+            stdout=self._told,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        order = {
+            "place": asdict(place),
+            "parent": os.getpid(),
+            "recipe": recipe.to_yaml(),
+            "folder": str(folder),
+        }
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
+            pipe.write(json.dumps(order).encode())
+
+    @property
+    def code(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        if self.code is None:
+            self._process.kill()  # it has nothing to save
+        self._process.wait()
+        self._told.close()
+
+    def error(self) -> Exception:
+        """What stopped it."""
+        self._told.seek(0)
+        lines = self._told.read().decode(errors="replace").splitlines()
+        with contextlib.suppress(ValueError, IndexError, KeyError, TypeError):
+            told = json.loads(lines[-1])
+            if told["kind"] == OUT_OF_MEMORY:
+                return torch.OutOfMemoryError(told["text"])
+            kind = getattr(errors, told["kind"], DetsearchError)
+            return kind(told["text"])
+        how = f"signal {-self.code}" if self.code is not None and self.code < 0 else f"exit code {self.code}"
+        return ProcessLost(
+            f"process {self.rank} of the training stopped ({how}), so all did; the same command goes on from "
+            f"the last checkpoint"
+        )
+
+
+def _wait(others: list[_Other]) -> None:
+    """Until all have ended, or the time for that is over."""
+    until = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < until and any(other.code is None for other in others):
+        time.sleep(POLL_SECONDS / 10)
+
+
+def _reason(others: list[_Other]) -> Exception:
+    """The error of the rank that stopped by itself; the others stopped because of it, without a word."""
+    failed = [other.error() for other in others if other.code]
+    own = [error for error in failed if not isinstance(error, ProcessLost)]
+    return (own or failed or [ProcessLost("the processes of the training lost each other; run it again")])[0]
+
+
+def _watch(others: list[_Other], ended: threading.Event) -> None:
+    """End a rank 0 that waits for a stopped rank without noticing, such as while the ranks still connect."""
+    while not any(other.code for other in others):
+        if ended.wait(POLL_SECONDS):
+            return
+    if ended.wait(2 * GRACE_SECONDS):
+        return
+    error = _reason(others)
+    for other in others:
+        other.stop()
+    logging.getLogger("detsearch").error("error: %s", error)
+    os._exit(getattr(error, "exit_code", 1))

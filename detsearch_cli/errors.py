@@ -49,6 +49,10 @@ class ProcessLost(DetsearchError):
     exit_code = 1
 
 
+class KernelError(DetsearchError):
+    """Compiled operators that were asked for and cannot be had."""
+
+
 class CheckFailed(DetsearchError):
     """A check the user asked for did not hold (`--fail-under`, every trial failed)."""
 

@@ -179,6 +179,9 @@ class Runtime(_Section):
         "off", description="where decoded images stay: off, ram, device"
     )
     channels_last: bool = Field(True, description="memory layout; faster on most hardware")
+    kernels: Literal["auto", "required", "off"] = Field(
+        "auto", description="compiled operators: where they can be had, or else stop, or never"
+    )
     tensorboard: bool = Field(False, description="write TensorBoard events into the run folder")
 
 

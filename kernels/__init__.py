@@ -7,6 +7,6 @@ is first used on a GPU (build.py). Where there is no compiler the reference runs
 
 from __future__ import annotations
 
-from .loader import Status, info, ready, use
+from .loader import KernelsRequired, Status, info, ready, use
 
-__all__ = ["Status", "info", "ready", "use"]
+__all__ = ["KernelsRequired", "Status", "info", "ready", "use"]

@@ -103,6 +103,9 @@ class RecipeOptions:
     cache: Annotated[
         str | None, _option("off, ram or device: where decoded images stay.", panel="Machine")
     ] = None
+    kernels: Annotated[str | None, _option("Compiled operators: auto, required or off.", panel="Machine")] = (
+        None
+    )
 
     def fragments(self) -> list[tuple[str, Fragment]]:
         """(origin, fragment) in the order they are laid over each other."""
@@ -129,6 +132,7 @@ class RecipeOptions:
             "num_nodes": ("runtime", "num_nodes"),
             "workers": ("runtime", "workers"),
             "cache": ("runtime", "cache"),
+            "kernels": ("runtime", "kernels"),
         }
         found: list[tuple[str, Fragment]] = []
         for name, path in keys.items():

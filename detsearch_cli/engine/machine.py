@@ -10,12 +10,13 @@ import logging
 import os
 from typing import Any
 
+import detsearch_kernels as kernels
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from detsearch_cli.engine.processes import Place, first_place
-from detsearch_cli.errors import CheckpointError, RecipeError
+from detsearch_cli.errors import CheckpointError, KernelError, RecipeError
 from detsearch_cli.recipe import Optim, Recipe, Runtime
 
 
@@ -133,6 +134,19 @@ def micro_batch(recipe: Recipe) -> int:
             f"{optim.accumulate} x {world}; change one of them"
         )
     return optim.batch_size // (optim.accumulate * world)
+
+
+def choose_kernels(runtime: Runtime, device: torch.device) -> None:
+    """Use compiled operators as the recipe says: `auto` compiles them when one is first used.
+
+    Raises KernelError where they are required and cannot be had.
+    """
+    kernels.use(runtime.kernels)
+    try:
+        if runtime.kernels == "required":
+            kernels.ready(device)
+    except kernels.KernelsRequired as error:
+        raise KernelError(f"{error}; use --kernels auto for the slower PyTorch operators") from error
 
 
 def make_fabric(recipe: Recipe, place: Place | None) -> Fabric:

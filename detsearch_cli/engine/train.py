@@ -38,7 +38,7 @@ from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.journal import Journal, open_journal
-from detsearch_cli.engine.machine import make_fabric, micro_batch, own_place
+from detsearch_cli.engine.machine import choose_kernels, make_fabric, micro_batch, own_place
 from detsearch_cli.engine.optimise import learning_rate, make_average, make_optimizer
 from detsearch_cli.engine.predict import detect_split
 from detsearch_cli.engine.processes import Place, is_lost_peer, is_out_of_memory, together
@@ -92,6 +92,7 @@ def train(
     images = micro_batch(recipe)
     place = place or own_place(recipe.runtime)
     fabric = make_fabric(recipe, place)
+    choose_kernels(recipe.runtime, fabric.device)
     with together(place, recipe, folder):
         fabric.launch()
         try:

@@ -1,0 +1,124 @@
+"""Compiling the operators: once, whoever asks; and what happens where it cannot be done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from detsearch_kernels import build as tools
+from detsearch_kernels import loader
+
+from detsearch_cli.cli.app import run
+
+NO_COMPILER = {"CXX": "/nowhere/c++"}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source folder with one tiny file, and an empty cache."""
+    sources = tmp_path / "csrc"
+    sources.mkdir()
+    (sources / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(tools, "SOURCES", sources)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    try:
+        tools.cpu_library()
+    except tools.BuildError as error:
+        pytest.skip(str(error))
+    return sources
+
+
+def test_many_that_ask_at_the_same_time_compile_once(small: Path) -> None:
+    said: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: tools.build(tools.cpu_library(), said.append), range(4)))
+    assert len(said) == 1
+    (path,) = paths
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".lock", ".so"]
+    tools.build(tools.cpu_library(), said.append)
+    assert len(said) == 1
+
+
+def test_another_source_is_another_library(small: Path) -> None:
+    before = tools.cpu_library().path
+    (small / "one.h").write_text("// new\n")
+    after = tools.cpu_library().path
+    assert after != before
+    (small / "one.cpp").write_text('extern "C" int one() { return 2; }\n')
+    assert tools.cpu_library().path not in (before, after)
+
+
+def test_a_source_that_does_not_compile_is_told_by_its_first_error_and_leaves_nothing(small: Path) -> None:
+    (small / "one.cpp").write_text("int one( { return 1; }\nint two( { return 2; }\n")
+    library = tools.cpu_library()
+    with pytest.raises(tools.BuildError, match=r"one\.cpp:1:\d+: error: ") as caught:
+        tools.build(library)
+    assert "\n" not in str(caught.value)
+    assert [p.suffix for p in library.path.parent.iterdir()] in ([], [".lock"])
+
+
+def test_a_cache_that_cannot_be_written_is_named(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small / "file"))
+    with pytest.raises(tools.BuildError, match="XDG_CACHE_HOME"):
+        tools.build(tools.cpu_library())
+
+
+@pytest.mark.parametrize("name", ["nine", "9", ""])
+def test_an_architecture_that_is_none_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "_nvcc", lambda: "nvcc")
+    with pytest.raises(tools.BuildError, match=r"a CUDA architecture is a number such as 9\.0"):
+        tools.cuda_library([name])
+
+
+def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_without_a_compiler_pytorch_is_used_after_one_warning(tmp_path: Path) -> None:
+    code = (
+        "import torch, detsearch_kernels as k; cpu = torch.device('cpu'); "
+        "print(k.ready(cpu), k.ready(cpu)); k.use('required'); k.ready(cpu)"
+    )
+    done = in_new_process(code, **NO_COMPILER, XDG_CACHE_HOME=str(tmp_path))
+    assert done.stdout.split() == ["False", "False"]
+    assert done.stderr.count("slower PyTorch operators are used") == 1
+    assert "KernelsRequired: kernels are required for cpu, but" in done.stderr.splitlines()[-1]
+
+
+def test_kernels_that_are_required_and_missing_end_a_command_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(loader._states, "cpu", loader.Status("cpu", None, "no C++ compiler found"))
+    small = ["--data", "shapes:images=4,val=2,test=2,size=32", "--image-size", "32", "--device", "cpu"]
+    small += ["--backbone", "tiny", "--epochs", "1", "--out", str(tmp_path / "run")]
+    try:
+        assert run(["train", *small, "--kernels", "required"]) == 2
+        assert "kernels are required for cpu, but no C++ compiler found" in capsys.readouterr().err
+        loader.use("off")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not loader.ready(torch.device("cpu"))
+    finally:
+        loader.use("auto")
+
+
+def test_the_command_builds_and_tells_what_is_active(capsys: pytest.CaptureFixture[str]) -> None:
+    if loader.load("cpu").library is None:
+        pytest.skip("no compiler here")
+    assert run(["kernels", "build"]) == 0
+    assert "detsearch_cpu.so" in capsys.readouterr().err
+    assert run(["kernels", "info"]) == 0
+    assert "compiled" in capsys.readouterr().err

@@ -62,6 +62,8 @@ struct Place {
   Box box;
 };
 
+constexpr float kUnknown = -1.0f;  // a loss not computed yet
+
 struct Choice {
   float loss;
   int32_t prior;
@@ -199,20 +201,21 @@ int64_t count_of(const Problem& problem, const Box& truth, int64_t level) {
   return problem.counts[row * problem.bins + bin];
 }
 
-float sum_of_classes(const float* logits, int64_t classes, int64_t step) {
+template <typename Read>
+float sum_of_classes(int64_t classes, const Read& read) {
   float lane[kLanes] = {};
   const int64_t whole = classes / kLanes * kLanes;
   for (int64_t start = 0; start < whole; start += kLanes) {
-    float x[kLanes];
-    for (int i = 0; i < kLanes; ++i) x[i] = logits[(start + i) * step];
-    for (int i = 0; i < kLanes; ++i) lane[i] += away(x[i]);
+    for (int i = 0; i < kLanes; ++i) lane[i] += away(read(start + i));
   }
-  if (whole < classes) {
-    float x[kLanes];
-    for (int i = 0; i < kLanes; ++i) x[i] = whole + i < classes ? logits[(whole + i) * step] : 0.0f;
-    for (int i = 0; i < kLanes; ++i) lane[i] += whole + i < classes ? away(x[i]) : 0.0f;
-  }
+  for (int64_t i = whole; i < classes; ++i) lane[i - whole] += away(read(i));
   return sum_of_lanes(lane);
+}
+
+float sum_of_classes(const float* logits, int64_t classes, int64_t step) {
+  // apart, because neighbours are loaded as one vector
+  if (step == 1) return sum_of_classes(classes, [&](int64_t i) { return logits[i]; });
+  return sum_of_classes(classes, [&](int64_t i) { return logits[i * step]; });
 }
 
 const Level& level_of(const Problem& problem, int32_t prior) {
@@ -270,8 +273,10 @@ void select(const Problem& problem, size_t count, Scratch& scratch) {
   std::vector<Choice>& best = scratch.best;
   best.clear();
   const size_t found = scratch.found.size();
-  count = std::min(count, found);
-  if (count == 0) return;
+  if (found <= count) {  // all are chosen; what a loss is matters only where two rows want the same prior
+    for (const Candidate& candidate : scratch.found) best.push_back({kUnknown, candidate.prior});
+    return;
+  }
   const float usual = usual_bound(scratch.bound, count);
   const auto offer = [&](size_t i) {
     if (best.size() == count && scratch.bound[i] > best.front().loss) return;
@@ -315,23 +320,40 @@ void choose(const Problem& problem, Chosen& chosen, const std::vector<int64_t>& 
     for (int64_t g = begin; g < end; ++g) {
       const Place place{image_of[g], problem.label[g], problem.truth[g]};
       const int64_t level = find(problem, place, scratch);
-      bound_all(problem, place, scratch);
-      select(problem, static_cast<size_t>(count_of(problem, problem.truth[g], level)), scratch);
+      const size_t count = static_cast<size_t>(count_of(problem, place.box, level));
+      if (scratch.found.size() > count) bound_all(problem, place, scratch);
+      select(problem, count, scratch);
       std::copy(scratch.best.begin(), scratch.best.end(), chosen.choices.begin() + g * widest);
       chosen.taken[g] = static_cast<int64_t>(scratch.best.size());
     }
   });
 }
 
+// The loss of one prior for a row; rounds as full_loss does.
+float loss_at(const Problem& problem, int64_t image, int64_t g, int32_t prior) {
+  const Level& level = level_of(problem, prior);
+  const int64_t shape = (prior - level.first) % level.shapes, cell = (prior - level.first) / level.shapes;
+  const float* logits = level.logits + image * level.of_image + cell / level.width * level.of_row +
+                        cell % level.width * level.of_column + shape * level.of_shape;
+  const float own = logits[problem.label[g] * level.of_class];
+  const float overlap = iou(problem.boxes[image * problem.priors + prior], problem.truth[g]);
+  return loss_of(bound_of(own, overlap, problem.alpha), own, sum_of_classes(logits, problem.classes, level.of_class));
+}
+
 // A prior that several rows of an image chose goes to the lowest loss, of equal ones to the lower row.
 // matched holds slots of `choices` meanwhile, so that no second array of all priors is needed.
-void settle(const Chosen& chosen, int64_t widest, int64_t begin, int64_t end, int64_t* matched,
+void settle(const Problem& problem, int64_t image, Chosen& chosen, int64_t begin, int64_t end, int64_t* matched,
             std::vector<int64_t>& kept) {
+  const int64_t widest = largest_count(problem);
+  const auto loss = [&](int64_t slot) {
+    Choice& choice = chosen.choices[slot];
+    if (choice.loss == kUnknown) choice.loss = loss_at(problem, image, slot / widest, choice.prior);
+    return choice.loss;
+  };
   for (int64_t g = begin; g < end; ++g) {
     for (int64_t slot = g * widest; slot < g * widest + chosen.taken[g]; ++slot) {
-      const Choice& mine = chosen.choices[slot];
-      int64_t& holder = matched[mine.prior];
-      if (holder >= 0 && !(mine.loss < chosen.choices[holder].loss)) continue;
+      int64_t& holder = matched[chosen.choices[slot].prior];
+      if (holder >= 0 && !(loss(slot) < loss(holder))) continue;
       if (holder >= 0) --kept[holder / widest];
       holder = slot;
       ++kept[g];
@@ -475,7 +497,7 @@ void assign(const Problem& problem, int64_t* matched) {
     for (int64_t image = first; image < last; ++image) {
       const int64_t begin = problem.splits[image], end = problem.splits[image + 1];
       int64_t* own = matched + image * problem.priors;
-      settle(chosen, largest_count(problem), begin, end, own, kept);
+      settle(problem, image, chosen, begin, end, own, kept);
       serve(problem, image, begin, end, chosen, own, kept);
     }
   });

@@ -107,6 +107,7 @@ def test_json_is_the_only_thing_on_stdout(
         "study list": [str(study.parent)],
         "study show": [str(study)],
         "study resume": [str(study)],
+        "kernels info": [],
     }
     offered = {
         words for words, command in commands().items() if any("--json" in p.opts for p in command.params)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detsearch_cli import boxes
 from detsearch_cli.detectors._heads import DenseHead
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors._pyramid import PyramidDetector
 from detsearch_cli.parts import Part
 from detsearch_cli.slots.assigners.atss import ATSSAssigner
 from detsearch_cli.slots.losses.focal_iou import FocalIoU
@@ -17,7 +17,7 @@ from detsearch_cli.slots.priors.anchors import Anchors
 from detsearch_cli.structures import Priors
 
 
-class ATSS(Detector):
+class ATSS(PyramidDetector):
     """Source: Zhang et al. 2020 (ATSS), section 3; its code for the centerness on the regression tower."""
 
     class Options(Part):

@@ -1,4 +1,4 @@
-"""What every dense one-stage detector is: backbone, pyramid, head, priors, and what it trains with."""
+"""What every dense one-stage detector is: priors, what it trains with, and how detections are selected."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from detsearch_cli import recipe as recipes
-from detsearch_cli.detectors._backbones import build_backbone
-from detsearch_cli.detectors._fpn import FPN
-from detsearch_cli.detectors._heads import DenseHead
 from detsearch_cli.detectors._postprocess import select
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
@@ -32,29 +29,23 @@ class Detector(nn.Module, ABC):
     default_nms_iou: ClassVar[float]
     max_count: ClassVar[int]
     """Largest number of positives a ground truth that HPS-Det's search considers (section 4.2)."""
-    extra_from_backbone: ClassVar[bool] = False
-    """Whether P6 is made from the backbone's last feature (C5) instead of the pyramid's (P5)."""
 
     def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
         super().__init__()
         self.options = self.Options.model_validate(recipe.detector.options)
         self.num_classes = num_classes
-        self.levels = recipe.neck.levels
+        self.levels = self.pyramid_levels(recipe)
         self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
         self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
         self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
         self.assigner.check(len(self.strides))
         self.loss: DetectionLoss = _slot(recipe, "loss", DetectionLoss) or self.default_loss()  # type: ignore[type-abstract]
-        self.backbone = build_backbone(recipe.backbone, self.levels)
-        self.neck = FPN(
-            self.backbone.levels,
-            self.backbone.channels,
-            recipe.neck.channels,
-            self.levels,
-            extra_from_backbone=self.extra_from_backbone,
-        )
-        self.head = self.build_head(recipe.neck.channels, recipe.head.convs)
         self._priors: dict[tuple[object, ...], Priors] = {}
+
+    @classmethod
+    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+        """First and last level it predicts on; level i has stride 2^i px."""
+        return recipe.neck.levels
 
     @abstractmethod
     def default_priors(self) -> PriorGrid:
@@ -69,27 +60,8 @@ class Detector(nn.Module, ABC):
         """Loss when the recipe names none."""
 
     @abstractmethod
-    def build_head(self, channels: int, convs: int) -> DenseHead:
-        """The towers; `self.prior_grid` is already known."""
-
-    @abstractmethod
-    def decode(self, priors: Priors, deltas: Tensor) -> Tensor:
-        """Boxes of the regression output. deltas (B, A, 4) float32 -> (B, A, 4) xyxy px."""
-
     def forward(self, images: Tensor) -> Dense:
         """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32."""
-        features = self.neck(self.backbone(images))
-        logits, deltas, centerness = self.head(features)
-        priors = self.priors([(f.shape[2], f.shape[3]) for f in features], images.device)
-        # float32 under autocast too: exp and box areas overflow half precision
-        deltas = deltas.float()
-        return Dense(
-            logits=logits.float(),
-            boxes=self.decode(priors, deltas),
-            deltas=deltas,
-            priors=priors,
-            centerness=None if centerness is None else centerness.float(),
-        )
 
     def priors(self, sizes: list[tuple[int, int]], device: torch.device) -> Priors:
         """Priors of feature maps of these heights and widths; the last few sizes are kept."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detsearch_cli import boxes, recipe
 from detsearch_cli.detectors._heads import DenseHead
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors._pyramid import PyramidDetector
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
 from detsearch_cli.slots.assigners.fcos import FCOSAssigner
@@ -26,7 +26,7 @@ The paper's exp(s x) px starts at 1 px everywhere. This is the same function wit
 level, which a short training need not learn first: 36 AP, not 12, on bccd after 10 epochs at 192 px."""
 
 
-class FCOS(Detector):
+class FCOS(PyramidDetector):
     """Source: Tian et al. 2019 (FCOS), vanilla by default; its later tricks are options."""
 
     class Options(Part):

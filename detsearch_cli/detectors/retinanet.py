@@ -8,14 +8,14 @@ from torch import Tensor
 
 from detsearch_cli import boxes
 from detsearch_cli.detectors._heads import DenseHead
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors._pyramid import PyramidDetector
 from detsearch_cli.slots.assigners.max_iou import MaxIoU
 from detsearch_cli.slots.losses.focal_smooth_l1 import FocalSmoothL1
 from detsearch_cli.slots.priors.anchors import Anchors
 from detsearch_cli.structures import Priors
 
 
-class RetinaNet(Detector):
+class RetinaNet(PyramidDetector):
     """Source: Lin et al. 2017 (focal loss), section 4; numbers from maskrcnn-benchmark's RetinaNet."""
 
     default_nms_iou: ClassVar[float] = 0.5

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -112,7 +113,7 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Page:
+class _Page(ABC):
     """What both pages end with: the recipe and everything needed to repeat the result."""
 
     name: str
@@ -127,9 +128,9 @@ class _Page:
     notes: Sequence[str] = ()
     created: str = ""  # passed in, so that the same input gives the same page
 
+    @abstractmethod
     def render(self) -> str:
         """The page as text; equal input gives equal text."""
-        raise NotImplementedError
 
     def write(self, path: Path) -> None:
         """Write the page in one step: a reader sees the old page or the new one. Raises StorageError."""

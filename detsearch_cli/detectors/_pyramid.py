@@ -1,0 +1,56 @@
+"""Detectors of a feature pyramid and one dense head: RetinaNet, FCOS, ATSS."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from detsearch_cli import recipe as recipes
+from detsearch_cli.detectors._backbones import build_backbone
+from detsearch_cli.detectors._fpn import FPN
+from detsearch_cli.detectors._heads import DenseHead
+from detsearch_cli.detectors.base import Detector
+from detsearch_cli.structures import Dense, Priors
+
+
+class PyramidDetector(Detector):
+    """Backbone, FPN, and towers shared by all levels."""
+
+    extra_from_backbone: ClassVar[bool] = False
+    """Whether P6 is made from the backbone's last feature (C5) instead of the pyramid's (P5)."""
+
+    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+        super().__init__(recipe, num_classes)
+        self.backbone = build_backbone(recipe.backbone, self.levels)
+        self.neck = FPN(
+            self.backbone.levels,
+            self.backbone.channels,
+            recipe.neck.channels,
+            self.levels,
+            extra_from_backbone=self.extra_from_backbone,
+        )
+        self.head = self.build_head(recipe.neck.channels, recipe.head.convs)
+
+    @abstractmethod
+    def build_head(self, channels: int, convs: int) -> DenseHead:
+        """The towers; `self.prior_grid` is already known."""
+
+    @abstractmethod
+    def decode(self, priors: Priors, deltas: Tensor) -> Tensor:
+        """Boxes of the regression output. deltas (B, A, 4) float32 -> (B, A, 4) xyxy px."""
+
+    def forward(self, images: Tensor) -> Dense:
+        features = self.neck(self.backbone(images))
+        logits, deltas, centerness = self.head(features)
+        priors = self.priors([(f.shape[2], f.shape[3]) for f in features], images.device)
+        # float32 under autocast too: exp and box areas overflow half precision
+        deltas = deltas.float()
+        return Dense(
+            logits=logits.float(),
+            boxes=self.decode(priors, deltas),
+            deltas=deltas,
+            priors=priors,
+            centerness=None if centerness is None else centerness.float(),
+        )

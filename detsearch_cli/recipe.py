@@ -109,6 +109,11 @@ class Augment(_Section):
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB, of images in 0..1")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="likewise")
 
+    @property
+    def largest_side(self) -> int:
+        """Longest side a training image can have, px."""
+        return max(*self.image_size, *(self.multi_scale or ()))
+
     @field_validator("image_size", mode="before")
     @classmethod
     def _square(cls, value: Any) -> Any:
@@ -158,14 +163,14 @@ class Schedule(_Section):
 
 
 class Test(_Section):
-    """How detections are selected. `nms_iou` None: the detector's own (RetinaNet .5, FCOS and ATSS .6)."""
+    """How detections are selected. None: the detector's own, as its paper has it."""
 
-    score_threshold: float = Field(0.05, ge=0, lt=1, description="detections below are dropped")
+    score_threshold: float | None = Field(None, ge=0, lt=1, description="detections below are dropped")
     pre_nms_top_k: int = Field(1000, ge=1, description="per pyramid level")
     nms_iou: float | None = Field(
         None, gt=0, le=1, description="overlap above which the weaker of a class is dropped"
     )
-    max_detections: int = Field(100, ge=1, description="per image")
+    max_detections: int | None = Field(None, ge=1, description="per image")
 
 
 class Runtime(_Section):

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from detsearch_cli import recipe as recipes
-from detsearch_cli.detectors._postprocess import select
+from detsearch_cli.detectors._postprocess import Selection, select
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
 from detsearch_cli.slots.assigners.base import Assigner
 from detsearch_cli.slots.losses.base import DetectionLoss
 from detsearch_cli.slots.priors.base import PriorGrid
-from detsearch_cli.structures import Dense, Detections, Priors, Targets
+from detsearch_cli.slots.priors.learned import Learned
+from detsearch_cli.structures import Assignment, Dense, Detections, Moment, Priors, Targets
 
 T = TypeVar("T", bound=Part)
+N = TypeVar("N", int, float)
 PRIOR_CACHE = 32
 """Image sizes whose priors are kept; multi-scale training sees about that many."""
 
@@ -27,6 +29,8 @@ class Detector(nn.Module, ABC):
 
     Options: ClassVar[type[Part]] = Part
     default_nms_iou: ClassVar[float]
+    default_score_threshold: ClassVar[float] = 0.05
+    default_max_detections: ClassVar[int] = 100
     max_count: ClassVar[int]
     """Largest number of positives a ground truth that HPS-Det's search considers (section 4.2)."""
 
@@ -36,7 +40,13 @@ class Detector(nn.Module, ABC):
         self.num_classes = num_classes
         self.levels = self.pyramid_levels(recipe)
         self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
+        self.moment = Moment(step=0, steps=1, images=0)
         self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
+        self.shapes: LearnedShapes | None = None
+        if isinstance(self.prior_grid, Learned):
+            self.prior_grid = self.prior_grid.started(self.default_priors(), self.levels)
+            self.shapes = LearnedShapes(self.prior_grid, self.levels, recipe.augment.largest_side)
+        self.prior_grid.check(self.levels)
         self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
         self.assigner.check(len(self.strides))
         self.loss: DetectionLoss = _slot(recipe, "loss", DetectionLoss) or self.default_loss()  # type: ignore[type-abstract]
@@ -63,8 +73,17 @@ class Detector(nn.Module, ABC):
     def forward(self, images: Tensor) -> Dense:
         """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32."""
 
+    def at(self, moment: Moment) -> None:
+        """Called before every training step."""
+        self.moment = moment
+        if self.shapes is not None:
+            self.shapes.bound()
+
     def priors(self, sizes: list[tuple[int, int]], device: torch.device) -> Priors:
-        """Priors of feature maps of these heights and widths; the last few sizes are kept."""
+        """Priors of feature maps of these heights and widths; the last few sizes are kept.
+
+        Where the shapes learn, the boxes carry the gradient to them.
+        """
         key = (*sizes, device)
         if key not in self._priors:
             if len(self._priors) >= PRIOR_CACHE:
@@ -72,13 +91,18 @@ class Detector(nn.Module, ABC):
             # priors made under inference_mode could never take part in training
             with torch.inference_mode(False):
                 self._priors[key] = self.prior_grid(sizes, self.levels, device)
-        return self._priors[key]
+        kept = self._priors[key]
+        return kept if self.shapes is None else self.shapes.place(kept)
+
+    def assign(self, dense: Dense, targets: Targets) -> Assignment:
+        """Which prior answers for which ground truth at this moment of the training, without gradient."""
+        with torch.no_grad(), torch.autocast(dense.logits.device.type, enabled=False):
+            return self.assigner(dense.detached(), targets)
 
     def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named scalar terms to be summed. images (B, 3, H, W); targets in the images' pixels."""
         dense = self(images)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            assignment = self.assigner(dense.detached(), targets)
+        assignment = self.assign(dense, targets)
         with torch.autocast(images.device.type, enabled=False):
             return self.loss(dense, assignment, targets)
 
@@ -89,8 +113,20 @@ class Detector(nn.Module, ABC):
         sizes (B, 2): height and width before padding; boxes are clipped to it. Call it in eval mode;
         batch norm would otherwise use the batch's statistics.
         """
-        nms_iou = self.default_nms_iou if test.nms_iou is None else test.nms_iou
-        return select(self(images), sizes, test, nms_iou)
+        return select(self(images), sizes, self.selection(test))
+
+    def selection(self, test: recipes.Test) -> Selection:
+        """How detections are selected: the recipe's values, the detector's own where it leaves them open."""
+        return Selection(
+            score_threshold=_or(test.score_threshold, self.default_score_threshold),
+            pre_nms_top_k=test.pre_nms_top_k,
+            nms_iou=_or(test.nms_iou, self.default_nms_iou),
+            max_detections=_or(test.max_detections, self.default_max_detections),
+        )
+
+
+def _or(value: N | None, own: N) -> N:
+    return own if value is None else value
 
 
 def _slot(recipe: recipes.Recipe, key: str, base: type[T]) -> T | None:

@@ -41,10 +41,13 @@ def select_scored(
 ) -> list[Detections]:
     """The best of each level, then non-maximum suppression of each class; boxes that clipping empties are dropped.
 
-    scores (B, A, C), below 0 where none is wanted; predicted (B, A, 4) xyxy px; counts: priors a level.
+    scores (B, A, C), below 0 where none is wanted; predicted (B, A, 4) xyxy px, or (B, A, C, 4) where every
+    class has a box of its own; counts: priors a level.
     """
     best, prior, label = best_per_level(scores, counts, how.pre_nms_top_k)
-    chosen = predicted.gather(1, prior[..., None].expand(-1, -1, 4))
+    own_box = predicted.ndim == 4
+    row = prior * scores.shape[2] + label if own_box else prior
+    chosen = (predicted.flatten(1, 2) if own_box else predicted).gather(1, row[..., None].expand(-1, -1, 4))
     chosen = boxes.clip(chosen, sizes.to(chosen.device))
     keep = (best >= 0) & (chosen[..., 2:] > chosen[..., :2]).all(-1)
     results = []

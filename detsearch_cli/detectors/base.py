@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detsearch_cli import recipe as recipes
+from detsearch_cli.detectors._learning import LearnedShapes
 from detsearch_cli.detectors._postprocess import Selection, select
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
@@ -101,10 +102,17 @@ class Detector(nn.Module, ABC):
 
     def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named scalar terms to be summed. images (B, 3, H, W); targets in the images' pixels."""
-        dense = self(images)
+        return self.dense_loss(self(images), targets)
+
+    def dense_loss(self, dense: Dense, targets: Targets) -> dict[str, Tensor]:
+        """Named scalar terms of the dense predictions: assigned, then compared. targets: as `dense_targets`."""
         assignment = self.assign(dense, targets)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(dense.logits.device.type, enabled=False):
             return self.loss(dense, assignment, targets)
+
+    def dense_targets(self, targets: Targets) -> Targets:
+        """The ground truths as the dense predictions tell them apart: by class, unless they only propose."""
+        return targets
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:

@@ -109,7 +109,8 @@ def look(
     try:
         for batch in loader.epoch(0):
             dense = detector(batch.images).detached()
-            matched = {name: assigner(dense, batch.targets).matched for name, assigner in assigners.items()}
+            targets = detector.dense_targets(batch.targets)
+            matched = {name: assigner(dense, targets).matched for name, assigner in assigners.items()}
             names = [int(indices[i]) for i in batch.index.tolist()]
             rows += _rows(batch, dense, matched, grouping, detector.levels[0], names, split.classes)
             for i in range(min(samples - len(kept), len(names))):

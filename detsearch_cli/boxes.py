@@ -64,19 +64,21 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 def encode_deltas(anchors: Tensor, boxes: Tensor) -> Tensor:
     """Offsets that move anchors onto boxes, times DELTA_WEIGHTS. anchors, boxes (N, 4) -> (N, 4) dx dy dw dh.
 
-    Sizes count as at least 1 px, so that a degenerate box cannot give -inf.
+    Sizes count as at least 1 px, so that a degenerate box cannot give -inf. Anchors that learn get their
+    gradient through dw and dh alone: centres are fixed, and so is the size that scales a shift.
+    Source: Zhong et al. 2020 (anchor box optimization), Eq. 8 and 9.
     """
     anchor_size = (anchors[..., 2:] - anchors[..., :2]).clamp(min=1)
     size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1)
-    shift = (centers(boxes) - centers(anchors)) / anchor_size
+    shift = (centers(boxes) - centers(anchors).detach()) / anchor_size.detach()
     return torch.cat((shift, (size / anchor_size).log()), -1) * boxes.new_tensor(DELTA_WEIGHTS)
 
 
 def decode_deltas(anchors: Tensor, deltas: Tensor) -> Tensor:
-    """Inverse of `encode_deltas`. anchors (A, 4), deltas (..., A, 4) -> (..., A, 4) xyxy px."""
+    """Inverse of `encode_deltas`, in the gradient too. anchors (A, 4), deltas (..., A, 4) -> (..., A, 4) xyxy px."""
     deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
     anchor_size = (anchors[..., 2:] - anchors[..., :2]).clamp(min=1)
-    center = centers(anchors) + deltas[..., :2] * anchor_size
+    center = centers(anchors).detach() + deltas[..., :2] * anchor_size.detach()
     half = deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * anchor_size / 2
     return torch.cat((center - half, center + half), -1)
 

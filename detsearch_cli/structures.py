@@ -65,6 +65,13 @@ class Priors:
     def num_levels(self) -> int:
         return len(self.counts)
 
+    def detached(self) -> Priors:
+        """The same without gradient towards the shapes of anchors that learn."""
+        if not self.boxes.requires_grad:
+            return self
+        tiling = None if self.tiling is None else replace(self.tiling, cell=self.tiling.cell.detach())
+        return replace(self, boxes=self.boxes.detach(), tiling=tiling)
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -86,6 +93,7 @@ class Dense:
         centerness = None if self.centerness is None else self.centerness.detach().float()
         return replace(
             self,
+            priors=self.priors.detached(),
             logits=self.logits.detach().float(),
             boxes=self.boxes.detach().float(),
             deltas=self.deltas.detach().float(),
@@ -98,10 +106,39 @@ IGNORE = -2
 
 
 @dataclass(frozen=True)
+class Matches:
+    """Which prior regresses to which ground truth, and how much. P pairs, in no particular order.
+
+    image (P,) int64, prior (P,) int64 in [0, A), gt (P,) int64: row of `Targets.boxes`. weight (P,) float32
+    in [0, 1], without gradient: the delta of Zhong et al. 2020 (anchor box optimization), Eq. 1. While it is
+    soft, a prior may have several pairs.
+    """
+
+    image: Tensor
+    prior: Tensor
+    gt: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
 class Assignment:
-    """matched (B, A) int64: row of `Targets.boxes` (0..ΣG-1), BACKGROUND (-1) or IGNORE (-2)."""
+    """matched (B, A) int64: row of `Targets.boxes` (0..ΣG-1), BACKGROUND (-1) or IGNORE (-2).
+
+    soft: the pairs of a soft assignment, None where every positive weighs 1. Localisation losses go over
+    `matches()`; classification, objectness and centerness go by `matched`, which is always hard: Eq. 1 and 10
+    of the paper define delta in L_loc alone.
+    """
 
     matched: Tensor
+    soft: Matches | None = None
+
+    def matches(self) -> Matches:
+        """What localisation losses go over: the soft pairs, else every positive with weight 1."""
+        if self.soft is not None:
+            return self.soft
+        image, prior = self.positive.nonzero(as_tuple=True)
+        weight = torch.ones(image.shape[0], device=image.device)
+        return Matches(image, prior, self.matched[image, prior], weight)
 
     @property
     def positive(self) -> Tensor:
@@ -111,6 +148,15 @@ class Assignment:
     @staticmethod
     def background(num_images: int, num_priors: int, device: torch.device) -> Assignment:
         return Assignment(torch.full((num_images, num_priors), BACKGROUND, dtype=torch.int64, device=device))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training stands before a step: step from 0, steps in all, images seen before it."""
+
+    step: int
+    steps: int
+    images: int
 
 
 @dataclass(frozen=True)

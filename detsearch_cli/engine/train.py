@@ -47,6 +47,7 @@ from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import DataError, Diverged, ProcessLost
 from detsearch_cli.files import write_json
 from detsearch_cli.recipe import Recipe
+from detsearch_cli.structures import Moment
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ class _Run:
 
     def _step(self, batches: list[Batch]) -> dict[str, float]:
         """One step of the optimiser over the micro-batches; returns the losses."""
+        self.model.at(self._moment())
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         sums: dict[str, Tensor] = {}
@@ -252,6 +254,11 @@ class _Run:
         batches = self.loader.epoch(epoch - 1, start=done * accumulate)
         while group := list(itertools.islice(batches, accumulate)):
             yield group
+
+    def _moment(self) -> Moment:
+        epochs, steps = divmod(self.state.step, self.steps_per_epoch)
+        images = epochs * len(self.loader.split) + steps * self.recipe.optim.batch_size
+        return Moment(self.state.step, self.epochs * self.steps_per_epoch, images)
 
     def _learning_rate(self) -> float:
         return learning_rate(self.recipe.optim, self.recipe.schedule, self.state.step, self.steps_per_epoch)

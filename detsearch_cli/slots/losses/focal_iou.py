@@ -31,27 +31,31 @@ class FocalIoU(DetectionLoss):
     regression_weight: float = Field(default=1.0, ge=0)
 
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
-        image, prior = assignment.positive.nonzero(as_tuple=True)
-        gt = targets.boxes[assignment.matched[image, prior]]
-        num_positive = mean_over_ranks(gt.new_tensor(gt.shape[0]))
+        pairs = assignment.matches()
+        num_positive = mean_over_ranks(assignment.positive.sum())
         classification = focal_sum(dense, assignment, targets, self.alpha, self.gamma) / num_positive
-        regression = iou_loss(dense.boxes[image, prior], gt, self.iou)
+        gt = targets.boxes[pairs.gt]
+        regression = iou_loss(dense.boxes[pairs.image, pairs.prior], gt, self.iou)
         if dense.centerness is None:
-            return {
-                "classification": classification,
-                "regression": self.regression_weight * regression.sum() / num_positive,
-            }
-        target = boxes.centerness(dense.priors.points[prior], gt)
-        weight = torch.where(target > 0, target, OUTSIDE_WEIGHT)
+            total = mean_over_ranks(pairs.weight.sum())
+            regression = (regression * pairs.weight).sum() / total
+            return {"classification": classification, "regression": self.regression_weight * regression}
+        central = boxes.centerness(dense.priors.points[pairs.prior], gt)
+        weight = torch.where(central > 0, central, OUTSIDE_WEIGHT) * pairs.weight
         total = mean_over_ranks(weight.sum(), minimum=1e-6)
-        centerness = F.binary_cross_entropy_with_logits(
-            dense.centerness[image, prior], target, reduction="sum"
-        )
         return {
             "classification": classification,
             "regression": self.regression_weight * (regression * weight).sum() / total,
-            "centerness": centerness / num_positive,
+            "centerness": centerness_sum(dense.centerness, dense, assignment, targets) / num_positive,
         }
+
+
+def centerness_sum(logits: Tensor, dense: Dense, assignment: Assignment, targets: Targets) -> Tensor:
+    """Cross entropy of the centerness of every positive, soft pairs or not. logits (B, A) -> scalar."""
+    image, prior = assignment.positive.nonzero(as_tuple=True)
+    gt = targets.boxes[assignment.matched[image, prior]]
+    target = boxes.centerness(dense.priors.points[prior], gt)
+    return F.binary_cross_entropy_with_logits(logits[image, prior], target, reduction="sum")
 
 
 def iou_loss(predicted: Tensor, gt: Tensor, kind: Literal["iou", "linear_iou", "giou"] = "iou") -> Tensor:

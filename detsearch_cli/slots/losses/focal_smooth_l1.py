@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -30,13 +29,14 @@ class FocalSmoothL1(DetectionLoss):
             raise RecipeError(
                 "loss focal_smooth_l1 compares offsets from anchors, got points; use loss: focal_iou"
             )
-        image, prior = assignment.positive.nonzero(as_tuple=True)
-        gt = targets.boxes[assignment.matched[image, prior]]
-        num_positive = torch.tensor(gt.shape[0], device=gt.device)
-        wanted = boxes.encode_deltas(dense.priors.boxes[prior], gt)
-        regression = F.smooth_l1_loss(dense.deltas[image, prior], wanted, beta=self.beta, reduction="sum")
+        pairs = assignment.matches()
+        wanted = boxes.encode_deltas(dense.priors.boxes[pairs.prior], targets.boxes[pairs.gt])
+        found = dense.deltas[pairs.image, pairs.prior]
+        distance = F.smooth_l1_loss(found, wanted, beta=self.beta, reduction="none").sum(-1)
+        regression = (distance * pairs.weight).sum()
+        num_positive = assignment.positive.sum()
         classification = focal_sum(dense, assignment, targets, self.alpha, self.gamma)
         return {
             "classification": classification / mean_over_ranks(num_positive + dense.logits.shape[0]),
-            "regression": self.regression_weight * regression / mean_over_ranks(num_positive),
+            "regression": self.regression_weight * regression / mean_over_ranks(pairs.weight.sum()),
         }

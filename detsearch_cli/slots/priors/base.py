@@ -24,6 +24,13 @@ class PriorGrid(Part):
     def cell_boxes(self, stride: int) -> list[tuple[float, float]]:
         """Width and height in px of the `per_cell` priors at a cell of a level with this stride."""
 
+    def level_boxes(self, levels: tuple[int, int]) -> list[list[tuple[float, float]]]:
+        """`cell_boxes` of every level from the first to the last; level i has stride 2^i px."""
+        return [self.cell_boxes(2**level) for level in range(levels[0], levels[1] + 1)]
+
+    def check(self, levels: tuple[int, int]) -> None:
+        """Called when a detector is built. Raises RecipeError where the options do not fit its levels."""
+
     def ranges(self, levels: tuple[int, int]) -> list[tuple[float, float]] | None:
         """(low, high] regression distance in px of every level, None where the grid has none."""
         return None
@@ -38,7 +45,7 @@ class PriorGrid(Part):
         """
         strides = [2**level for level in range(levels[0], levels[1] + 1)]
         points = [_centers(size, stride) for size, stride in zip(sizes, strides, strict=True)]
-        half = [torch.tensor(self.cell_boxes(stride)) / 2 for stride in strides]
+        half = [torch.tensor(boxes) / 2 for boxes in self.level_boxes(levels)]
         cell = torch.stack([torch.cat((-h, h), -1) for h in half])
         boxes = [(p.repeat(1, 2)[:, None] + c).reshape(-1, 4) for p, c in zip(points, cell, strict=True)]
         counts = tuple(len(b) for b in boxes)

@@ -1,0 +1,48 @@
+"""A fixed list of widths and heights in pixels at every cell: k-means, learned or published anchors."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from detsearch_cli.slots.priors import _lists
+from detsearch_cli.slots.priors.base import PriorGrid
+
+
+class Shapes(PriorGrid):
+    """Source of the named lists: Zhong et al. 2020 (anchor box optimization), section 4.2.1, and darknet.
+
+    `uniform` and `identical` are multiples of a level's stride; everything else is in pixels of the training
+    image and the same on all levels unless there is one list a level.
+    """
+
+    shapes: _lists.Name | _lists.Lists = Field(
+        default="uniform",
+        description="[[w, h], ...] in px, one such list a level, or uniform, identical, yolov2-voc, yolov2-coco",
+    )
+    count: int = Field(default=5, ge=1, description="shapes of `identical`")
+
+    @field_validator("shapes")
+    @classmethod
+    def _whole(cls, value: _lists.Name | _lists.Lists) -> _lists.Name | _lists.Lists:
+        if not isinstance(value, str):
+            _lists.check_lists(value)
+        return value
+
+    @property
+    def per_cell(self) -> int:
+        return _lists.count_of(self.shapes, self.count)
+
+    def check(self, levels: tuple[int, int]) -> None:
+        if not isinstance(self.shapes, str):
+            _lists.check_levels("priors.shapes", self.shapes, levels)
+
+    def cell_boxes(self, stride: int) -> list[tuple[float, float]]:
+        if isinstance(self.shapes, str):
+            return _lists.named(self.shapes, stride, self.count)
+        return list(self.shapes[0])
+
+    def level_boxes(self, levels: tuple[int, int]) -> list[list[tuple[float, float]]]:
+        self.check(levels)
+        if isinstance(self.shapes, str) or len(self.shapes) == 1:
+            return super().level_boxes(levels)
+        return [list(shapes) for shapes in self.shapes]

@@ -45,7 +45,8 @@ class Backbone(_Section):
     """Which features the detector sees."""
 
     name: str = Field(
-        "resnet50", description="tiny, mobilenetv1_025, shufflenetv2_050, or timm: resnet50, swin_tiny, ..."
+        "resnet50",
+        description="tiny, mobilenetv1_025, shufflenetv2_050, darknet19, or timm: resnet50, swin_tiny, ...",
     )
     weights: Path | None = Field(
         None, description="safetensors or weights-only state dict; None: from scratch"

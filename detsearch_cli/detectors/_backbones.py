@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from detsearch_cli import recipe as recipes
-from detsearch_cli.detectors import _small
+from detsearch_cli.detectors import _darknet, _small
 from detsearch_cli.detectors._weights import load_backbone_weights
 from detsearch_cli.errors import RecipeError
 
@@ -23,7 +23,7 @@ TIMM = (
     "mobilenetv2_050",
     *SWIN,
 )
-NAMES = (*_small.NAMES, *TIMM)
+NAMES = (*_small.NAMES, _darknet.NAME, *TIMM)
 """Backbones by name; `timm/NAME` takes any other model of timm that gives features."""
 
 
@@ -66,7 +66,7 @@ class SmallBackbone(Backbone):
 
     def __init__(self, name: str, last: int) -> None:
         super().__init__()
-        self.body = _small.build(name, last)
+        self.body = _darknet.build(last) if name == _darknet.NAME else _small.build(name, last)
         self.levels, self.channels = self.body.levels, self.body.channels
 
     def stages(self) -> list[list[nn.Module]]:
@@ -159,7 +159,7 @@ def build_backbone(backbone: recipes.Backbone, levels: tuple[int, int]) -> Backb
     """
     name, first, last = backbone.name, levels[0], min(levels[1], 5)
     model: Backbone
-    if name in _small.NAMES:
+    if name in (*_small.NAMES, _darknet.NAME):
         model = SmallBackbone(name, last)
     elif name in TIMM:
         model = TimmBackbone(SWIN.get(name, name), first, last)
@@ -168,6 +168,8 @@ def build_backbone(backbone: recipes.Backbone, levels: tuple[int, int]) -> Backb
     else:
         raise RecipeError(f"backbone.name: {name!r} is none of {', '.join(NAMES)}, nor timm/NAME")
     if backbone.weights is not None:
-        load_backbone_weights(model, backbone.weights)
+        own_format = name == _darknet.NAME and _darknet.is_darknet_file(backbone.weights)
+        load = _darknet.load_darknet if own_format else load_backbone_weights
+        load(model, backbone.weights)
     model.freeze(backbone.frozen_stages, backbone.frozen_bn)
     return model

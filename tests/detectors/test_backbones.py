@@ -16,7 +16,15 @@ from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.recipe import Backbone as Section
 from detsearch_cli.recipe import compose
 
-QUICK = ("tiny", "mobilenetv1_025", "shufflenetv2_050", "mobilenetv2_050", "resnet18", "swin_tiny")
+QUICK = (
+    "tiny",
+    "mobilenetv1_025",
+    "shufflenetv2_050",
+    "darknet19",
+    "mobilenetv2_050",
+    "resnet18",
+    "swin_tiny",
+)
 
 
 def make(name: str, levels: tuple[int, int] = (3, 7), **options: object) -> Backbone:
@@ -42,7 +50,7 @@ def test_all_named_backbones_exist_in_timm() -> None:
     known = set(timm.list_models())
     for name in NAMES:
         assert (
-            name in ("tiny", "mobilenetv1_025", "shufflenetv2_050")
+            name in ("tiny", "mobilenetv1_025", "shufflenetv2_050", "darknet19")
             or {
                 name,
                 f"{name}_patch4_window7_224",

@@ -50,6 +50,7 @@ class Priors:
     points (A, 2) xy px: the centres. level (A,) int64 in [0, L). strides (L,) px.
     ranges (L, 2) px: (low, high] of the largest regression distance a level is meant for (FCOS),
     None where the detector has no such ranges. counts (L,) priors a level, as Python ints.
+    sizes: height and width in cells of every level, as Python ints.
     tiling: the same as a few numbers, where the priors of a cell repeat in every cell; kernels need it.
     """
 
@@ -60,10 +61,22 @@ class Priors:
     counts: tuple[int, ...]
     ranges: Tensor | None = None
     tiling: Tiling | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_levels(self) -> int:
         return len(self.counts)
+
+    @property
+    def per_cell(self) -> int:
+        """Priors of a cell, the same on all levels."""
+        return self.counts[0] // (self.sizes[0][0] * self.sizes[0][1])
+
+    def cell_shapes(self) -> Tensor:
+        """Width and height in px of a cell's priors, (L, S, 2), with gradient where they learn."""
+        starts = [sum(self.counts[:level]) for level in range(self.num_levels)]
+        cell = torch.stack([self.boxes[start : start + self.per_cell] for start in starts])
+        return cell[..., 2:] - cell[..., :2]
 
     def detached(self) -> Priors:
         """The same without gradient towards the shapes of anchors that learn."""
@@ -80,6 +93,8 @@ class Dense:
     logits (B, A, C) raw class scores. boxes (B, A, 4) decoded, xyxy px, with gradient.
     deltas (B, A, 4): the regression output the boxes were decoded from.
     centerness (B, A) raw logits, None where the detector has no such branch. priors: the A priors.
+    objectness (B, A) raw logits, None where the detector has no such branch; where it has, `logits` tell classes
+    of objects apart by softmax (YOLOv2).
     """
 
     logits: Tensor
@@ -87,10 +102,12 @@ class Dense:
     deltas: Tensor
     priors: Priors
     centerness: Tensor | None = None
+    objectness: Tensor | None = None
 
     def detached(self) -> Dense:
         """The same without gradient, in float32: what assigners look at."""
         centerness = None if self.centerness is None else self.centerness.detach().float()
+        objectness = None if self.objectness is None else self.objectness.detach().float()
         return replace(
             self,
             priors=self.priors.detached(),
@@ -98,6 +115,7 @@ class Dense:
             boxes=self.boxes.detach().float(),
             deltas=self.deltas.detach().float(),
             centerness=centerness,
+            objectness=objectness,
         )
 
 
@@ -161,8 +179,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class Detections:
-    """Final detections of one image, best first. boxes (N, 4) xyxy px, scores (N,), labels (N,) int64."""
+    """Final detections of one image, best first. boxes (N, 4) xyxy px, scores (N,), labels (N,) int64.
+
+    proposals (P, 4) xyxy px, best first: what a first stage proposed, None where a detector has one stage.
+    """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    proposals: Tensor | None = None

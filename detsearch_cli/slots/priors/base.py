@@ -59,6 +59,7 @@ class PriorGrid(Part):
             counts=counts,
             ranges=None if ranges is None else spans.to(device),
             tiling=Tiling(torch.tensor(sizes), torch.tensor(strides, dtype=torch.float32), cell, spans),
+            sizes=tuple((height, width) for height, width in sizes),
         )
 
 

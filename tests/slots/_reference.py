@@ -39,6 +39,7 @@ def dense_of(priors: Priors, num_images: int, num_classes: int = 3, seed: int = 
         deltas=noise,
         priors=priors,
         centerness=torch.randn(*shape, generator=generator),
+        objectness=torch.randn(*shape, generator=generator),
     )
 
 

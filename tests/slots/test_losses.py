@@ -36,9 +36,10 @@ def random_assignment(targets: Targets, num_priors: int) -> Assignment:
 
 
 def with_gradient(dense: Dense) -> tuple[Dense, list[Tensor]]:
-    assert dense.centerness is not None
-    leaves = [t.clone().requires_grad_() for t in (dense.logits, dense.boxes, dense.deltas, dense.centerness)]
-    return Dense(*leaves[:3], priors=dense.priors, centerness=leaves[3]), leaves
+    assert dense.centerness is not None and dense.objectness is not None
+    parts = (dense.logits, dense.boxes, dense.deltas, dense.centerness, dense.objectness)
+    leaves = [t.clone().requires_grad_() for t in parts]
+    return Dense(*leaves[:3], priors=dense.priors, centerness=leaves[3], objectness=leaves[4]), leaves
 
 
 def priors_of(grid: str) -> Priors:
@@ -162,8 +163,11 @@ def test_every_loss_is_finite_with_a_gradient_for_every_prediction(name: str, gr
     total = torch.stack(list(terms.values())).sum()
     assert total.isfinite()
     total.backward()
-    logits, *regression = leaves
-    assert logits.grad is not None and logits.grad.abs().sum() > 0
+    logits, *regression, objectness = leaves
+    assert logits.grad is not None
+    # with objectness, it is that which background trains
+    scores = [leaf.grad for leaf in (logits, objectness) if leaf.grad is not None]
+    assert sum(float(gradient.abs().sum()) for gradient in scores) > 0
     # boxes or deltas, whichever the loss compares
     assert any(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in regression)
 

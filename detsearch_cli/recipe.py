@@ -10,13 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from detsearch_cli import parts
 from detsearch_cli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from detsearch_cli.detectors.base import Detector
 
 Fragment = dict[str, Any]
 
@@ -60,7 +63,8 @@ class Neck(_Section):
 
     channels: int = Field(256, ge=8, description="of every pyramid level and of the towers")
     levels: tuple[int, int] = Field(
-        (3, 7), description="first and last pyramid level; level i has stride 2^i"
+        (3, 7),
+        description="first and last pyramid level; level i has stride 2^i; faster_rcnn has [2, 6]",
     )
 
     @field_validator("levels")
@@ -194,7 +198,9 @@ class Runtime(_Section):
 class Recipe(_Section):
     """Everything a training run needs."""
 
-    detector: Slot = Field(Slot(name="fcos"), description="retinanet, fcos or atss, and its options")
+    detector: Slot = Field(
+        Slot(name="fcos"), description="retinanet, fcos, atss, yolov2, faster_rcnn or ssd, and its options"
+    )
     backbone: Backbone = Backbone()  # type: ignore[call-arg]
     neck: Neck = Neck()  # type: ignore[call-arg]
     head: Head = Head()  # type: ignore[call-arg]
@@ -326,7 +332,10 @@ def validate(content: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise _explain(error, ()) from error
-    slots = {"detector": _complete(recipe.detector, detector_options(recipe.detector))}
+    slots: dict[str, Any] = {"detector": _complete(recipe.detector, detector_options(recipe.detector))}
+    if "levels" not in recipe.neck.model_fields_set:
+        own = detector_class(recipe.detector).default_levels
+        slots["neck"] = recipe.neck.model_copy(update={"levels": own})
     for key, package in (("priors", "slots.priors"), ("assign", "slots.assigners"), ("loss", "slots.losses")):
         slot: Slot | None = getattr(recipe, key)
         if slot is not None:
@@ -339,13 +348,17 @@ def _complete(slot: Slot, part: parts.Part) -> Slot:
     return Slot(name=slot.name, **part.model_dump(mode="json"))
 
 
-def detector_options(slot: Slot) -> parts.Part:
-    """The detector's own options, validated. Raises RecipeError naming the key."""
+def detector_class(slot: Slot) -> type[Detector]:
+    """The class of the detector a recipe names. Raises RecipeError naming the key."""
     from detsearch_cli.detectors.base import Detector
 
-    cls = _named("detectors", slot, Detector, "detector")
+    return _named("detectors", slot, Detector, "detector")
+
+
+def detector_options(slot: Slot) -> parts.Part:
+    """The detector's own options, validated. Raises RecipeError naming the key."""
     try:
-        return cls.Options.model_validate(slot.options)
+        return detector_class(slot).Options.model_validate(slot.options)
     except ValidationError as error:
         raise _explain(error, ("detector",)) from error
 

@@ -30,8 +30,10 @@ NAMES = (*_small.NAMES, _darknet.NAME, *TIMM)
 class Backbone(nn.Module):
     """Features of the levels a pyramid needs. levels: theirs, fine to coarse; channels: of each.
 
-    Frozen stages and frozen batch norms stay in eval mode whatever `train` is called with.
+    Frozen stages and frozen batch norms stay in eval mode whatever `train` is called with. tail: see `split_tail`.
     """
+
+    body: Any
 
     levels: tuple[int, ...]
     channels: tuple[int, ...]
@@ -39,10 +41,35 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._always_eval: list[nn.Module] = []
+        self.tail: nn.Sequential | None = None
 
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
         """Stem, then each stage: the modules that compute it."""
+
+    @abstractmethod
+    def ends(self) -> list[str] | None:
+        """The child of `body` that ends each of `levels`; None where children do not run one after the other."""
+
+    def split_tail(self, level: int) -> int:
+        """Let the last stage, after `level`, run on its own as `tail`; returns the channels it gives.
+
+        Raises RecipeError for a backbone that cannot be taken apart there.
+        """
+        ends = self.ends()
+        if ends is None or self.levels[-2:] != (level, level + 1):
+            raise RecipeError(
+                f"detector.region_head: stage5 needs a backbone with a stage after level {level} that runs on its "
+                f"own, such as tiny or resnet50; use region_head: mlp"
+            )
+        names = [name for name, _ in self.body.named_children()]
+        last = names[names.index(ends[-2]) + 1 :]
+        self.tail = nn.Sequential(*(getattr(self.body, name) for name in last))
+        for name in last:
+            delattr(self.body, name)
+        channels = self.channels[-1]
+        self.levels, self.channels = self.levels[:-1], self.channels[:-1]
+        return channels
 
     def freeze(self, stages: int, batch_norm: bool) -> None:
         """Stop the first `stages` (1 is the stem) and, if asked, every batch norm from training."""
@@ -71,6 +98,9 @@ class SmallBackbone(Backbone):
 
     def stages(self) -> list[list[nn.Module]]:
         return self.body.stages()
+
+    def ends(self) -> list[str]:
+        return list(self.body.ends)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> features of `levels`."""
@@ -126,6 +156,9 @@ class TimmBackbone(Backbone):
             end = [i for i, (n, _) in enumerate(leaves) if f"{n}.".startswith(f"{name}.")]
             ends.append(end[-1] + 1 if end else 0)
         return [[m for _, m in leaves[a:b]] for a, b in zip([0, *ends], ends, strict=False)]
+
+    def ends(self) -> list[str] | None:
+        return None if self.nhwc else list(getattr(self.body, "return_layers", ())) or None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> features of `levels`, channels second."""

@@ -64,12 +64,12 @@ class DenseHead(nn.Module):
         logits, offsets, centerness = [], [], []
         for level, feature in enumerate(pyramid):
             cls, reg = self.cls_tower(feature), self.reg_tower(feature)
-            logits.append(_rows(self.cls(cls), self.num_classes))
+            logits.append(rows(self.cls(cls), self.num_classes))
             offset = self.reg(reg)
-            offsets.append(_rows(self.scales[level](offset) if self.scales else offset, 4))
+            offsets.append(rows(self.scales[level](offset) if self.scales else offset, 4))
             if self.centerness is not None:
                 centerness.append(
-                    _rows(self.centerness(reg if self.centerness_on == "reg" else cls), 1)[..., 0]
+                    rows(self.centerness(reg if self.centerness_on == "reg" else cls), 1)[..., 0]
                 )
         return torch.cat(logits, 1), torch.cat(offsets, 1), torch.cat(centerness, 1) if centerness else None
 
@@ -89,6 +89,6 @@ def _groups(channels: int) -> int:
     return max(g for g in range(1, max(1, channels // 8) + 1) if channels % g == 0)
 
 
-def _rows(x: Tensor, width: int) -> Tensor:
+def rows(x: Tensor, width: int) -> Tensor:
     """(B, n * width, H, W) -> (B, H * W * n, width)."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)

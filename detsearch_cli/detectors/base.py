@@ -29,6 +29,8 @@ class Detector(nn.Module, ABC):
     """Base of all detectors; one subclass a file. A recipe's slots replace the detector's own parts."""
 
     Options: ClassVar[type[Part]] = Part
+    default_levels: ClassVar[tuple[int, int]] = (3, 7)
+    """What `neck.levels` is where the recipe does not say."""
     default_nms_iou: ClassVar[float]
     default_score_threshold: ClassVar[float] = 0.05
     default_max_detections: ClassVar[int] = 100

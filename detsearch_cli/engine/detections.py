@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from detsearch_cli.data.types import Split
+from detsearch_cli.engine.proposals import ProposalRecall
 from detsearch_cli.errors import EvaluationError
 from detsearch_cli.files import write_text
 
@@ -23,13 +24,15 @@ class DetectionTable:
     """Detections of a split, in any order.
 
     image (D,) int64 rows of `split.records`; boxes (D, 4) float64 xyxy px in the original image;
-    scores (D,) float64, any scale, higher is surer; labels (D,) int64 in [0, C).
+    scores (D,) float64, any scale, higher is surer; labels (D,) int64 in [0, C). proposals: what the first stage
+    of a detector found of the same images, None where it has one stage or they are not known.
     """
 
     image: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    proposals: ProposalRecall | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -49,6 +52,7 @@ class DetectionTable:
             np.concatenate([p.boxes.reshape(-1, 4) for p in parts]).astype(np.float64),
             np.concatenate([p.scores for p in parts]).astype(np.float64),
             np.concatenate([p.labels for p in parts]).astype(np.int64),
+            ProposalRecall.total(p.proposals for p in parts if p.proposals is not None),
         )
 
     def select(self, rows: np.ndarray) -> DetectionTable:

@@ -42,12 +42,14 @@ class Evaluation:
     coco: the twelve numbers under COCO_KEYS. voc: voc07_mAP50 (11 points), voc_mAP50 (area).
     per_class: one row a class. precision (10, 101, C), for the curves: interpolated precision at
     IoU .5:.05:.95, recall 0:.01:1, all areas, 100 detections an image; NaN for classes without objects.
+    proposals: recall of a first stage (see ProposalRecall.to_json), None without one.
     """
 
     coco: dict[str, float]
     voc: dict[str, float]
     per_class: list[ClassRow]
     precision: np.ndarray
+    proposals: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The numbers without the curves, NaN as None."""
@@ -55,6 +57,7 @@ class Evaluation:
             "coco": finite(self.coco),
             "voc": finite(self.voc),
             "per_class": [finite(asdict(row)) for row in self.per_class],
+            **({} if self.proposals is None else {"proposals": finite(self.proposals)}),
         }
 
 
@@ -74,6 +77,7 @@ def evaluate(split: Split, table: DetectionTable, evaluator: str = "faster") -> 
         voc={"voc07_mAP50": _mean(eleven), "voc_mAP50": _mean(area)},
         per_class=_rows(split, tables, eleven, area),
         precision=tables.precision[:, :, :, ALL, -1],
+        proposals=None if table.proposals is None else table.proposals.to_json(),
     )
 
 

@@ -16,6 +16,7 @@ from detsearch_cli.data.types import Record, Split
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.machine import autocast
+from detsearch_cli.engine.proposals import ProposalRecall
 from detsearch_cli.errors import DataError
 from detsearch_cli.recipe import Recipe
 from detsearch_cli.structures import Detections
@@ -55,19 +56,26 @@ def detect_split(
 
 def _to_table(model: Detector, batch: Batch, split: Split, recipe: Recipe) -> DetectionTable:
     found: list[Detections] = model.detect(batch.images, batch.sizes, recipe.test)
-    rows = [_to_original(d, batch.scales[i], split.records[int(batch.index[i])]) for i, d in enumerate(found)]
+    records = [split.records[i] for i in batch.index.tolist()]
+    rows = [_to_original(d.boxes, batch.scales[i], records[i]) for i, d in enumerate(found)]
+    proposed = [
+        ProposalRecall.of(records[i], _to_original(d.proposals, batch.scales[i], records[i]))
+        for i, d in enumerate(found)
+        if d.proposals is not None
+    ]
     counts = [len(d.scores) for d in found]
     return DetectionTable(
         image=np.repeat(batch.index.numpy(), counts),
         boxes=np.concatenate(rows).reshape(-1, 4),
         scores=np.concatenate([d.scores.float().cpu().numpy() for d in found]).astype(np.float64),
         labels=np.concatenate([d.labels.cpu().numpy() for d in found]).astype(np.int64),
+        proposals=ProposalRecall.total(proposed),
     )
 
 
-def _to_original(found: Detections, scale: Tensor, record: Record) -> np.ndarray:
+def _to_original(found: Tensor, scale: Tensor, record: Record) -> np.ndarray:
     """Boxes (N, 4) from resized to original pixels, clipped to the image."""
-    boxes = found.boxes.float().cpu().numpy().astype(np.float64) / scale.repeat(2).numpy()
+    boxes = found.float().cpu().numpy().astype(np.float64) / scale.repeat(2).numpy()
     limit = np.array([record.width, record.height] * 2, dtype=np.float64)
     return np.clip(boxes, 0, limit)
 

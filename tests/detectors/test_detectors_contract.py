@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detsearch_cli import parts
 from detsearch_cli.detectors import build
+from detsearch_cli.detectors._pyramid import PyramidDetector
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.recipe import Recipe, compose
@@ -23,17 +24,29 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "fcos", "center_sampling": True, "norm_on_bbox": True, "centerness_on_reg": True},
     {"name": "fcos", "centerness": False},
     {"name": "atss", "centerness": False},
+    {"name": "faster_rcnn", "fpn": False, "region_head": "mlp"},
+    {"name": "faster_rcnn", "fpn": False},
 ]
 BOXES = torch.tensor([[10.0, 20, 60, 80], [50, 10, 120, 60], [90, 90, 120, 115]])
 
 
+SIZE: dict[str, dict[str, Any]] = {"faster_rcnn": {"width": 64, "regions": 128}}
+"""Options that make a detector fit the size of the test images, without changing what it does."""
+PRIORS: dict[str, dict[str, Any]] = {
+    "fcos": {"name": "points", "range_base": 32},
+    "yolov2": {"name": "shapes", "shapes": [[15, 15], [25, 40], [50, 30], [45, 60], [70, 50]]},
+    "faster_rcnn False": {"name": "shapes", "shapes": [[30, 30], [60, 40], [40, 60]]},
+}
+
+
 def recipe_of(detector: dict[str, Any] | str, **changes: Any) -> Recipe:
+    own = {"name": detector} if isinstance(detector, str) else detector
     small = {
-        "detector": detector,
+        "detector": {**SIZE.get(own["name"], {}), **own},
         "backbone": "tiny",
         "neck": {"channels": 32, "levels": [3, 6]},
         "head": {"convs": 1},
-        "priors": {"name": "points", "range_base": 32} if "fcos" in str(detector) else None,
+        "priors": PRIORS.get(" ".join([own["name"], *(str(own[k]) for k in ("fpn",) if k in own)])),
     }
     return compose([("small", small), ("test", changes)])
 
@@ -56,6 +69,15 @@ def total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
+def unsettle(detector: Detector) -> None:
+    """Give every class score another value, as if trained."""
+    names = ("cls", "last")  # YOLOv2's last convolution writes everything
+    scoring = [module for name, module in detector.named_modules() if name.rpartition(".")[2] in names]
+    for module in scoring:
+        torch.nn.init.normal_(module.weight, std=0.5)  # type: ignore[arg-type]
+    assert scoring
+
+
 def without_gradient(detector: Detector) -> list[str]:
     return [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -67,7 +89,8 @@ def test_predictions_have_one_row_a_prior(variant: dict[str, Any]) -> None:
     num_priors = dense.priors.boxes.shape[0]
     cells = sum(-(-96 // s) * -(-160 // s) for s in detector.strides)
     assert num_priors == cells * detector.prior_grid.per_cell == sum(dense.priors.counts)
-    assert dense.logits.shape == (2, num_priors, 3)
+    num_classes = 1 + int(detector.dense_targets(targets(BOXES)).labels.max())
+    assert dense.logits.shape == (2, num_priors, num_classes)
     assert dense.boxes.shape == dense.deltas.shape == (2, num_priors, 4)
     assert dense.centerness is None or dense.centerness.shape == (2, num_priors)
     assert torch.equal(dense.priors.level.bincount(), torch.tensor(dense.priors.counts))
@@ -117,7 +140,7 @@ def test_overfits_one_image_and_finds_its_boxes(variant: dict[str, Any]) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_detections_are_sorted_clipped_and_limited(name: str) -> None:
     detector = detector_of(name).eval()
-    torch.nn.init.normal_(detector.head.cls.weight, std=0.5)
+    unsettle(detector)
     sizes = torch.tensor([[90, 128], [128, 70]])
     selection = Selection(score_threshold=0.0, max_detections=17)
     for found, (height, width) in zip(
@@ -166,6 +189,8 @@ def test_any_levels_build_and_leave_no_parameter_without_gradient(name: str, lev
     detector = detector_of(name, neck={"levels": levels})
     total(detector.training_loss(images(1), targets(BOXES))).backward()
     assert without_gradient(detector) == []
+    if not isinstance(detector, PyramidDetector):  # the others predict on levels of their own
+        levels = detector.pyramid_levels(recipe_of(name, neck={"levels": levels}))
     assert len(detector.strides) == levels[1] - levels[0] + 1
 
 

@@ -1,0 +1,195 @@
+"""The second stage: proposals from dense predictions, features of each, its class and its box.
+
+Source: Ren et al. 2015 (Faster R-CNN); Lin et al. 2017 (FPN), section 4.2; numbers from torchvision's
+faster_rcnn. Proposals carry no gradient, as in all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import MultiScaleRoIAlign, batched_nms
+
+from detsearch_cli import boxes
+from detsearch_cli.detectors._postprocess import best_per_level
+from detsearch_cli.slots.assigners.base import chunks
+from detsearch_cli.slots.losses._sampling import balanced
+from detsearch_cli.slots.losses.base import mean_over_ranks
+from detsearch_cli.structures import BACKGROUND, Dense, Targets
+
+MIN_SIDE = 1e-3
+"""Px; proposals with a shorter side are dropped. Source: torchvision's RegionProposalNetwork."""
+POOLED = 7
+"""Cells of a region's features, each way; two samples a bin and way, as in all of the sources."""
+POSITIVE_IOU = 0.5
+BETA = 1 / 9
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Class-agnostic boxes of every image, best first. boxes (B, K, 4) xyxy px, scores (B, K) in [0, 1].
+
+    Where there is none, -1 is the score and the box is empty.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """(B, K) bool."""
+        return self.scores >= 0
+
+
+@torch.no_grad()
+def propose(dense: Dense, sizes: Tensor, *, before: int, keep: int, nms_iou: float) -> Proposals:
+    """The best `before` of a level, clipped to sizes (B, 2) height, width px, suppressed within their level, and
+    of these the best `keep` of an image. An image without any gets itself: the head then has something to look at.
+    """
+    scores = dense.logits.detach().float().sigmoid()
+    best, prior, _ = best_per_level(scores, dense.priors.counts, before)
+    found = dense.boxes.detach().float().gather(1, prior[..., None].expand(-1, -1, 4))
+    found = boxes.clip(found, sizes.to(found.device))
+    image, column = (found[..., 2:] - found[..., :2]).ge(MIN_SIDE).all(-1).nonzero(as_tuple=True)
+    found, best, level = found[image, column], best[image, column], dense.priors.level[prior[image, column]]
+    order = batched_nms(found, best, image * dense.priors.num_levels + level, nms_iou)
+    order = order[image[order].argsort(stable=True)]
+    found, best, image = found[order], best[order], image[order]
+    count = torch.bincount(image, minlength=sizes.shape[0])
+    rank = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
+    (first,) = torch.nonzero(rank < keep, as_tuple=True)
+    image, rank = image[first], rank[first]
+    result = Proposals(found.new_zeros(len(sizes), keep, 4), best.new_full((len(sizes), keep), -1.0))
+    result.boxes[image, rank], result.scores[image, rank] = found[first], best[first]
+    whole = F.pad(sizes.flip(1), (2, 0)).to(found)
+    result.boxes[:, 0] = torch.where(count[:, None] == 0, whole, result.boxes[:, 0])
+    result.scores[:, 0] = torch.where(count == 0, 0.0, result.scores[:, 0])
+    return result
+
+
+def with_ground_truths(proposals: Proposals, targets: Targets) -> Proposals:
+    """The proposals and, behind them, the ground truths with score 1: without them early positives are few.
+
+    Ground truths shorter than MIN_SIDE are left out, as such proposals are.
+    """
+    counts = targets.splits.diff()
+    most = int(counts.max()) if len(targets.boxes) else 0
+    image = targets.image_index()
+    column = torch.arange(len(image), device=image.device) - targets.splits[image] + proposals.boxes.shape[1]
+    found = F.pad(proposals.boxes, (0, 0, 0, most))
+    scores = F.pad(proposals.scores, (0, most), value=-1.0)
+    whole = (targets.boxes[:, 2:] - targets.boxes[:, :2] >= MIN_SIDE).all(1)
+    found[image[whole], column[whole]] = targets.boxes[whole].to(found)
+    scores[image[whole], column[whole]] = 1.0
+    return Proposals(found, scores)
+
+
+def match(found: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """The ground truth that each box overlaps most. found (B, K, 4) -> row of targets.boxes, IoU, both (B, K).
+
+    BACKGROUND and 0 where it overlaps none; of equal overlaps the first ground truth.
+    """
+    matched = torch.full(found.shape[:2], BACKGROUND, device=found.device)
+    highest = found.new_zeros(found.shape[:2])
+    num_gt, index = len(targets.boxes), targets.image_index()
+    for part in chunks(num_gt, found.shape[1]):
+        image = index[part, None].expand(-1, found.shape[1])
+        overlap = boxes.iou(targets.boxes[part][:, None].to(found), found[index[part]])
+        here = torch.zeros_like(highest).scatter_reduce(0, image, overlap, "amax")
+        row = torch.arange(num_gt, device=found.device)[part, None].expand_as(overlap)
+        row = torch.where(overlap == here.gather(0, image), row, num_gt)
+        first = torch.full_like(matched, num_gt).scatter_reduce(0, image, row, "amin")
+        matched = torch.where(here > highest, first, matched)
+        highest = torch.maximum(here, highest)
+    return matched, highest
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions to train on, image after image. boxes (R, 4) px, counts (B,) of every image.
+
+    labels (R,) int64, C for background. gt (R, 4) px: the ground truth, meaningless for background.
+    """
+
+    boxes: Tensor
+    counts: Tensor
+    labels: Tensor
+    gt: Tensor
+
+
+@torch.no_grad()
+def sample_regions(
+    proposals: Proposals, targets: Targets, num_classes: int, count: int, positive_share: float
+) -> Regions:
+    """A balanced sample of proposals and ground truths; positive from an IoU of POSITIVE_IOU on."""
+    everything = with_ground_truths(proposals, targets)
+    matched, overlap = match(everything.boxes, targets)
+    positive = everything.real & (overlap >= POSITIVE_IOU)
+    sample = balanced(positive, everything.real & ~positive, count, positive_share)
+    image, index, chosen = sample.image, sample.index, sample.positive
+    labels = torch.full_like(image, num_classes)
+    gt = everything.boxes.new_zeros(len(image), 4)
+    row = matched[image[chosen], index[chosen]]
+    labels[chosen], gt[chosen] = targets.labels[row], targets.boxes[row].to(gt)
+    counts = torch.bincount(image, minlength=targets.num_images)
+    return Regions(everything.boxes[image, index], counts, labels, gt)
+
+
+class RegionHead(nn.Module):
+    """Features of every region, pooled from the level of its size, then class scores and a box for each class.
+
+    width: units of Fast R-CNN's two layers; None where a stage of the backbone stands in their place (`body` of
+    the call), on twice the cells, which that stage halves, and is averaged. Source: Lin et al. 2017 (FPN), Eq. 1
+    for the level; He et al. 2016 (ResNet), appendix A, for the stage.
+    """
+
+    def __init__(self, channels: int, num_levels: int, num_classes: int, width: int | None) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.names = [str(i) for i in range(num_levels)]
+        self.pool = MultiScaleRoIAlign(self.names, 2 * POOLED if width is None else POOLED, sampling_ratio=2)
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        if width is not None:
+            layers = [nn.Linear(channels * POOLED**2, width), nn.Linear(width, width)]
+            self.body = nn.Sequential(nn.Flatten(), *(m for layer in layers for m in (layer, nn.ReLU(True))))
+            channels = width
+        self.cls = nn.Linear(channels, num_classes + 1)
+        self.reg = nn.Linear(channels, 4 * num_classes)
+        for linear, std in ((self.cls, 0.01), (self.reg, 0.001)):  # source: Girshick 2015, section 4.1
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        features: list[Tensor],
+        found: Tensor,
+        counts: Tensor,
+        size: tuple[int, int],
+        stage: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """found (R, 4) px, image after image; counts (B,); size: height, width of the batch; stage: see above.
+
+        -> logits (R, C + 1), the last one background; offsets (R, C, 4) as boxes.encode_deltas. float32.
+        """
+        each = list(found.split(counts.tolist()))
+        pooled = self.pool(dict(zip(self.names, features, strict=True)), each, [size] * len(each))
+        hidden = self.body(pooled if stage is None else stage(pooled))
+        return self.cls(hidden).float(), self.reg(hidden).float().view(-1, self.num_classes, 4)
+
+
+def region_loss(logits: Tensor, deltas: Tensor, regions: Regions) -> dict[str, Tensor]:
+    """Cross entropy of all regions, smooth L1 of the positives, both divided by the number of regions.
+
+    logits (R, C + 1), deltas (R, C, 4). Source: Girshick 2015 (Fast R-CNN), Eq. 1; torchvision's fastrcnn_loss.
+    """
+    number = mean_over_ranks(torch.tensor(len(regions.labels), device=logits.device))
+    (row,) = torch.nonzero(regions.labels < deltas.shape[1], as_tuple=True)
+    wanted = boxes.encode_deltas(regions.boxes[row], regions.gt[row])
+    found = deltas[row, regions.labels[row]]
+    return {
+        "classification": F.cross_entropy(logits, regions.labels, reduction="sum") / number,
+        "regression": F.smooth_l1_loss(found, wanted, beta=BETA, reduction="sum") / number,
+    }

@@ -1,0 +1,40 @@
+"""A random, balanced share of many candidates: what Faster R-CNN trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Chosen candidates, image after image. image (S,) int64, index (S,) int64, positive (S,) bool."""
+
+    image: Tensor
+    index: Tensor
+    positive: Tensor
+
+
+def balanced(positive: Tensor, negative: Tensor, count: int, share: float) -> Sample:
+    """At most `count` candidates an image, at most `share` of them positive, negatives for the rest.
+
+    positive, negative (B, N) bool. Drawn uniformly from torch's random state, which a resumed training
+    restores. Source: Ren et al. 2015 (Faster R-CNN), section 3.1.3; Girshick 2015 (Fast R-CNN), section 2.3.
+    """
+    draws = torch.rand(positive.shape, device=positive.device)
+    chosen_positive, found = _draw(draws, positive, int(count * share))
+    chosen_negative, there = _draw(draws, negative, count)
+    room = count - found.sum(1, keepdim=True)
+    there &= torch.arange(there.shape[1], device=there.device) < room
+    chosen = torch.cat((chosen_positive, chosen_negative), 1)
+    kept = torch.cat((found, there), 1)
+    image, column = kept.nonzero(as_tuple=True)
+    return Sample(image, chosen[image, column], column < found.shape[1])
+
+
+def _draw(draws: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Columns of the `count` highest draws that are allowed, and which of them exist. Both (B, <= count)."""
+    highest, columns = torch.where(allowed, draws, -1.0).topk(min(count, draws.shape[1]), dim=1)
+    return columns, highest >= 0

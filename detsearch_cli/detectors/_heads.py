@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from detsearch_cli.detectors._learning import SizeNorm
+
 PRIOR_PROBABILITY = 0.01
 """Initial score of every class, so that the many negatives do not drown the first steps.
 
@@ -30,6 +32,7 @@ class DenseHead(nn.Module):
 
     norm: group norm in the towers (FCOS, ATSS) or none (RetinaNet). scales: a learnable factor a level on the
     regression (number of levels), 0 for none. centerness: on which tower the branch sits, None for no branch.
+    norm_sizes: batch norm without shift on the predicted widths and heights, before the scales.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class DenseHead(nn.Module):
         norm: bool = False,
         scales: int = 0,
         centerness: Literal["cls", "reg"] | None = None,
+        norm_sizes: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -49,6 +53,7 @@ class DenseHead(nn.Module):
         self.reg_tower = _tower(channels, convs, norm)
         self.cls = nn.Conv2d(channels, per_cell * num_classes, 3, padding=1)
         self.reg = nn.Conv2d(channels, per_cell * 4, 3, padding=1)
+        self.size_norm = SizeNorm(self.reg, per_cell, scale=1.0) if norm_sizes else None
         self.scales = nn.ModuleList(Scale() for _ in range(scales))
         self.centerness_on = centerness
         self.centerness = nn.Conv2d(channels, per_cell, 3, padding=1) if centerness else None
@@ -62,16 +67,24 @@ class DenseHead(nn.Module):
     def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Pyramid -> logits (B, A, C), offsets (B, A, 4), centerness (B, A), in the order of PriorGrid."""
         logits, offsets, centerness = [], [], []
-        for level, feature in enumerate(pyramid):
+        for feature in pyramid:
             cls, reg = self.cls_tower(feature), self.reg_tower(feature)
             logits.append(rows(self.cls(cls), self.num_classes))
-            offset = self.reg(reg)
-            offsets.append(rows(self.scales[level](offset) if self.scales else offset, 4))
+            offsets.append(rows(self.reg(reg), 4))
             if self.centerness is not None:
                 centerness.append(
                     rows(self.centerness(reg if self.centerness_on == "reg" else cls), 1)[..., 0]
                 )
-        return torch.cat(logits, 1), torch.cat(offsets, 1), torch.cat(centerness, 1) if centerness else None
+        return torch.cat(logits, 1), self._scaled(offsets), torch.cat(centerness, 1) if centerness else None
+
+    def _scaled(self, offsets: list[Tensor]) -> Tensor:
+        """Offsets of all levels, normalised and scaled where the head does so. (B, A_level, 4) each -> (B, A, 4)."""
+        if self.size_norm is not None:
+            normed = self.size_norm(torch.cat(offsets, 1))
+            offsets = list(normed.split([o.shape[1] for o in offsets], 1))
+        if self.scales:
+            offsets = [scale(o) for scale, o in zip(self.scales, offsets, strict=True)]
+        return torch.cat(offsets, 1)
 
 
 def _tower(channels: int, convs: int, norm: bool) -> nn.Sequential:

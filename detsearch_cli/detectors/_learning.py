@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detsearch_cli.slots.losses.base import mean_over_ranks
 from detsearch_cli.slots.priors.learned import Learned
-from detsearch_cli.structures import Priors
+from detsearch_cli.structures import Assignment, Matches, Moment, Priors, Targets
 
 SMALLEST = 1.01
 """px. Encoding counts smaller sides as 1 px, and a clamped side has no gradient."""
+MOMENTUM, EPSILON = 0.1, 1e-5
+"""Of the running statistics and in the root, as torch's batch norms."""
+DIGITS = 3
+"""Decimals of a pixel that learned shapes are kept with; they are scored with these too."""
 
 
 class LearnedShapes(nn.Module):
@@ -65,3 +72,123 @@ class LearnedShapes(nn.Module):
         on_cpu = cell.device.type == "cpu" and priors.tiling is not None
         tiling = replace(priors.tiling, cell=cell) if on_cpu and priors.tiling is not None else None
         return replace(priors, boxes=torch.cat(boxes), tiling=tiling)
+
+    def rounded(self) -> tuple[tuple[tuple[float, float], ...], ...]:
+        """Width and height in px, level by level, as they are written down."""
+        sizes = self().detach().exp().double().cpu()
+        return tuple(
+            tuple((round(w, DIGITS), round(h, DIGITS)) for w, h in level) for level in sizes.tolist()
+        )
+
+    def fragment(self) -> dict[str, Any]:
+        """The fixed priors that these shapes have become, as a part of a recipe."""
+        lists = [[list(shape) for shape in level] for level in self.rounded()]
+        return {"priors": {"name": "shapes", "shapes": lists[0] if len(lists) == 1 else lists}}
+
+    # ------------------------------------------------------------------ the warm-ups
+
+    @torch.no_grad()
+    def share(self, assignment: Assignment, priors: Priors, targets: Targets, moment: Moment) -> Assignment:
+        """The assignment with soft matches while the warm-up lasts; `matched` stays as it is.
+
+        For each ground truth and each cell that holds one of its positives, the shapes of the cell share it:
+        delta = softmax(-distance / T), Eq. 10. They share one match, however many of them were positive, so
+        that a cell counts as in YOLOv2, where the paper tried it. The distance is between shapes, as if prior
+        and ground truth had one centre (YOLOv2 assigns so, too): how far the cell lies off is not the shapes'
+        affair. "L2" is the plain distance; the paper writes "squared" where it means the square (Eq. 12).
+        """
+        temperature = self.options.temperature_at(moment)
+        shapes = self.log_shapes.shape[1]
+        if temperature == 0 or shapes == 1:
+            return assignment
+        hard = assignment.matches()
+        cells = len(priors.points) // shapes
+        place = torch.unique(hard.gt * cells + hard.prior // shapes)
+        gt, cell = place // cells, place % cells
+        own = self()[priors.level[cell * shapes]]
+        weight = softened(own, log_sizes(targets.boxes[gt])[:, None], temperature, self.options.distance)
+        prior = cell[:, None] * shapes + torch.arange(shapes, device=cell.device)
+        image = targets.image_index()[gt][:, None].expand_as(prior)
+        pairs = (image, prior, gt[:, None].expand_as(prior), weight)
+        return replace(assignment, soft=Matches(*(t.reshape(-1) for t in pairs)))
+
+    def cluster(
+        self, assignment: Assignment, priors: Priors, targets: Targets, moment: Moment
+    ) -> dict[str, Tensor]:
+        """The term of online clustering, Eq. 11 and 12; 0 after the warm-up, nothing where it is switched off.
+
+        Its normaliser, the sum of the assignments, is averaged over ranks as those of the other terms are.
+        """
+        weight = self.options.clustering_at(moment)
+        if weight == 0:
+            return {"clustering": self.log_shapes.new_zeros(())} if self.options.clustering else {}
+        pairs = assignment.matches()
+        shapes = self.log_shapes.shape[1]
+        own = self().flatten(0, 1)[priors.level[pairs.prior] * shapes + pairs.prior % shapes]
+        distance = (own - log_sizes(targets.boxes[pairs.gt])).square().sum(-1)
+        total = mean_over_ranks(pairs.weight.sum())
+        return {"clustering": weight / 2 * (pairs.weight * distance).sum() / total}
+
+
+def log_sizes(boxes: Tensor) -> Tensor:
+    """Log width and height in px, of at least 1 px as in `encode_deltas`. boxes (..., 4) -> (..., 2)."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).log()
+
+
+def softened(shapes: Tensor, gt: Tensor, temperature: float, distance: str) -> Tensor:
+    """delta of Eq. 10 for every shape of a cell. shapes (Q, S, 2), gt (Q, 1, 2) log sizes -> (Q, S)."""
+    if distance == "log_l2":
+        apart = torch.linalg.vector_norm(shapes - gt, dim=-1)
+    else:
+        # logs of areas, so that neither a giant nor an empty box can overflow
+        shared, own, other = (t.sum(-1) for t in (torch.minimum(shapes, gt), shapes, gt))
+        apart = 1 - 1 / ((own - shared).exp() + (other - shared).exp() - 1)
+    return torch.softmax(-apart / temperature, dim=1)
+
+
+class SizeNorm(nn.Module):
+    """Batch norm without shift on the widths and heights that a convolution predicts.
+
+    The statistics of a shape's w and h are those of all cells, images and levels together, because one
+    convolution serves all levels; with several processes each uses its own share's, as every batch norm here.
+    `scale` is the standard deviation that the prediction begins with; the paper names none. 0.2 in logs is a
+    fifth more or less, what a regression of well-fitting shapes has to say; give five times that where offsets
+    count five times (boxes.DELTA_WEIGHTS).
+
+    convolution: whose output it follows; it writes S x K channels, K a prior, w and h third and fourth of them.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, convolution: nn.Conv2d, per_cell: int, scale: float = 0.2) -> None:
+        super().__init__()
+        self._convolution = (convolution,)  # in a tuple: it belongs to the head, and keeps its name there
+        self.scale = nn.Parameter(torch.full((per_cell * 2,), scale))
+        self.register_buffer("mean", torch.zeros(per_cell * 2))
+        self.register_buffer("var", torch.ones(per_cell * 2))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows (B, A, K), the priors of a cell together -> the same with w and h normalised, float32."""
+        shapes = self.scale.numel() // 2
+        cells = rows.float().reshape(-1, shapes, rows.shape[-1])
+        sizes = cells[..., 2:4].reshape(-1, shapes * 2)
+        if self.training and len(sizes) == 1:  # one cell has no deviation
+            normed = sizes * self.scale
+        else:
+            normed = F.batch_norm(
+                sizes, self.mean, self.var, self.scale, None, self.training, MOMENTUM, EPSILON
+            )
+        parts = (cells[..., :2], normed.view(-1, shapes, 2), cells[..., 4:])
+        return torch.cat(parts, -1).view(rows.shape)
+
+    @torch.no_grad()
+    def fold(self) -> nn.Conv2d:
+        """Give the convolution the norm's effect in eval mode; it then needs the norm no more."""
+        (convolution,) = self._convolution
+        factor = self.scale / (self.var + EPSILON).sqrt()
+        weight = convolution.weight.view(len(self.scale) // 2, -1, *convolution.weight.shape[1:])[:, 2:4]
+        bias = convolution.bias.view(len(self.scale) // 2, -1)[:, 2:4]  # type: ignore[union-attr]
+        weight.mul_(factor.view(-1, 2, 1, 1, 1))
+        bias.sub_(self.mean.view(-1, 2)).mul_(factor.view(-1, 2))
+        return convolution

@@ -45,6 +45,7 @@ class ATSS(PyramidDetector):
             norm=True,
             scales=len(self.strides),
             centerness="reg" if self.options.centerness else None,
+            norm_sizes=self.norms_sizes,
         )
 
     def decode(self, priors: Priors, deltas: Tensor) -> Tensor:

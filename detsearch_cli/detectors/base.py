@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import ClassVar, TypeVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detsearch_cli import recipe as recipes
-from detsearch_cli.detectors._learning import LearnedShapes
+from detsearch_cli.detectors._learning import LearnedShapes, SizeNorm
 from detsearch_cli.detectors._postprocess import Selection, select
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
@@ -17,6 +18,7 @@ from detsearch_cli.slots.assigners.base import Assigner
 from detsearch_cli.slots.losses.base import DetectionLoss
 from detsearch_cli.slots.priors.base import PriorGrid
 from detsearch_cli.slots.priors.learned import Learned
+from detsearch_cli.slots.priors.shapes import Shapes
 from detsearch_cli.structures import Assignment, Dense, Detections, Moment, Priors, Targets
 
 T = TypeVar("T", bound=Part)
@@ -72,6 +74,11 @@ class Detector(nn.Module, ABC):
     def default_loss(self) -> DetectionLoss:
         """Loss when the recipe names none."""
 
+    @property
+    def norms_sizes(self) -> bool:
+        """Whether the head normalises the widths and heights it predicts."""
+        return self.shapes is not None and self.shapes.options.bn
+
     @abstractmethod
     def forward(self, images: Tensor) -> Dense:
         """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32."""
@@ -81,6 +88,29 @@ class Detector(nn.Module, ABC):
         self.moment = moment
         if self.shapes is not None:
             self.shapes.bound()
+
+    def plain(self) -> Detector:
+        """The detector as it is scored and kept: itself, or without what serves the learning of shapes.
+
+        Then it is a copy with fixed shapes, and norms folded into their convolutions: the detector that a recipe
+        with `Shapes` builds, at its cost. Its outputs are those of eval mode, but for shapes rounded to .001 px.
+        """
+        if self.shapes is None:
+            return self
+        copied = copy.deepcopy(self)
+        copied.prior_grid = Shapes(shapes=self.shapes.rounded())
+        copied.shapes = None
+        copied._priors.clear()
+        for module in list(copied.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, SizeNorm):
+                    child.fold()
+                    setattr(module, name, None)
+        return copied
+
+    def plain_recipe(self, recipe: recipes.Recipe) -> recipes.Recipe:
+        """The recipe of `plain`. recipe: the one this detector was built from."""
+        return recipe if self.shapes is None else recipe.with_(self.shapes.fragment())
 
     def priors(self, sizes: list[tuple[int, int]], device: torch.device) -> Priors:
         """Priors of feature maps of these heights and widths; the last few sizes are kept.
@@ -100,7 +130,10 @@ class Detector(nn.Module, ABC):
     def assign(self, dense: Dense, targets: Targets) -> Assignment:
         """Which prior answers for which ground truth at this moment of the training, without gradient."""
         with torch.no_grad(), torch.autocast(dense.logits.device.type, enabled=False):
-            return self.assigner(dense.detached(), targets)
+            assignment = self.assigner(dense.detached(), targets)
+            if self.shapes is None:
+                return assignment
+            return self.shapes.share(assignment, dense.priors, targets, self.moment)
 
     def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named scalar terms to be summed. images (B, 3, H, W); targets in the images' pixels."""
@@ -110,7 +143,14 @@ class Detector(nn.Module, ABC):
         """Named scalar terms of the dense predictions: assigned, then compared. targets: as `dense_targets`."""
         assignment = self.assign(dense, targets)
         with torch.autocast(dense.logits.device.type, enabled=False):
-            return self.loss(dense, assignment, targets)
+            terms = self.compare(dense, assignment, targets)
+            if self.shapes is None:
+                return terms
+            return terms | self.shapes.cluster(assignment, dense.priors, targets, self.moment)
+
+    def compare(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
+        """Named scalar terms of the assigned predictions."""
+        return self.loss(dense, assignment, targets)
 
     def dense_targets(self, targets: Targets) -> Targets:
         """The ground truths as the dense predictions tell them apart: by class, unless they only propose."""

@@ -32,7 +32,13 @@ class RetinaNet(PyramidDetector):
         return FocalSmoothL1()
 
     def build_head(self, channels: int, convs: int) -> DenseHead:
-        return DenseHead(channels, convs, self.num_classes, per_cell=self.prior_grid.per_cell)
+        return DenseHead(
+            channels,
+            convs,
+            self.num_classes,
+            per_cell=self.prior_grid.per_cell,
+            norm_sizes=self.norms_sizes,
+        )
 
     def decode(self, priors: Priors, deltas: Tensor) -> Tensor:
         return boxes.decode_deltas(priors.boxes, deltas)

@@ -7,6 +7,10 @@
     best.safetensors      the same at the epoch of the highest validation AP, when it is evaluated every epoch
     resume.safetensors    weights, optimiser, EMA and random state; removed when the run is finished
     detections.json       COCO results of the evaluated split
+    best.yaml             the fragment of the best weights' learned shapes, where shapes learned
+
+The weights of a detector with shapes that learn are kept as those of the plain one, with fixed shapes in their
+recipe; only resume.safetensors holds what learns.
 
 Weights are safetensors only: opening a file never runs code.
 """
@@ -29,7 +33,7 @@ from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.files import replace_file, write_text
 from detsearch_cli.recipe import Recipe, validate, yaml_problem
 
-RECIPE, METRICS, LOG = "recipe.yaml", "metrics.json", "log.jsonl"
+RECIPE, METRICS, LOG, FRAGMENT = "recipe.yaml", "metrics.json", "log.jsonl", "best.yaml"
 LAST, BEST, RESUME, DETECTIONS = (
     "last.safetensors",
     "best.safetensors",
@@ -85,6 +89,11 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
             f"{path} does not fit its own recipe: {str(error).splitlines()[1].strip()}"
         ) from error
     return model.eval(), recipe, classes
+
+
+def recipe_of(path: Path) -> dict[str, Any]:
+    """The recipe inside a weights file, as plain data."""
+    return dict(yaml.safe_load(load_tensors(path)[1]["recipe"]))
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

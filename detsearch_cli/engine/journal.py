@@ -29,7 +29,7 @@ class Journal:
             raise storage_error(Path(self._file.name), error) from error
         if self._board is not None:
             for name, value in entry.items():
-                if name not in ("step", "epoch"):
+                if name not in ("step", "epoch", "anchors"):
                     self._board.add_scalar(name, value, step)
 
     def evaluated(self, epoch: int) -> bool:

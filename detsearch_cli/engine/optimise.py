@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from detsearch_cli.detectors._learning import LearnedShapes
 from detsearch_cli.recipe import Optim, Schedule
 
 
@@ -30,13 +31,17 @@ def learning_rate(optim: Optim, schedule: Schedule, step: int, steps_per_epoch: 
 def make_optimizer(optim: Optim, model: torch.nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW. Weights decay; biases, norms and scales (one axis or none) do not,
 
-    as in the code base of the paper (maskrcnn-benchmark, WEIGHT_DECAY_BIAS 0).
+    as in the code base of the paper (maskrcnn-benchmark, WEIGHT_DECAY_BIAS 0). Nor do shapes that learn, which
+    decay would pull towards 1 px; their group's `lr_factor` multiplies the learning rate of every step.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    learning = [m for m in model.modules() if isinstance(m, LearnedShapes)]
+    shapes = {m.log_shapes: m.options.lr_factor for m in learning}
+    trained = [p for p in model.parameters() if p.requires_grad and p not in shapes]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    groups += [{"params": [p], "weight_decay": 0.0, "lr_factor": f} for p, f in shapes.items()]
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -45,7 +46,7 @@ from detsearch_cli.engine.processes import Place, is_lost_peer, is_out_of_memory
 from detsearch_cli.engine.state import State
 from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import DataError, Diverged, ProcessLost
-from detsearch_cli.files import write_json
+from detsearch_cli.files import write_json, write_text
 from detsearch_cli.recipe import Recipe
 from detsearch_cli.structures import Moment
 
@@ -140,6 +141,7 @@ class _Run:
             cache=recipe.runtime.cache,
             rank=fabric.global_rank,
             world=fabric.world_size,
+            accumulate=recipe.optim.accumulate,
         )
         self.epochs = recipe.schedule.epochs
         self.steps_per_epoch = math.ceil(len(self.loader) / recipe.optim.accumulate)
@@ -159,6 +161,8 @@ class _Run:
         table, result = DetectionTable.empty(), None
         every = self.recipe.schedule.eval_every
         with self._journal() as journal:
+            if self.state.step == 0 and not journal.past:
+                self._log_shapes(0, journal)
             # a run saved at the end of an epoch starts with that epoch's evaluation
             for epoch in range(max(1, math.ceil(self.state.step / self.steps_per_epoch)), self.epochs + 1):
                 if self.state.step < epoch * self.steps_per_epoch:
@@ -181,6 +185,7 @@ class _Run:
                     break
             self._agree_to_stop()
             if self.state.step == epoch * self.steps_per_epoch:
+                self._log_shapes(epoch, journal)
                 self._save_weights(ckpt.LAST)
             if self.fabric.is_global_zero:
                 self.state.save(self.folder / ckpt.RESUME)
@@ -189,7 +194,7 @@ class _Run:
         """One step of the optimiser over the micro-batches; returns the losses."""
         self.model.at(self._moment())
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate() * group.get("lr_factor", 1.0)
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             images = batch.images.contiguous(memory_format=self.memory)
@@ -287,7 +292,7 @@ class _Run:
             for buffer in self.final_model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         table = detect_split(
-            self.final_model, self.val, self.recipe, self.fabric.device, rank=rank, world=world
+            self.final_model.plain(), self.val, self.recipe, self.fabric.device, rank=rank, world=world
         )
         return DetectionTable.concatenate(_gathered(table, self.fabric))
 
@@ -305,9 +310,10 @@ class _Run:
                 "seed": self.recipe.seed,
                 "recipe_hash": self.recipe.hash(),
                 "train_seconds": round(self.state.seconds, 3),
-                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "parameters": sum(p.numel() for p in self.model.plain().parameters()),
                 "versions": versions(),
             }
+            self._save_fragment()
             write_json(self.folder / ckpt.METRICS, metrics)
             (self.folder / ckpt.RESUME).unlink(missing_ok=True)
         return dict(self.fabric.broadcast(metrics))
@@ -316,7 +322,21 @@ class _Run:
 
     def _save_weights(self, name: str) -> None:
         if self.fabric.is_global_zero:
-            ckpt.save_weights(self.folder / name, self.final_model, self.recipe, self.classes)
+            model, recipe = self.final_model.plain(), self.final_model.plain_recipe(self.recipe)
+            ckpt.save_weights(self.folder / name, model, recipe, self.classes)
+
+    def _save_fragment(self) -> None:
+        """best.yaml: the learned shapes of the best weights that were kept, ready for --recipe."""
+        if self.model.shapes is not None:
+            best = self.folder / (ckpt.BEST if (self.folder / ckpt.BEST).is_file() else ckpt.LAST)
+            kept = ckpt.recipe_of(best)
+            write_text(self.folder / ckpt.FRAGMENT, yaml.safe_dump({"priors": kept["priors"]}, sort_keys=False))
+
+    def _log_shapes(self, epoch: int, journal: Journal) -> None:
+        """The shapes that learn, [w, h] in px level by level, as they are after an epoch; 0: before the first."""
+        shapes = self.final_model.shapes
+        if shapes is not None:
+            journal.write(self.state.step, {"epoch": epoch, "anchors": shapes.rounded()})
 
     def _journal(self) -> Any:
         if not self.fabric.is_global_zero:

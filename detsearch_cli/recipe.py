@@ -107,10 +107,24 @@ class Augment(_Section):
     image_size: tuple[int, int] = Field(
         (800, 1333), description="short side, limit of the long side, in pixels"
     )
-    multi_scale: tuple[int, ...] | None = Field(None, description="short sides drawn from in training")
+    multi_scale: tuple[int, ...] | None = Field(
+        None, min_length=1, description="short sides drawn from in training"
+    )
+    multi_scale_every: int | None = Field(
+        None, ge=1, description="steps that share one drawn side; None: each image draws its own"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: float = Field(0.0, ge=0, le=1, description="probability of photometric distortion")
     crop: float = Field(0.0, ge=0, le=1, description="probability of a random IoU crop")
+    jitter: float = Field(
+        0.0, ge=0, lt=1, description="largest change of width and height, as parts, when placed at random"
+    )
+    scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="least and greatest size when placed at random; 1 fits the image in"
+    )
+    hue: float = Field(0.0, ge=0, le=0.5, description="largest shift of hue, as a part of the colour circle")
+    saturation: float = Field(1.0, ge=1, description="largest factor of saturation, or of its inverse")
+    exposure: float = Field(1.0, ge=1, description="largest factor of brightness, or of its inverse")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB, of images in 0..1")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="likewise")
 
@@ -123,6 +137,26 @@ class Augment(_Section):
     @classmethod
     def _square(cls, value: Any) -> Any:
         return (value, value) if isinstance(value, int) else value
+
+    @field_validator("scale")
+    @classmethod
+    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"scale must be least <= greatest, both above 0, got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _drawn_from(self) -> Augment:
+        if self.multi_scale_every is not None and self.multi_scale is None:
+            raise ValueError(
+                f"multi_scale_every {self.multi_scale_every} needs sides to draw from; set multi_scale as well"
+            )
+        return self
+
+    @property
+    def places(self) -> bool:
+        """Whether images are put at random onto a canvas."""
+        return self.jitter > 0 or self.scale != (1.0, 1.0)
 
 
 class Optim(_Section):

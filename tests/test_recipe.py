@@ -54,6 +54,8 @@ def test_a_recipe_survives_yaml_and_with() -> None:
         ({"detector": {"name": "fcos", "centre_sampling": True}}, r"detector\.centre_sampling is no key"),
         ({"optim": {"batch_size": 5, "accumulate": 2}}, r"batch_size 5 must be a multiple of accumulate 2"),
         ({"neck": {"levels": [5, 3]}}, r"neck\.levels: .*first <= last"),
+        ({"augment": {"scale": [2, 1]}}, r"augment\.scale: .*least <= greatest"),
+        ({"augment": {"multi_scale_every": 10}}, r"augment: .*needs sides to draw from; set multi_scale"),
     ],
 )
 def test_errors_name_the_key_the_rule_and_the_value(content: dict[str, object], message: str) -> None:

@@ -1,7 +1,8 @@
 """Batches for training and evaluation, the same ones whatever the worker count, the cache or a resume.
 
-A sample's augmentation depends on (seed, epoch, row of the split) only and the order of an epoch on (seed,
-epoch); so `epoch(e, start)` continues an interrupted epoch exactly; workers and caches change speed only.
+A sample's augmentation depends on (seed, epoch, row of the split) only, the order of an epoch on (seed, epoch),
+and a size that several steps share on (seed, step); so `epoch(e, start)` continues an interrupted epoch exactly,
+and all ranks share a size; workers and caches change speed only.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from detsearch_cli.structures import Targets
 
 DIVISOR = 32
 """Heights and widths of batches are multiples of this, so that every pyramid level fits."""
+ORDER, SIDES = 2**32, 2**32 + 1
+"""In place of a row, for seeds that belong to none."""
+Item = tuple[int, list[int], int | None]
+"""What a batch is made from: the epoch, rows of the split, the short side its images share."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Batch:
 
 
 class _Samples(Dataset[Any]):
-    """One item a batch: (epoch, rows) -> a Batch of uint8 images; a user's error is returned, not raised."""
+    """One item a batch -> a Batch of uint8 images; a user's error is returned, not raised."""
 
     def __init__(self, split: Split, transform: Transform, seed: int, pool: _pool.Pool | None) -> None:
         self.split, self.transform, self.seed, self.pool = split, transform, seed, pool
@@ -56,10 +61,13 @@ class _Samples(Dataset[Any]):
         self._own = object()
         self._identities: dict[int, Hashable] = {}
 
-    def __getitem__(self, item: tuple[int, list[int]]) -> Batch | DetsearchError:
-        epoch, rows = item
+    def __getitem__(self, item: Item) -> Batch | DetsearchError:
+        epoch, rows, short = item
         try:
-            samples = [self.transform(self.original(row), seed_of(self.seed, epoch, row)) for row in rows]
+            seeds = [seed_of(self.seed, epoch, row) for row in rows]
+            samples = [
+                self.transform(self.original(r), seed, short) for r, seed in zip(rows, seeds, strict=True)
+            ]
         except DetsearchError as error:
             return error
         return _collate(samples, rows)
@@ -121,9 +129,9 @@ class _Order:
     """A sampler whose batches are set before each epoch; keeps worker processes alive between epochs."""
 
     def __init__(self) -> None:
-        self.items: list[tuple[int, list[int]]] = []
+        self.items: list[Item] = []
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
 
     def __len__(self) -> int:
@@ -136,7 +144,8 @@ class Loader:
     batch_size: images a batch on this rank. train: shuffle and augment; otherwise keep the order, each rank
     taking every `world`-th image. cache: "off" decodes each time; "ram" keeps uint8 images in memory,
     "device" on `device` and augments there (workers then only help to fill it). With several ranks a
-    training epoch is padded by images from its beginning, so that all ranks take equally many steps. Raises
+    training epoch is padded by images from its beginning, so that all ranks take equally many steps. accumulate:
+    batches a step, which share a size where the recipe draws one for several steps. Raises
     DataError for an empty training split and RecipeError where workers are impossible.
     """
 
@@ -153,6 +162,7 @@ class Loader:
         cache: str = "off",
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
     ) -> None:
         if train and not len(split):
             raise DataError(f"training needs at least one image, {split.name!r} has none")
@@ -162,6 +172,7 @@ class Loader:
         self.device, self.workers, self.cache, self.rank, self.world = device, workers, cache, rank, world
         where = {"off": None, "ram": torch.device("cpu"), "device": device}[cache]
         shared = None if where is None else _pool.pool(where)
+        self.augment, self.accumulate = augment, accumulate
         self._samples = _Samples(split, Transform(augment, train), seed, shared)
         scale = torch.tensor([augment.mean, augment.std], device=device).mul(255)[:, None, :, None, None]
         self._mean, self._std = scale[0], scale[1]
@@ -179,7 +190,7 @@ class Loader:
         count = len(self.split)
         if not self.train:
             return list(range(self.rank, count, self.world))
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, 2**32) & (2**63 - 1))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, ORDER) & (2**63 - 1))
         order = torch.randperm(count, generator=generator)
         padded = torch.arange(-(-count // self.world) * self.world) % count
         return order[padded][self.rank :: self.world].tolist()
@@ -188,7 +199,7 @@ class Loader:
         """The epoch's batches from the `start`-th on. Raises DataError for an image that cannot be read."""
         rows = self.rows(epoch)
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        items = [(epoch, batch) for batch in batches[start:]]
+        items = [(epoch, rows, self._short(epoch, i)) for i, rows in enumerate(batches)][start:]
         self._fill()
         produced = self._produce(items)
         for found in produced:
@@ -199,7 +210,15 @@ class Loader:
                 raise found
             yield self._finish(found)
 
-    def _produce(self, items: list[tuple[int, list[int]]]) -> Iterator[Batch | DetsearchError]:
+    def _short(self, epoch: int, batch: int) -> int | None:
+        """The short side that a batch shares with others; None where each image has its own."""
+        sides, every = self.augment.multi_scale, self.augment.multi_scale_every
+        if not self.train or sides is None or every is None:
+            return None
+        step = epoch * -(-len(self) // self.accumulate) + batch // self.accumulate
+        return sides[seed_of(self.seed, step // every, SIDES) % len(sides)]
+
+    def _produce(self, items: list[Item]) -> Iterator[Batch | DetsearchError]:
         if not self.workers or self.cache == "device":
             return (self._samples[item] for item in items)
         self._order.items = items

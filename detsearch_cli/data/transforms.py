@@ -41,7 +41,7 @@ class Rule:
     short: int
     long: int
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
+    def size(self, height: float, width: float) -> tuple[int, int]:
         """Height and width after resizing, each at least 1."""
         factor = min(self.short / min(height, width), self.long / max(height, width))
         return max(1, round(height * factor)), max(1, round(width * factor))
@@ -101,36 +101,80 @@ def without_degenerate(sample: Sample) -> Sample:
     return replace(sample, boxes=sample.boxes[good], labels=sample.labels[good])
 
 
+def place(sample: Sample, size: tuple[int, int], corner: tuple[int, int], canvas: Tensor) -> Sample:
+    """The sample resized to `size`, with its upper left corner at `corner`, on a copy of the canvas.
+
+    size: height, width; corner: y, x, negative where it sticks out; canvas (3, H, W) uint8. Boxes are cut at the
+    border; those of less than 1 px, what encoding counts as the least, go.
+    """
+    height, width = canvas.shape[-2:]
+    resized = scaled(sample, F.resize(sample.image, list(size), antialias=True))
+    (top, left), (bottom, right) = corner, (corner[0] + size[0], corner[1] + size[1])
+    image = canvas.clone()
+    seen = resized.image[:, max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
+    image[:, max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = seen
+    boxes = resized.boxes + torch.tensor([left, top, left, top])
+    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+    kept = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+    return replace(resized, image=image, boxes=boxes[kept], labels=sample.labels[kept])
+
+
+def distort(image: Tensor, hue: float, saturation: float, exposure: float) -> Tensor:
+    """(3, H, W) uint8 with its hue shifted, saturation and value multiplied, as in hue, saturation, value.
+
+    hue in [-.5, .5] of the colour circle. A pixel of value v, its largest channel, and saturation s has channels
+    v (1 - s t); so neither factor needs the hue.
+    """
+    shifted = F.adjust_hue(image, hue) if hue else image
+    pixels = shifted.float()
+    value = pixels.amax(0, keepdim=True)
+    changed = (value - (value - pixels) * saturation) * exposure
+    return changed.round_().clamp_(0, 255).to(torch.uint8)
+
+
 class Transform:
     """The recipe's resizing and, in training, its augmentation.
 
-    Order: IoU crop (of the original), resize, photometric distortion, flip. With `multi_scale` the short side
-    is drawn anew for each image, and the long side's limit is scaled with it: a square stays a square.
+    Order: IoU crop (of the original), resize or random placement, photometric distortion, distortion of hue,
+    saturation and exposure, flip. With `multi_scale` the short side is drawn anew for each image, unless the
+    caller gives it, and the long side's limit is scaled with it: a square stays a square.
+
+    Source of placement and distortion: darknet's data.c (load_data_detection), which trains YOLOv2. What it does
+    not cover of its square is grey there, here the mean colour, as is the padding of batches.
     """
 
     def __init__(self, augment: Augment, train: bool) -> None:
+        self.augment, self.train = augment, train
         self.rule = Rule(*augment.image_size)
         self.scales = augment.multi_scale if train else None
         self.crop = augment.crop if train else 0.0
         self.photometric = augment.photometric if train else 0.0
         self.flip = augment.flip if train else 0.0
+        self.places = train and augment.places
+        self.colours = train and (augment.hue > 0 or augment.saturation > 1 or augment.exposure > 1)
         self._distort = v2.RandomPhotometricDistort()
         self._crop = v2.Compose([v2.RandomIoUCrop(), v2.SanitizeBoundingBoxes()])
+        self._mean = torch.tensor(augment.mean).mul(255).round().to(torch.uint8)[:, None, None]
 
     @property
     def fixed_size(self) -> Rule | None:
         """The rule by which every image is resized; None when the original is needed each time."""
-        return None if self.scales or self.crop else self.rule
+        return None if self.scales or self.crop or self.places else self.rule
 
-    def __call__(self, sample: Sample, seed: int) -> Sample:
-        """An original, or where `fixed_size` is set an already resized, sample -> what the detector sees."""
-        if not (self.scales or self.crop or self.photometric or self.flip):
+    def __call__(self, sample: Sample, seed: int, short: int | None = None) -> Sample:
+        """An original, or where `fixed_size` is set an already resized, sample -> what the detector sees.
+
+        short: the short side of `multi_scale`, where it is drawn for more than one image.
+        """
+        if self.fixed_size is not None and not (self.photometric or self.colours or self.flip):
             return without_degenerate(sample)
         with seeded(seed):
             if self.fixed_size is None:
-                sample = self._resized(self._cropped(sample))
+                sample = self._resized(self._cropped(sample), short)
             if self.photometric and torch.rand(()) < self.photometric:
                 sample = replace(sample, image=self._distort(sample.image))
+            if self.colours:
+                sample = replace(sample, image=self._coloured(sample.image))
             if self.flip and torch.rand(()) < self.flip:
                 sample = flip(sample)
         return without_degenerate(sample)
@@ -144,9 +188,38 @@ class Transform:
         image, found = self._crop(tv_tensors.Image(sample.image), {"boxes": boxes, "labels": sample.labels})
         return Sample(image.as_subclass(Tensor), found["boxes"].as_subclass(Tensor), found["labels"])
 
-    def _resized(self, sample: Sample) -> Sample:
+    def _resized(self, sample: Sample, short: int | None) -> Sample:
         rule = self.rule
         if self.scales:
-            short = self.scales[int(torch.randint(len(self.scales), ()))]
+            short = short or self.scales[int(torch.randint(len(self.scales), ()))]
             rule = Rule(short, round(rule.long * short / rule.short))
+        if self.places:
+            return self._placed(sample, rule)
         return scaled(sample, resize_image(sample.image, rule))
+
+    def _placed(self, sample: Sample, rule: Rule) -> Sample:
+        """Somewhere on the rule's canvas, in another aspect and size."""
+        height, width = sample.image.shape[-2:]
+        jitter, (least, greatest) = self.augment.jitter, self.augment.scale
+        canvas = (rule.short, rule.short) if rule.short == rule.long else rule.size(height, width)
+        tall, wide = (side * _uniform(1 - jitter, 1 + jitter) for side in (height, width))
+        factor = _uniform(least, greatest)
+        size = tuple(max(1, round(side * factor)) for side in rule.size(tall, wide))
+        corner = tuple(round(_uniform(0, room - side)) for room, side in zip(canvas, size, strict=True))
+        empty = self._mean.to(sample.image.device).expand(3, *canvas)
+        return place(sample, (size[0], size[1]), (corner[0], corner[1]), empty)
+
+    def _coloured(self, image: Tensor) -> Tensor:
+        augment = self.augment
+        hue = _uniform(-augment.hue, augment.hue)
+        return distort(image, hue, _factor(augment.saturation), _factor(augment.exposure))
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + float(torch.rand(())) * (high - low)
+
+
+def _factor(greatest: float) -> float:
+    """Uniform in [1, greatest], or, as often, the inverse of such a number."""
+    factor = _uniform(1, greatest)
+    return factor if torch.rand(()) < 0.5 else 1 / factor

@@ -23,6 +23,16 @@ from detsearch_cli.recipe import Augment
 CPU = torch.device("cpu")
 FLIP = {"image_size": 64}
 ALL = {"image_size": 64, "crop": 0.5, "photometric": 0.5, "multi_scale": (48, 64, 80)}
+YOLO = {
+    "image_size": 64,
+    "jitter": 0.3,
+    "scale": (0.25, 2),
+    "hue": 0.1,
+    "saturation": 1.5,
+    "exposure": 1.5,
+    "multi_scale": (32, 64, 96),
+    "multi_scale_every": 3,
+}
 
 
 @pytest.fixture
@@ -71,7 +81,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
             assert torch.equal(getattr(a.targets, name), getattr(b.targets, name)), name
 
 
-@pytest.mark.parametrize("settings", [FLIP, ALL])
+@pytest.mark.parametrize("settings", [FLIP, ALL, YOLO])
 def test_caches_and_workers_never_change_a_batch(settings: dict[str, object], fresh_pool: _pool.Pool) -> None:
     split = shapes.source({"images": "22", "size": "80"}).load("train")
     plain = loader(split, settings)
@@ -82,12 +92,39 @@ def test_caches_and_workers_never_change_a_batch(settings: dict[str, object], fr
             assert_same(expected[epoch], list(other.epoch(epoch)))
 
 
+@pytest.mark.parametrize("settings", [ALL, YOLO])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_skipping_batches_equals_the_uninterrupted_epoch(workers: int) -> None:
+def test_skipping_batches_equals_the_uninterrupted_epoch(workers: int, settings: dict[str, object]) -> None:
     split = shapes.source({"images": "22", "size": "64"}).load("train")
-    expected = list(loader(split, ALL).epoch(2))
-    assert_same(expected[3:], list(loader(split, ALL, workers=workers).epoch(2, start=3)))
-    assert list(loader(split, ALL).epoch(2, start=len(expected))) == []
+    expected = list(loader(split, settings).epoch(2))
+    assert_same(expected[3:], list(loader(split, settings, workers=workers).epoch(2, start=3)))
+    assert list(loader(split, settings).epoch(2, start=len(expected))) == []
+
+
+def sides(one: Loader, epochs: int) -> list[int]:
+    """The side of every batch's images, all of them alike, over the epochs."""
+    batches = [batch for epoch in range(epochs) for batch in one.epoch(epoch)]
+    assert all(batch.images.shape[2] == batch.images.shape[3] for batch in batches)
+    return [batch.images.shape[2] for batch in batches]
+
+
+def test_steps_share_a_side_that_changes_every_so_many_steps_across_epochs() -> None:
+    split = Counting(20).split  # 5 batches an epoch
+    found = sides(loader(split, YOLO), 12)
+    runs = [found[i : i + 3] for i in range(0, len(found), 3)]
+    assert all(len(set(run)) == 1 for run in runs)
+    assert {run[0] for run in runs} == {32, 64, 96}
+    assert found != sides(loader(split, YOLO, seed=4), 12)
+    assert set(sides(loader(split, YOLO, train=False), 1)) == {64}
+
+
+def test_ranks_and_halved_batches_share_the_side_of_a_step() -> None:
+    split = Counting(16).split
+    whole = sides(loader(split, YOLO), 6)
+    for rank in range(2):
+        assert sides(loader(split, YOLO, batch_size=2, rank=rank, world=2), 6) == whole
+    halves = sides(loader(split, YOLO, batch_size=2, accumulate=2), 6)
+    assert halves[::2] == halves[1::2] == whole
 
 
 def test_an_epoch_left_early_does_not_disturb_the_next() -> None:

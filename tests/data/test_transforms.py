@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import pytest
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from detsearch_cli.data.transforms import Rule, Sample, Transform, flip, seed_of, seeded
+from detsearch_cli.data.transforms import (
+    Rule,
+    Sample,
+    Transform,
+    distort,
+    flip,
+    place,
+    seed_of,
+    seeded,
+)
 from detsearch_cli.recipe import Augment
 
 
@@ -101,6 +112,102 @@ def test_photometric_distortion_moves_no_box_and_happens_as_often_as_asked() -> 
     assert 20 <= changed <= 60
 
 
+@pytest.mark.parametrize("corner", [(10, 20), (-30, -12), (40, -70), (0, 0), (50, 60), (-44, 60)])
+@pytest.mark.parametrize("size", [(45, 60), (200, 130), (64, 80)])
+def test_placing_agrees_with_torchvisions_resize_and_crop(
+    size: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    sample, canvas = labelled(), torch.zeros(3, 64, 80, dtype=torch.uint8)
+    placed = place(sample, size, corner, canvas)
+    boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=(90, 120))
+    window = (-corner[0], -corner[1], 64, 80)  # beyond the image torchvision puts zeros
+    expected = F.crop(F.resize(sample.image, list(size), antialias=True), *window)
+    assert torch.equal(placed.image, expected)
+    cut = F.clamp_bounding_boxes(F.crop(F.resize(boxes, list(size)), *window)).as_subclass(Tensor)
+    kept = (cut[:, 2:] - cut[:, :2] >= 1).all(1)
+    torch.testing.assert_close(placed.boxes, cut[kept])
+    assert torch.equal(placed.labels, sample.labels[kept])
+    assert placed.scale == (size[1] / 120, size[0] / 90) and not canvas.any()
+
+
+def test_placed_boxes_keep_their_labels_and_their_canvas() -> None:
+    transform = Transform(augment(image_size=96, jitter=0.3, scale=(0.5, 2)), train=True)
+    kept = []
+    for seed in range(80):
+        sample = transform(labelled(), seed)
+        assert sample.image.shape == (3, 96, 96)
+        assert sample.boxes.min() >= 0 and sample.boxes.max() <= 96
+        assert (sample.boxes[:, 2:] - sample.boxes[:, :2] >= 1).all()
+        large = (sample.boxes[:, 2:] - sample.boxes[:, :2] >= 6).all(1)
+        assert_boxes_hold_their_labels(Sample(sample.image, sample.boxes[large], sample.labels[large]))
+        kept.append(len(sample.boxes))
+    assert min(kept) < 4 and max(kept) == 4
+
+
+def test_the_placed_size_and_aspect_stay_within_what_was_asked() -> None:
+    factors, aspects = [], []
+    transform = Transform(augment(image_size=96, jitter=0.3, scale=(0.25, 2)), train=True)
+    for seed in range(300):
+        x, y = transform(labelled(), seed).scale
+        factors.append(max(x * 120, y * 90) / 96)
+        aspects.append(x / y)
+    assert 0.24 < min(factors) < 0.4 and 1.8 < max(factors) < 2.02
+    assert 0.7 / 1.3 * 0.9 < min(aspects) < 0.65 and 1.5 < max(aspects) < 1.3 / 0.7 * 1.1
+    assert sum(factors) / 300 == pytest.approx(1.125, abs=0.1), "not uniform"
+
+
+def test_what_a_placed_image_leaves_free_has_the_mean_colour() -> None:
+    transform = Transform(augment(image_size=64, scale=(0.5, 0.5), mean=(0.2, 0.4, 0.6)), train=True)
+    white = Sample(
+        torch.full((3, 50, 50), 255, dtype=torch.uint8), torch.tensor([[0.0, 0, 50, 50]]), torch.tensor([1])
+    )
+    for seed in range(10):
+        sample = transform(white, seed)
+        (left, top), (right, bottom) = sample.boxes[0, :2].int().tolist(), sample.boxes[0, 2:].int().tolist()
+        assert (right - left, bottom - top) == (32, 32)
+        assert (sample.image[:, top:bottom, left:right] == 255).all()
+        sample.image[:, top:bottom, left:right] = torch.tensor([51, 102, 153], dtype=torch.uint8)[
+            :, None, None
+        ]
+        assert (sample.image.flatten(1) == torch.tensor([[51], [102], [153]])).all()
+
+
+def test_where_the_sides_limits_differ_the_canvas_has_the_images_own_size() -> None:
+    transform = Transform(augment(image_size=(45, 100), jitter=0.2), train=True)
+    assert {transform(labelled(), seed).image.shape for seed in range(9)} == {(3, 45, 60)}
+
+
+@pytest.mark.parametrize(
+    ("hue", "saturation", "exposure"), [(0.1, 1.5, 1 / 1.5), (-0.1, 0.7, 1.4), (0, 1, 1)]
+)
+def test_distortion_agrees_with_colorsys(hue: float, saturation: float, exposure: float) -> None:
+    pixels = torch.randint(0, 256, (3, 1, 400), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pixels[:, 0, :3] = torch.tensor([[0, 255, 90], [0, 255, 90], [0, 255, 90]])
+    found = distort(pixels, hue, saturation, exposure)
+    for i in range(400):
+        h, s, v = colorsys.rgb_to_hsv(*(pixels[:, 0, i] / 255).tolist())
+        h = (h + hue) % 1
+        # by hand: colorsys does not take a saturation above 1
+        t = [(1 - x) for x in colorsys.hsv_to_rgb(h, 1, 1)]
+        expected = [min(max(255 * v * exposure * (1 - s * saturation * x), 0), 255) for x in t]
+        assert (found[:, 0, i] - torch.tensor(expected)).abs().max() <= 2.6, pixels[:, 0, i]
+
+
+def test_colours_change_no_box_and_as_much_as_asked() -> None:
+    grey = Sample(torch.full((3, 64, 64), 100, dtype=torch.uint8), labelled().boxes, labelled().labels)
+    transform = Transform(augment(exposure=1.5), train=True)
+    assert transform.fixed_size == Rule(64, 64)
+    seen = torch.tensor([float(transform(grey, seed).image.float().mean()) for seed in range(200)]) / 100
+    assert 0.66 <= seen.min() < 0.7 and 1.45 < seen.max() <= 1.51
+    assert 70 < int((seen > 1).sum()) < 130, "brighter and darker are not equally likely"
+    assert torch.equal(transform(grey, 1).boxes, grey.boxes)
+
+
+def test_a_side_that_is_given_is_not_drawn() -> None:
+    transform = Transform(augment(multi_scale=(32, 64, 96), jitter=0.1), train=True)
+    assert {transform(labelled(), seed, 64).image.shape[1:] for seed in range(9)} == {(64, 64)}
+
+
 def test_degenerate_boxes_go_with_their_labels() -> None:
     sample = labelled()
     boxes = sample.boxes.clone()
@@ -111,15 +218,28 @@ def test_degenerate_boxes_go_with_their_labels() -> None:
     assert torch.equal(result.boxes, boxes[[0, 3]])
 
 
+EVERYTHING: dict[str, object] = {
+    "crop": 1.0,
+    "photometric": 1.0,
+    "flip": 1.0,
+    "multi_scale": (48,),
+    "jitter": 0.3,
+    "scale": (0.25, 2),
+    "hue": 0.1,
+    "saturation": 1.5,
+    "exposure": 1.5,
+}
+
+
 def test_an_image_without_boxes_passes_every_augmentation() -> None:
-    transform = Transform(augment(crop=1.0, photometric=1.0, flip=1.0, multi_scale=(48,)), train=True)
+    transform = Transform(augment(**EVERYTHING), train=True)
     empty = Sample(labelled().image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     result = transform(empty, 0)
     assert result.boxes.shape == (0, 4) and len(result.labels) == 0
 
 
 def test_evaluation_augments_nothing() -> None:
-    transform = Transform(augment(crop=1.0, photometric=1.0, flip=1.0, multi_scale=(48,)), train=False)
+    transform = Transform(augment(**EVERYTHING), train=False)
     assert transform.fixed_size == Rule(64, 64)
     sample = labelled()
     result = transform(sample, 0)
@@ -127,7 +247,8 @@ def test_evaluation_augments_nothing() -> None:
 
 
 def test_a_seed_decides_all_and_leaves_the_global_generator_alone() -> None:
-    transform = Transform(augment(crop=0.5, photometric=0.5, flip=0.5, multi_scale=(48, 64)), train=True)
+    half = {"crop": 0.5, "photometric": 0.5, "flip": 0.5, "multi_scale": (48, 64)}
+    transform = Transform(augment(**EVERYTHING | half), train=True)
     torch.manual_seed(1)
     first = [transform(labelled(), seed) for seed in range(10)]
     drawn = torch.rand(3)

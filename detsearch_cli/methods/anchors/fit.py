@@ -84,7 +84,7 @@ def fit_shapes(
     *,
     seed: int = 0,
     restarts: int = RESTARTS,
-    least: Sequence[float] | float = 0.0,
+    least: Sequence[float] | np.ndarray | float = 0.0,
 ) -> Fit:
     """The best of several k-means, each climbed to the top of its hill. sizes (N, 2) px.
 
@@ -108,6 +108,25 @@ def fit_shapes(
     return Fit(shapes, best, tuple(value for _, value in found))
 
 
+def fit_levels(
+    sizes: np.ndarray,
+    strides: Sequence[int],
+    count: int,
+    *,
+    seed: int = 0,
+    restarts: int = RESTARTS,
+    min_strides: float = 0.0,
+) -> tuple[np.ndarray, Fit]:
+    """(shapes, fit) with `count` shapes for each level of a pyramid, the smallest areas to the finest level.
+
+    strides: px of each level, finest first. min_strides: no side falls below this many strides of its level.
+    shapes (L, count, 2) px. As YOLOv3 does it; its followers' shapes below a stride cost them small objects.
+    """
+    least = (np.asarray(strides, dtype=np.float64) * min_strides).repeat(count)
+    found = fit_shapes(sizes, len(strides) * count, seed=seed, restarts=restarts, least=least)
+    return found.shapes.reshape(len(strides), count, 2), found
+
+
 def kmeans(sizes: np.ndarray, count: int, rng: np.random.Generator, least: np.ndarray) -> np.ndarray:
     """One k-means of YOLOv2: each box goes to the shape of highest IoU, each shape to the mean of its boxes.
 
@@ -115,7 +134,7 @@ def kmeans(sizes: np.ndarray, count: int, rng: np.random.Generator, least: np.nd
     goes to takes the box that fits worst, so none is lost. Means do not minimise 1 - IoU, so that an iteration
     may lose; the best one counts. sizes (N, 2), least (count,) px -> (count, 2) px, smallest area first.
     """
-    shapes = _bounded(_seeds(sizes, count, rng), least)
+    shapes = bounded(_seeds(sizes, count, rng), least)
     kept, best, before = shapes, -1.0, np.full(len(sizes), -1)
     for _ in range(MOST_ITERATIONS):
         overlap = shape_iou(sizes, shapes)
@@ -129,7 +148,7 @@ def kmeans(sizes: np.ndarray, count: int, rng: np.random.Generator, least: np.nd
         sums = np.stack([np.bincount(owner, sizes[:, side], count) for side in (0, 1)], 1)
         moved = sums / np.maximum(members, 1)[:, None]
         moved[members == 0] = _worst(sizes, overlap.max(1), int((members == 0).sum()))
-        shapes = _bounded(moved, least)
+        shapes = bounded(moved, least)
     return kept
 
 
@@ -146,7 +165,7 @@ def _climb(sizes: np.ndarray, shapes: np.ndarray, least: np.ndarray) -> tuple[np
     top = minimize(
         _slope, start, args=(sizes,), jac=True, method="L-BFGS-B", bounds=limits, options={"maxiter": 100}
     )
-    climbed = _bounded(np.exp(top.x.reshape(-1, 2)), least)
+    climbed = bounded(np.exp(top.x.reshape(-1, 2)), least)
     value = float(shape_iou(sizes, climbed).max(1).mean())
     if value <= before or not served(sizes, climbed).all():
         return shapes, before
@@ -198,8 +217,8 @@ def _worst(sizes: np.ndarray, overlap: np.ndarray, count: int) -> np.ndarray:
     return sizes[order][np.sort(first)[:count]]
 
 
-def _bounded(shapes: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """By area, no side below its bound."""
+def bounded(shapes: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Smallest area first, no side below its bound. shapes (K, 2), least (K,) px."""
     return np.maximum(shapes[np.argsort(shapes.prod(1), kind="stable")], least[:, None])
 
 

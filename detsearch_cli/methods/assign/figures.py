@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +10,12 @@ import numpy as np
 
 from detsearch_cli.methods.assign.inspect import Inspection, Locations, Row, Sample
 from detsearch_cli.methods.assign.space import Bins, bin_labels
+from detsearch_cli.report.canvas import canvas, level_colour, style
 from detsearch_cli.report.figures import COLOURS, Figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
-LEVEL_COLOURS = (
-    "#e6550d",
-    "#fdae2b",
-    "#21b5a8",
-    "#3b5bb5",
-    "#9b3fae",
-    "#c2255c",
-)  # P2 to P7, apart on photographs
 MOST_SAMPLES = 6
 
 
@@ -34,9 +25,9 @@ def counts_table(bins: Bins, counts: Sequence[Sequence[int]]) -> Figure:
     grid = np.full((len(counts), widest), np.nan)
     for i, row in enumerate(counts):
         grid[i, : len(row)] = row
-    with _style():
-        canvas = _canvas(max(5.0, 1.6 + 1.35 * widest), 1.15 + 0.55 * len(counts))
-        ax = canvas.subplots()
+    with style():
+        sheet = canvas(max(5.0, 1.6 + 1.35 * widest), 1.15 + 0.55 * len(counts))
+        ax = sheet.subplots()
         ax.imshow(grid, cmap=_map(), aspect="auto", vmin=0)
         middle = float(np.nanmax(grid)) * 0.55
         for i, row in enumerate(counts):
@@ -60,7 +51,7 @@ def counts_table(bins: Bins, counts: Sequence[Sequence[int]]) -> Figure:
         return Figure(
             "Counts found",
             "Positives each ground truth gets, by the pyramid level and the aspect-ratio bin it falls into.",
-            to_png(canvas),
+            to_png(sheet),
             f"Counts by level and aspect ratio: {said}.",
         )
 
@@ -82,16 +73,16 @@ def positives_per_ground_truth(rows: Sequence[Row], names: Sequence[str]) -> Fig
     sizes, aspects = np.array([row.size for row in rows]), np.array([row.aspect for row in rows])
     octaves, ratios = _size_edges(sizes), (0.5, 2.0)
     by_size = np.clip(np.digitize(sizes, octaves) - 1, 0, len(octaves) - 2)
-    with _style():
-        canvas = _canvas(10.2, 4.4)
-        left, right = canvas.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
+    with style():
+        sheet = canvas(10.2, 4.4)
+        left, right = sheet.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
         _grouped(left, rows, names, by_size, [f"{low:g} – {high:g}" for low, high in pairwise(octaves)])
         _grouped(right, rows, names, np.digitize(aspects, ratios, right=True), bin_labels(ratios))
         left.set(xlabel="size of the ground truth, √area in pixels the network sees", ylabel="positives")
         right.set_xlabel("aspect ratio, height / width")
         left.set_ylim(bottom=0)  # shared
-        canvas.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=len(names))
-        png = to_png(canvas)
+        sheet.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=len(names))
+        png = to_png(sheet)
     means = ", ".join(
         f"{name} {np.mean([row.positives[name] for row in rows]):.1f}" for name in names if rows
     )
@@ -159,9 +150,9 @@ def locations(inspection: Inspection, names: Sequence[str]) -> list[Figure]:
 def _pair(sample: Sample, names: Sequence[str]) -> Figure:
     height, width = sample.pixels.shape[:2]
     each = 4.9
-    with _style():
-        canvas = _canvas(each * len(names) + 0.2, each * height / width + 0.75)
-        axes = np.atleast_1d(canvas.subplots(1, len(names)))
+    with style():
+        sheet = canvas(each * len(names) + 0.2, each * height / width + 0.75)
+        axes = np.atleast_1d(sheet.subplots(1, len(names)))
         for ax, name in zip(axes, names, strict=True):
             found = sample.locations[name]
             _photograph(ax, sample, found)
@@ -171,16 +162,16 @@ def _pair(sample: Sample, names: Sequence[str]) -> Figure:
             )
         levels = sorted({int(v) for name in names for v in sample.locations[name].level})
         for level in levels:
-            axes[0].plot([], [], "o", ms=6, color=_level_colour(level), mec="white", label=f"P{level}")
+            axes[0].plot([], [], "o", ms=6, color=level_colour(level), mec="white", label=f"P{level}")
         if levels:
             handles, labels = axes[0].get_legend_handles_labels()
-            canvas.legend(handles, labels, loc="outside lower left", ncols=len(levels), fontsize=10)
+            sheet.legend(handles, labels, loc="outside lower left", ncols=len(levels), fontsize=10)
         totals = ", ".join(f"{name} {len(sample.locations[name].gt)}" for name in names)
         return Figure(
             f"Positives in image {sample.image}",
             "Every dot is a positive location, coloured by its pyramid level, larger on coarser ones; red "
             "boxes are ground truths without any.",
-            to_png(canvas),
+            to_png(sheet),
             f"Image {sample.image} with {len(sample.boxes)} ground truths; positives: {totals}.",
         )
 
@@ -200,7 +191,7 @@ def _photograph(ax: Axes, sample: Sample, found: Locations) -> None:
     for level in sorted(set(found.level.tolist()), reverse=True):
         here = found.level == level
         ax.scatter(
-            points[here, 0], points[here, 1], s=13 + 7 * (level - 2), color=_level_colour(level),
+            points[here, 0], points[here, 1], s=13 + 7 * (level - 2), color=level_colour(level),
             edgecolors="white", linewidths=0.6, zorder=3,
         )  # fmt: skip
     ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -228,40 +219,7 @@ def _colour(index: int) -> str:
     return (COLOURS["baseline"], COLOURS["accent"], COLOURS["second"], COLOURS["muted"])[index % 4]
 
 
-def _level_colour(level: int) -> str:
-    return LEVEL_COLOURS[(level - 2) % len(LEVEL_COLOURS)]
-
-
 def _map() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("counts", ["#f4f8f7", COLOURS["accent"]])
-
-
-def _canvas(width: float, height: float) -> Canvas:
-    from matplotlib.figure import Figure as Canvas  # not pyplot, which keeps every figure alive
-
-    return Canvas(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def _style() -> AbstractContextManager[None]:
-    import matplotlib
-
-    return matplotlib.rc_context(
-        {
-            "font.family": "DejaVu Sans",
-            "font.size": 10,
-            "text.color": COLOURS["ink"],
-            "axes.labelcolor": COLOURS["muted"],
-            "axes.edgecolor": COLOURS["line"],
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-            "grid.color": COLOURS["line"],
-            "xtick.color": COLOURS["ink"],
-            "ytick.color": COLOURS["ink"],
-            "xtick.major.size": 0,
-            "ytick.major.size": 0,
-            "legend.frameon": False,
-        }
-    )

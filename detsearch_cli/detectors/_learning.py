@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from detsearch_cli.slots.losses.base import mean_over_ranks
 from detsearch_cli.slots.priors.learned import Learned
+from detsearch_cli.slots.priors.shapes import Shapes
 from detsearch_cli.structures import Assignment, Matches, Moment, Priors, Targets
 
 SMALLEST = 1.01
@@ -80,10 +80,9 @@ class LearnedShapes(nn.Module):
             tuple((round(w, DIGITS), round(h, DIGITS)) for w, h in level) for level in sizes.tolist()
         )
 
-    def fragment(self) -> dict[str, Any]:
-        """The fixed priors that these shapes have become, as a part of a recipe."""
-        lists = [[list(shape) for shape in level] for level in self.rounded()]
-        return {"priors": {"name": "shapes", "shapes": lists[0] if len(lists) == 1 else lists}}
+    def fixed(self) -> Shapes:
+        """The priors that these shapes have become."""
+        return Shapes(shapes=self.rounded())
 
     # ------------------------------------------------------------------ the warm-ups
 

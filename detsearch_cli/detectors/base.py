@@ -18,7 +18,6 @@ from detsearch_cli.slots.assigners.base import Assigner
 from detsearch_cli.slots.losses.base import DetectionLoss
 from detsearch_cli.slots.priors.base import PriorGrid
 from detsearch_cli.slots.priors.learned import Learned
-from detsearch_cli.slots.priors.shapes import Shapes
 from detsearch_cli.structures import Assignment, Dense, Detections, Moment, Priors, Targets
 
 T = TypeVar("T", bound=Part)
@@ -98,7 +97,7 @@ class Detector(nn.Module, ABC):
         if self.shapes is None:
             return self
         copied = copy.deepcopy(self)
-        copied.prior_grid = Shapes(shapes=self.shapes.rounded())
+        copied.prior_grid = self.shapes.fixed()
         copied.shapes = None
         copied._priors.clear()
         for module in list(copied.modules()):
@@ -110,7 +109,7 @@ class Detector(nn.Module, ABC):
 
     def plain_recipe(self, recipe: recipes.Recipe) -> recipes.Recipe:
         """The recipe of `plain`. recipe: the one this detector was built from."""
-        return recipe if self.shapes is None else recipe.with_(self.shapes.fragment())
+        return recipe if self.shapes is None else recipe.with_(self.shapes.fixed().fragment())
 
     def priors(self, sizes: list[tuple[int, int]], device: torch.device) -> Priors:
         """Priors of feature maps of these heights and widths; the last few sizes are kept.
@@ -163,7 +162,7 @@ class Detector(nn.Module, ABC):
         sizes (B, 2): height and width before padding; boxes are clipped to it. Call it in eval mode;
         batch norm would otherwise use the batch's statistics.
         """
-        return select(self(images), sizes, self.selection(test))
+        return select(self(images), sizes, self.selection(test), self.loss.probabilities)
 
     def selection(self, test: recipes.Test) -> Selection:
         """How detections are selected: the recipe's values, the detector's own where it leaves them open."""

@@ -32,6 +32,7 @@ from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.files import replace_file, write_text
 from detsearch_cli.recipe import Recipe, validate, yaml_problem
+from detsearch_cli.slots.priors.shapes import Shapes
 
 RECIPE, METRICS, LOG, FRAGMENT = "recipe.yaml", "metrics.json", "log.jsonl", "best.yaml"
 LAST, BEST, RESUME, DETECTIONS = (
@@ -91,9 +92,12 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     return model.eval(), recipe, classes
 
 
-def recipe_of(path: Path) -> dict[str, Any]:
-    """The recipe inside a weights file, as plain data."""
-    return dict(yaml.safe_load(load_tensors(path)[1]["recipe"]))
+def save_shapes(path: Path, weights: Path) -> None:
+    """Write the fixed shapes of a weights file as a fragment."""
+    recipe = validate(yaml.safe_load(load_tensors(weights)[1]["recipe"]))
+    assert recipe.priors is not None
+    shapes = Shapes.model_validate(recipe.priors.options)
+    write_text(path, yaml.safe_dump(shapes.fragment(), sort_keys=False, default_flow_style=None))
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -46,7 +45,7 @@ from detsearch_cli.engine.processes import Place, is_lost_peer, is_out_of_memory
 from detsearch_cli.engine.state import State
 from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import DataError, Diverged, ProcessLost
-from detsearch_cli.files import write_json, write_text
+from detsearch_cli.files import write_json
 from detsearch_cli.recipe import Recipe
 from detsearch_cli.structures import Moment
 
@@ -328,9 +327,8 @@ class _Run:
     def _save_fragment(self) -> None:
         """best.yaml: the learned shapes of the best weights that were kept, ready for --recipe."""
         if self.model.shapes is not None:
-            best = self.folder / (ckpt.BEST if (self.folder / ckpt.BEST).is_file() else ckpt.LAST)
-            kept = ckpt.recipe_of(best)
-            write_text(self.folder / ckpt.FRAGMENT, yaml.safe_dump({"priors": kept["priors"]}, sort_keys=False))
+            name = ckpt.BEST if (self.folder / ckpt.BEST).is_file() else ckpt.LAST
+            ckpt.save_shapes(self.folder / ckpt.FRAGMENT, self.folder / name)
 
     def _log_shapes(self, epoch: int, journal: Journal) -> None:
         """The shapes that learn, [w, h] in px level by level, as they are after an epoch; 0: before the first."""

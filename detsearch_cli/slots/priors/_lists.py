@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
@@ -33,20 +33,34 @@ DARKNET: dict[str, tuple[Shape, ...]] = {
 }  # fmt: skip
 
 
-def _nest(value: Any) -> Any:
-    """One list for all levels becomes the first of a list of lists."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+def _read(value: Any) -> Any:
+    """One list for all levels becomes the first of a list of lists. Raises ValueError saying what it takes."""
+    if value is None or (isinstance(value, str) and value in get_args(Name)):
         return value
-    first = value[0]
-    flat = isinstance(first, Sequence) and bool(first) and not isinstance(first[0], Sequence)
-    return (tuple(value),) if flat else value
+    lists = value
+    if _is_list(value) and value and all(_is_list(v) and v and not _is_list(v[0]) for v in value):
+        lists = (value,)
+    if not (_is_list(lists) and all(_is_list(level) and all(map(_is_shape, level)) for level in lists)):
+        raise ValueError(
+            f"it takes a list of [width, height] in px, one such list a level, or one of {', '.join(get_args(Name))}"
+        )
+    _check(lists)
+    return tuple(tuple((float(w), float(h)) for w, h in level) for level in lists)
 
 
-Lists = Annotated[tuple[tuple[Shape, ...], ...], BeforeValidator(_nest)]
-"""Width and height in px: one list for all levels, or one a level."""
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def check_lists(lists: Lists) -> None:
+def _is_shape(value: Any) -> bool:
+    return (
+        _is_list(value)
+        and len(value) == 2
+        and all(isinstance(side, int | float) and not isinstance(side, bool) for side in value)
+    )
+
+
+def _check(lists: Sequence[Sequence[Shape]]) -> None:
     """Raises ValueError unless every level has as many shapes, and every side is a positive number."""
     counts = [len(shapes) for shapes in lists]
     if not counts or min(counts) == 0 or len(set(counts)) > 1:
@@ -54,10 +68,15 @@ def check_lists(lists: Lists) -> None:
             f"every level needs as many shapes, and at least one, because all levels share one head; "
             f"the lists have {', '.join(map(str, counts)) or 'no'} shapes"
         )
-    sides = [side for shapes in lists for shape in shapes for side in shape]
-    if not all(math.isfinite(side) and side > 0 for side in sides):
-        wrong = next(side for side in sides if not (math.isfinite(side) and side > 0))
-        raise ValueError(f"a width or height must be a positive number of pixels, found {wrong}")
+    for side in (side for shapes in lists for shape in shapes for side in shape):
+        if not (math.isfinite(side) and side > 0):
+            raise ValueError(f"a width or height must be a positive number of pixels, found {side:g}")
+
+
+Lists = tuple[tuple[Shape, ...], ...]
+"""Width and height in px: one list for all levels, or one a level."""
+Choice = Annotated[Name | Lists, BeforeValidator(_read)]
+OptionalChoice = Annotated[Name | Lists | None, BeforeValidator(_read)]
 
 
 def check_levels(key: str, lists: Lists, levels: tuple[int, int]) -> None:

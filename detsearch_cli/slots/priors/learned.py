@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.slots.priors import _lists
@@ -26,7 +26,7 @@ class Learned(PriorGrid):
     their own, so lr_factor is 1.
     """
 
-    init: _lists.Name | _lists.Lists | None = Field(
+    init: _lists.OptionalChoice = Field(
         default=None,
         description="initial shapes: as `shapes` takes them; null: those of the detector's own priors",
     )
@@ -46,13 +46,6 @@ class Learned(PriorGrid):
     temperature: float = Field(default=2.0, gt=0, description="of the soft assignment, falls to 0")
     clustering_weight: float = Field(default=1.0, ge=0, description="lambda of Eq. 11, falls to 0")
     lr_factor: float = Field(default=1.0, gt=0, description="of the shapes' learning rate")
-
-    @field_validator("init")
-    @classmethod
-    def _whole(cls, value: _lists.Name | _lists.Lists | None) -> _lists.Name | _lists.Lists | None:
-        if value is not None and not isinstance(value, str):
-            _lists.check_lists(value)
-        return value
 
     def started(self, default: PriorGrid, levels: tuple[int, int]) -> Learned:
         """The same with `init` written out, one list a level, in px. Raises RecipeError where it does not fit."""

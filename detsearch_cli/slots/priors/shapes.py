@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Any
+
+from pydantic import Field
 
 from detsearch_cli.slots.priors import _lists
 from detsearch_cli.slots.priors.base import PriorGrid
@@ -15,18 +17,11 @@ class Shapes(PriorGrid):
     image and the same on all levels unless there is one list a level.
     """
 
-    shapes: _lists.Name | _lists.Lists = Field(
+    shapes: _lists.Choice = Field(
         default="uniform",
         description="[[w, h], ...] in px, one such list a level, or uniform, identical, yolov2-voc, yolov2-coco",
     )
     count: int = Field(default=5, ge=1, description="shapes of `identical`")
-
-    @field_validator("shapes")
-    @classmethod
-    def _whole(cls, value: _lists.Name | _lists.Lists) -> _lists.Name | _lists.Lists:
-        if not isinstance(value, str):
-            _lists.check_lists(value)
-        return value
 
     @property
     def per_cell(self) -> int:
@@ -46,3 +41,10 @@ class Shapes(PriorGrid):
         if isinstance(self.shapes, str) or len(self.shapes) == 1:
             return super().level_boxes(levels)
         return [list(shapes) for shapes in self.shapes]
+
+    def fragment(self) -> dict[str, Any]:
+        """These priors as a part of a recipe: one list where the levels have but one."""
+        if isinstance(self.shapes, str):
+            return {"priors": self.model_dump(mode="json") | {"name": "shapes"}}
+        lists = [[list(shape) for shape in level] for level in self.shapes]
+        return {"priors": {"name": "shapes", "shapes": lists[0] if len(lists) == 1 else lists}}

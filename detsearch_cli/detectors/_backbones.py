@@ -21,6 +21,7 @@ TIMM = (
     "resnext101_32x8d",
     "resnext101_64x4d",
     "mobilenetv2_050",
+    "vgg16",
     *SWIN,
 )
 NAMES = (*_small.NAMES, _darknet.NAME, *TIMM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,18 @@ class Selection:
     max_detections: int
 
 
-def select(dense: Dense, sizes: Tensor, how: Selection) -> list[Detections]:
+def select(
+    dense: Dense,
+    sizes: Tensor,
+    how: Selection,
+    probabilities: Callable[[Tensor], Tensor] = torch.sigmoid,
+) -> list[Detections]:
     """The detections of every image, best first. sizes (B, 2) height, width px: boxes are clipped to it.
 
     The class score alone must exceed the threshold; where there is a centerness, ranking and the final score
     use sqrt(class * centerness), as in FCOS's and ATSS's code.
     """
-    scores = dense.logits.float().sigmoid()
+    scores = probabilities(dense.logits.float())
     # the threshold comes before the product, so that low centerness ranks a box low but cannot remove it
     passes = scores > how.score_threshold
     if dense.centerness is not None:

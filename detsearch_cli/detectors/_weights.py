@@ -107,7 +107,7 @@ def _same(key: str) -> str:
 
 def _timm_features(key: str) -> str:
     """timm's classifier names its stages layers.0, its feature extractor layers_0."""
-    return re.sub(r"\b(layers|stages)\.(\d+)\.", r"\1_\2.", key)
+    return re.sub(r"\b(layers|stages|features)\.(\d+)\.", r"\1_\2.", key)
 
 
 def _swin_official(key: str) -> str:

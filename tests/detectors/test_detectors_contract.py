@@ -26,11 +26,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "atss", "centerness": False},
     {"name": "faster_rcnn", "fpn": False, "region_head": "mlp"},
     {"name": "faster_rcnn", "fpn": False},
+    {"name": "ssd", "size": 512},
 ]
 BOXES = torch.tensor([[10.0, 20, 60, 80], [50, 10, 120, 60], [90, 90, 120, 115]])
 
 
-SIZE: dict[str, dict[str, Any]] = {"faster_rcnn": {"width": 64, "regions": 128}}
+SIZE: dict[str, dict[str, Any]] = {"faster_rcnn": {"width": 64, "regions": 128}, "ssd": {"image": 128}}
 """Options that make a detector fit the size of the test images, without changing what it does."""
 PRIORS: dict[str, dict[str, Any]] = {
     "fcos": {"name": "points", "range_base": 32},

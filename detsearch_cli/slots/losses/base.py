@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,16 @@ class DetectionLoss(Part):
     then every parameter receives a gradient in every step and no rank of a distributed training hangs.
     """
 
+    trains_objectness: ClassVar[bool] = False
+    """Whether it compares `Dense.objectness`; a detector that has it needs such a loss."""
+
     @abstractmethod
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         """Scalar terms by name. `dense` carries gradient and is float32."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Class scores in [0, 1] of the logits that this loss trains, of the same shape."""
+        return logits.sigmoid()
 
 
 def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:

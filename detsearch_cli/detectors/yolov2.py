@@ -70,6 +70,11 @@ class YOLOv2(Detector):
                 f"detector yolov2 predicts boxes from shapes, got priors: {recipe.priors and recipe.priors.name}; "
                 f"use priors: shapes or anchors"
             )
+        if not self.loss.trains_objectness:
+            raise RecipeError(
+                f"detector yolov2 needs a loss that trains its objectness, got loss: "
+                f"{recipe.loss and recipe.loss.name}; use loss: yolo"
+            )
         self.backbone = build_backbone(recipe.backbone, (LEVEL - 1, LEVEL))
         features = dict(zip(self.backbone.levels, self.backbone.channels, strict=True))
         if not {LEVEL - 1, LEVEL} <= features.keys():

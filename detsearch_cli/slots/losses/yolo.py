@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -21,6 +23,8 @@ class Yolo(DetectionLoss):
     as its learning rate is. Zhong et al. 2020 (section 4.1) use the same weights. The size errors
     (dw + log a - log g)^2 are their Eq. 3, so shapes that learn have the gradient of Eq. 9, times the weights.
     """
+
+    trains_objectness: ClassVar[bool] = True
 
     object_weight: float = Field(default=5.0, ge=0, description="of objectness where there is an object")
     background_weight: float = Field(default=1.0, ge=0, description="of objectness where there is none")

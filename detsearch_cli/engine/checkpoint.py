@@ -5,7 +5,7 @@
     log.jsonl             one line a step, one line an epoch
     last.safetensors      weights after the last trained epoch (averaged ones, with EMA), recipe, classes
     best.safetensors      the same at the epoch of the highest validation AP, when it is evaluated every epoch
-    resume.safetensors    weights, optimiser, EMA and random state; removed when the run is finished
+    resume.safetensors    weights, optimiser and EMA; removed when the run is finished
     detections.json       COCO results of the evaluated split
     best.yaml             the fragment of the best weights' learned shapes, where shapes learned
 

@@ -9,11 +9,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from detsearch_cli.data.transforms import seed_of
 from detsearch_cli.engine.checkpoint import load_tensors, save_tensors
 
 
 class State:
-    """What is saved: weights, their average, the optimiser, random states, how far and how long it trained."""
+    """What is saved: weights, their average, the optimiser, how far and how long it trained."""
 
     def __init__(
         self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, fabric: Fabric
@@ -22,6 +23,13 @@ class State:
         self.step = 0
         self.seconds = 0.0
 
+    def seed_step(self, seed: int) -> None:
+        """Let what the next step draws (dropout, samples of priors) depend on seed, step and rank alone.
+
+        Nothing need be saved then, and every rank goes on exactly, not only the one that saves.
+        """
+        torch.manual_seed(seed_of(seed, self.step, self.fabric.global_rank) & (2**63 - 1))
+
     def save(self, path: Path) -> None:
         """Write atomically. Raises StorageError."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -29,9 +37,6 @@ class State:
             tensors |= {f"ema.{k}": v for k, v in self.average.state_dict().items()}
         optim, groups = pack_optimizer(self.optimizer)
         tensors |= optim
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.fabric.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
         about = {
             "step": self.step,
             "seconds": self.seconds,
@@ -47,9 +52,6 @@ class State:
         if self.average is not None:
             self.average.load_state_dict(_under("ema.", tensors))
         unpack_optimizer(self.optimizer, tensors, text["optim"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.fabric.device.type == "cuda" and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
         self.fabric.strategy.precision.load_state_dict(about["precision"])
         self.step, self.seconds = about["step"], about["seconds"]
 

@@ -4,8 +4,8 @@ Read it top to bottom: `train` prepares, `_Run.fit` walks the epochs, `_Run._ste
 processes are in machine.py, learning rate and optimiser in optimise.py, what is saved in state.py.
 
 Randomness: the order and augmentation of images depend on (seed, epoch, image) alone (data/loader.py), the
-weights on `seed`; torch's own random state travels in resume.safetensors. An interrupted run therefore goes on
-exactly where it was, and on a CPU ends in the same weights, bit for bit.
+weights on `seed`, what a step draws on (seed, step, rank). An interrupted run therefore goes on exactly where it
+was, and on a CPU ends in the same weights, bit for bit.
 
 Several processes: each computes its share of every batch. Losses are divided by normalisers averaged over the
 ranks, so the averaged gradient is that of the whole batch in one process, exactly but for batch norm (each rank
@@ -192,6 +192,7 @@ class _Run:
     def _step(self, batches: list[Batch]) -> dict[str, float]:
         """One step of the optimiser over the micro-batches; returns the losses."""
         self.model.at(self._moment())
+        self.state.seed_step(self.recipe.seed)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate() * group.get("lr_factor", 1.0)
         sums: dict[str, Tensor] = {}

@@ -20,8 +20,8 @@ class Sample:
 def balanced(positive: Tensor, negative: Tensor, count: int, share: float) -> Sample:
     """At most `count` candidates an image, at most `share` of them positive, negatives for the rest.
 
-    positive, negative (B, N) bool. Drawn uniformly from torch's random state, which a resumed training
-    restores. Source: Ren et al. 2015 (Faster R-CNN), section 3.1.3; Girshick 2015 (Fast R-CNN), section 2.3.
+    positive, negative (B, N) bool. Drawn uniformly from torch's random state, which every step of a training sets
+    (engine/state.py). Source: Ren et al. 2015 (Faster R-CNN), section 3.1.3; Girshick 2015 (Fast R-CNN), 2.3.
     """
     draws = torch.rand(positive.shape, device=positive.device)
     chosen_positive, found = _draw(draws, positive, int(count * share))

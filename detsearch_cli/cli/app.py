@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from detsearch_cli import __version__
-from detsearch_cli.cli import assign, data, demo, evaluate, kernels, predict, report, study, train
+from detsearch_cli.cli import anchors, assign, data, demo, evaluate, kernels, predict, report, study, train
 from detsearch_cli.cli.groups import Group
 from detsearch_cli.errors import DetsearchError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 for module in (demo, train, evaluate, predict, report):
     module.register(app)
-for module in (data, assign, study, kernels):
+for module in (data, assign, anchors, study, kernels):
     app.add_typer(module.app)
 
 

@@ -212,20 +212,29 @@ class SearchOptions:
 
 
 @dataclass
-class TrainOptions:
-    """Training with what a search found; the same in every method."""
+class RunsOptions:
+    """Several trainings of one recipe, alone or against a baseline; the same in every method."""
 
-    study: Annotated[
-        Path | None,
-        _option("Take recipe and best.yaml from this study; other options lie over it.", panel="Train"),
-    ] = None
     baseline: Annotated[
-        bool, _option("Train the detector's own too, same seeds, and compare.", "--baseline", panel="Train")
+        bool,
+        _option("Train the same without it too, same seeds, and compare.", "--baseline", panel="Train"),
     ] = False
     seeds: Annotated[
         int, _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1)
     ] = 1
     jobs: Annotated[int, _option("Trainings at a time.", panel="Train", min=1)] = 1
     executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Train")] = "local"
-    out: Annotated[Path | None, _option("Folder of the runs; default: in the study.", panel="Train")] = None
+    out: Annotated[Path | None, _option("Folder of the runs; default: one by the recipe.", panel="Train")] = (
+        None
+    )
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Train")] = False
+
+
+@dataclass
+class TrainOptions(RunsOptions):
+    """Training with what a search found; the same in every method that searches."""
+
+    study: Annotated[
+        Path | None,
+        _option("Take recipe and best.yaml from this study; other options lie over it.", panel="Train"),
+    ] = None

@@ -11,7 +11,7 @@ from detsearch_cli.cli import console
 from detsearch_cli.errors import RecipeError, StudyError
 
 if TYPE_CHECKING:
-    from detsearch_cli.cli.options import RecipeOptions, TrainOptions
+    from detsearch_cli.cli.options import RecipeOptions, RunsOptions, TrainOptions
     from detsearch_cli.engine.contest import Contest, Entrant
     from detsearch_cli.recipe import Fragment, Recipe
 
@@ -48,7 +48,9 @@ def run_train(method: str, slots: tuple[str, ...], options: RecipeOptions, train
             f"{train.study} found nothing better than the detector's own; that is trained, there is no other"
         )
     if nothing or not train.baseline:
-        train_alone("baseline" if nothing else "searched", searched, seeds, folder, train)
+        results = train_alone("searched", searched, seeds, folder, train)
+        if train.json:
+            console.emit_json({"folder": str(folder), "runs": results})
         return
     outcome = compare(without, searched, seeds, folder, train)
     record(outcome, folder, train.study)
@@ -69,12 +71,14 @@ def default_folder(method: str, study: Path | None, recipe: Recipe) -> Path:
     return Path("runs") / f"{method}-{recipe.detector.name}-{recipe.hash()[:8]}"
 
 
-def train_alone(side: str, recipe: Recipe, seeds: list[int], folder: Path, train: TrainOptions) -> None:
-    """One recipe alone, once a seed."""
+def train_alone(
+    side: str, recipe: Recipe, seeds: list[int], folder: Path, train: RunsOptions
+) -> list[dict[str, Any]]:
+    """One recipe alone, once a seed; returns folder and metrics of each, and tells them unless as JSON."""
     from detsearch_cli.engine.contest import Entrant
     from detsearch_cli.engine.trial import load_data, train_with_retry
 
-    entrants = [Entrant("searched", recipe.with_({"seed": s}), folder / f"searched-seed{s}") for s in seeds]
+    entrants = [Entrant(side, recipe.with_({"seed": s}), folder / f"{side}-seed{s}") for s in seeds]
     train_in_workers(entrants, folder, "detsearch_cli.engine.trial:run_trial", train)
     results = []
     for one in entrants:
@@ -83,17 +87,21 @@ def train_alone(side: str, recipe: Recipe, seeds: list[int], folder: Path, train
         results.append({"run": str(one.folder), **metrics})
         if not train.json:
             console.coco_table(f"{one.folder}: AP on {metrics['split']}", metrics["coco"])
-    if train.json:
-        console.emit_json({"folder": str(folder), "runs": results})
+    return results
 
 
 def compare(
-    baseline: Recipe, searched: Recipe, seeds: list[int], folder: Path, train: TrainOptions
+    baseline: Recipe,
+    searched: Recipe,
+    seeds: list[int],
+    folder: Path,
+    train: RunsOptions,
+    sides: tuple[str, str] = ("baseline", "searched"),
 ) -> Contest:
     """Both sides over all seeds, with a progress bar for each training."""
     from detsearch_cli.engine.contest import contest, entrants
 
-    every = entrants(baseline, searched, seeds, folder)
+    every = entrants(baseline, searched, seeds, folder, sides)
     train_in_workers(every, folder, "detsearch_cli.engine.contest:train_entry", train)
     with ExitStack() as stack:
         bars: list[ExitStack] = []
@@ -106,10 +114,10 @@ def compare(
             shown: Callable[[Any], None] = bar.enter_context(console.training_bar(title))
             return shown
 
-        return contest(baseline, searched, seeds, folder, watch)
+        return contest(baseline, searched, seeds, folder, watch, sides)
 
 
-def train_in_workers(entrants: Sequence[Entrant], folder: Path, run_trial: str, train: TrainOptions) -> None:
+def train_in_workers(entrants: Sequence[Entrant], folder: Path, run_trial: str, train: RunsOptions) -> None:
     """Several trainings at a time, or elsewhere; one at a time on this machine is left to the caller."""
     if train.jobs == 1 and train.executor == "local":
         return
@@ -142,7 +150,8 @@ def record(outcome: Contest, folder: Path, study: Path | None) -> None:
 def tell(outcome: Contest) -> None:
     """The table of seeds, and the verdict with its interval."""
     rows = []
-    for side in ("baseline", "searched"):
+    below, above = outcome.sides
+    for side in outcome.sides:
         aps = outcome.aps(side)
         seconds = [e.train_seconds for e in outcome.entries if e.side == side]
         mean = sum(aps) / len(aps)
@@ -152,12 +161,12 @@ def tell(outcome: Contest) -> None:
     console.table(title, ["", "mean", "by seed", "seconds a training"], rows)
     decisive = outcome.decisive
     if decisive.low > 0:
-        verdict = "searched is better than baseline"
+        verdict = f"{above} is better than {below}"
     elif decisive.high < 0:
-        verdict = "searched is worse than baseline"
+        verdict = f"{above} is worse than {below}"
     else:
         verdict = "within noise"
-    over = f"{len(outcome.aps('baseline'))} seeds" if outcome.over_seeds else "images, one seed"
+    over = f"{len(outcome.aps(below))} seeds" if outcome.over_seeds else "images, one seed"
     console.say(f"difference: {console.interval_text(decisive)}, 95% interval over {over}: {verdict}")
     if outcome.over_seeds is not None:
         images = console.interval_text(outcome.over_images)

@@ -55,6 +55,7 @@ class Contest:
     entries: tuple[Entry, ...]
     over_images: Comparison
     over_seeds: Comparison | None
+    sides: tuple[str, str] = SIDES
 
     def aps(self, side: str) -> list[float]:
         """AP of every seed of a side, in the order of the seeds."""
@@ -92,32 +93,39 @@ def contest(
     seeds: Sequence[int],
     folder: Path,
     watch: Callable[[str], Watch] = lambda _: lambda _: None,
+    sides: tuple[str, str] = SIDES,
 ) -> Contest:
     """Train both recipes once a seed, at equal cost, and compare them on the final split.
 
-    `watch` is given a title for each training and returns its progress callback. The same call resumes, and
+    sides: what the two are called, in tables and in the names of their folders. `watch` is given a title for each training and returns its progress callback. The same call resumes, and
     finds what `train_entry` did in other processes.
     """
     split = final_split(searched.data)
     entries = [
         _enter(entrant, split, watch(f"{entrant.side}, seed {entrant.recipe.seed}"))
-        for entrant in entrants(baseline, searched, seeds, folder)
+        for entrant in entrants(baseline, searched, seeds, folder, sides)
     ]
     first = {e.side: e.table for e in entries if e.seed == seeds[0]}
-    over_images = paired_bootstrap(split, first["baseline"], first["searched"])
+    over_images = paired_bootstrap(split, first[sides[0]], first[sides[1]])
     over_seeds = None
     if len(seeds) > 1:
-        aps = {side: [e.ap for e in entries if e.side == side] for side in SIDES}
-        over_seeds = seed_interval(aps["baseline"], aps["searched"])
-    return Contest(split, tuple(entries), over_images, over_seeds)
+        aps = {side: [e.ap for e in entries if e.side == side] for side in sides}
+        over_seeds = seed_interval(aps[sides[0]], aps[sides[1]])
+    return Contest(split, tuple(entries), over_images, over_seeds, sides)
 
 
-def entrants(baseline: Recipe, searched: Recipe, seeds: Sequence[int], folder: Path) -> list[Entrant]:
+def entrants(
+    baseline: Recipe,
+    searched: Recipe,
+    seeds: Sequence[int],
+    folder: Path,
+    sides: tuple[str, str] = SIDES,
+) -> list[Entrant]:
     """Every training of a contest: both sides take turns, seed by seed."""
     return [
         Entrant(side, recipe.with_({"seed": seed}), folder / f"{side}-seed{seed}")
         for seed in seeds
-        for side, recipe in zip(SIDES, (baseline, searched), strict=True)
+        for side, recipe in zip(sides, (baseline, searched), strict=True)
     ]
 
 

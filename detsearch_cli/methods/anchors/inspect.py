@@ -1,0 +1,97 @@
+"""What shapes do: how they moved during a training, how they fit boxes, how many boxes each serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detsearch_cli.engine.checkpoint import LOG
+from detsearch_cli.errors import CheckpointError
+from detsearch_cli.methods.anchors.fit import quality, served
+
+USED = 0.01
+"""A shape that serves fewer of the boxes than this part is called idle."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """The shapes of a run as they learned. epochs (T,): 0 before the first. shapes (T, L, K, 2): w, h in px."""
+
+    name: str
+    epochs: np.ndarray
+    shapes: np.ndarray
+
+    @property
+    def initial(self) -> np.ndarray:
+        """(L, K, 2) px before the training."""
+        return self.shapes[0]
+
+    @property
+    def learned(self) -> np.ndarray:
+        """(L, K, 2) px after the last epoch so far, those of last.safetensors."""
+        return self.shapes[-1]
+
+
+def read_way(run: Path) -> Way:
+    """The way of the run in this folder, finished or not. Raises CheckpointError where no shapes learned."""
+    path = run / LOG
+    if not path.is_file():
+        raise CheckpointError(f"{run} is no run folder: it holds no {LOG}")
+    found: dict[int, list[object]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if '"anchors"' in line:
+            try:
+                entry = json.loads(line)
+                found[int(entry["epoch"])] = entry["anchors"]
+            except (ValueError, KeyError, TypeError):  # a line cut off by a kill
+                continue
+    if not found:
+        raise CheckpointError(
+            f"no shapes learned in {run}: its recipe has fixed priors; `detsearch anchors train` lets them learn"
+        )
+    epochs = sorted(found)
+    return Way(run.name, np.array(epochs), np.array([found[epoch] for epoch in epochs], dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Shapes against boxes. shares (L, K): part of the boxes that each shape overlaps most; sums to 1.
+
+    mean_iou: of the boxes with their best shape. recall: part of them whose best shape has an IoU of at least .5.
+    idle: shapes that serve less than a hundredth of the boxes.
+    """
+
+    name: str
+    shapes: np.ndarray
+    shares: np.ndarray
+    mean_iou: float
+    recall: float
+    idle: int
+
+
+def look(sizes: np.ndarray, sets: Mapping[str, np.ndarray]) -> list[Look]:
+    """Every set of shapes (L, K, 2) px, by name, against boxes (N, 2) px; places do not count."""
+    found = []
+    for name, shapes in sets.items():
+        flat = shapes.reshape(-1, 2)
+        share = served(sizes, flat)
+        whole = quality(sizes, flat)[-1]
+        idle = int((share < USED).sum())
+        found.append(Look(name, shapes, share.reshape(shapes.shape[:2]), whole.mean_iou, whole.recall, idle))
+    return found
+
+
+def spread(sets: list[np.ndarray]) -> float:
+    """How far apart several trainings ended: the largest ratio of sides that correspond, less 1.
+
+    Shapes (L, K, 2) correspond by area, level by level, whatever order they are in.
+    """
+    ordered = [
+        np.stack([level[np.argsort(level.prod(-1), kind="stable")] for level in shapes]) for shapes in sets
+    ]
+    every = np.stack(ordered)
+    return float((every.max(0) / every.min(0)).max() - 1)

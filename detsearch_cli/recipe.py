@@ -131,7 +131,9 @@ class Augment(_Section):
     @property
     def largest_side(self) -> int:
         """Longest side a training image can have, px."""
-        return max(*self.image_size, *(self.multi_scale or ()))
+        short, long = self.image_size
+        # the limit of the long side goes with the short side that is drawn
+        return max(short, long, *(round(side * long / short) for side in self.multi_scale or ()))
 
     @field_validator("image_size", mode="before")
     @classmethod

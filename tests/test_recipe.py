@@ -45,6 +45,18 @@ def test_a_recipe_survives_yaml_and_with() -> None:
 
 
 @pytest.mark.parametrize(
+    ("augment", "side"),
+    [
+        ({"image_size": 192}, 192),
+        ({"image_size": [800, 1333]}, 1333),
+        ({"image_size": [800, 1333], "multi_scale": [640, 1200]}, 2000),
+    ],
+)
+def test_the_largest_side_of_a_training_image_is_known(augment: dict[str, object], side: int) -> None:
+    assert validate({"augment": augment}).augment.largest_side == side
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"optim": {"lrr": 1}}, r"optim\.lrr is no key"),

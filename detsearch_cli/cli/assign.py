@@ -190,9 +190,11 @@ def _detector(recipe: Recipe, run: Path | None) -> tuple[Any, bool]:
 
 def _bins(recipe: Recipe, assigner: Any) -> Any:
     from detsearch_cli.methods.assign.space import Bins
+    from detsearch_cli.recipe import detector_class
 
     shared = len(assigner.counts) == 1
-    levels = None if shared else tuple(range(recipe.neck.levels[0], recipe.neck.levels[1] + 1))
+    first, last = detector_class(recipe.detector).pyramid_levels(recipe)
+    levels = None if shared else tuple(range(first, last + 1))
     return Bins(assigner.edge_rows(), levels)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from detsearch_cli import parts
 from detsearch_cli.methods.assign.space import Bins, bin_labels, build, parse_bins
-from detsearch_cli.recipe import Fragment, Recipe
+from detsearch_cli.recipe import Fragment, Recipe, detector_class
 from detsearch_cli.report.figures import Figure
 from detsearch_cli.report.page import Table
 from detsearch_cli.search.space import Space
@@ -36,7 +35,7 @@ class AssignMethod:
 
     def groups(self, recipe: Recipe) -> Bins:
         """Groups of ground truths for the recipe's pyramid. Raises SpaceError when the bins do not fit it."""
-        return parse_bins(self.bins, recipe.neck.levels, self.edges)
+        return parse_bins(self.bins, detector_class(recipe.detector).pyramid_levels(recipe), self.edges)
 
     def space(self, recipe: Recipe) -> Space:
         """Raises SpaceError when the bins do not fit the recipe's pyramid."""
@@ -46,10 +45,7 @@ class AssignMethod:
         """Largest count searched for the recipe's detector (HPS-Det, section 4.2)."""
         if self.max_count is not None:
             return self.max_count
-        from detsearch_cli.detectors.base import Detector  # imports torch, which `--help` must not
-
-        found: type[Detector] = parts.find("detectors", recipe.detector.name, Detector)  # type: ignore[type-abstract]
-        return found.max_count
+        return detector_class(recipe.detector).max_count
 
     def fragment(self, recipe: Recipe, candidate: Mapping[str, Any]) -> Fragment:
         """What `best.yaml` holds: the whole assign slot. Raises SpaceError outside the space."""

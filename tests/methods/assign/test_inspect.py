@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = ["baseline", "searched"]
 
 
-@pytest.fixture(scope="module", params=["fcos", "retinanet"])
+@pytest.fixture(scope="module", params=["fcos", "retinanet", "faster_rcnn"])
 def case(request):
     """(recipe, detector, split, searched assigner, inspection of images 3, 0 and 5)."""
     torch.manual_seed(0)

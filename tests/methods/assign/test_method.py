@@ -99,3 +99,11 @@ def test_published_recipes_train_as_they_are(path):
     loss = sum(model.training_loss(torch.randn(2, 3, 128, 128), targets).values())
     loss.backward()
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", {"name": "faster_rcnn", "fpn": False}, "ssd", "yolov2"])
+def test_counts_by_level_fit_detectors_with_levels_of_their_own(detector):
+    recipe = small(detector=detector)
+    candidate = AssignMethod().space(recipe).sample(np.random.default_rng(0))
+    made = build(AssignMethod().apply(recipe, candidate), 5)
+    assert isinstance(made.assigner, Dynamic) and len(made.assigner.counts) == len(made.strides)

@@ -109,6 +109,7 @@ def train(options: RecipeOptions, runs: RunsOptions, init: Init = None, anchors:
     recipe, data, detector = _opened(options, {"detector": DETECTOR})
     start = starting_shapes(init, detector, anchors, lambda: _sizes(recipe, data), recipe.seed)
     learning, fixed = _sides(recipe, start, len(data.train.classes))
+    shapes.tell_bounds(start, fixed)
     folder = runs.out or default_folder("anchors", None, learning)
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
     seeds = [learning.seed + i for i in range(runs.seeds)]
@@ -146,10 +147,10 @@ def show(
     from detsearch_cli.files import replace_file
     from detsearch_cli.methods.anchors import figures
     from detsearch_cli.methods.anchors.fit import fit_levels
-    from detsearch_cli.methods.anchors.inspect import look, read_way
+    from detsearch_cli.methods.anchors.inspect import look, read_ways
     from detsearch_cli.methods.anchors.starts import own_shapes
 
-    ways = [read_way(folder) for folder in run or []]
+    ways = read_ways(run or [])
     below = read_recipe(run[0]).model_dump(mode="json") if run else {"detector": DETECTOR}
     recipe, data, detector = _opened(options, below)
     sizes, first = _sizes(recipe, data), detector.levels[0]
@@ -157,8 +158,8 @@ def show(
     shapes.check_ways(ways, own)
     fitted, _ = fit_levels(sizes, detector.strides, own.shape[1], seed=recipe.seed)
     fixed = {"k-means": fitted} if ways else {"detector's own": own, "k-means": fitted}
-    sets = {**({"initial": ways[0].initial} if ways else {}), **fixed, **{w.name: w.learned for w in ways}}
-    looks = look(sizes, sets)
+    initial = [(f"{w.name}, initial", w.initial) for w in ways]
+    looks = look(sizes, [*initial, *fixed.items(), *((w.name, w.learned) for w in ways)])
     drawn = {
         "plane": figures.plane(sizes, fixed, ways, first),
         "shares": figures.shares(looks, first),

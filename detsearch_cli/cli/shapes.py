@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SIDES = ("baseline", "learned")
 LISTED = 12
 """Shapes in one line of a table."""
+TOLD = 0.01
+"""Part by which a side must move to be told of."""
 Rows = tuple[Sequence[SizeBin], Sequence[SizeBin]]
 
 
@@ -93,6 +95,18 @@ def fit_json(
         "by_size": parts,
         "file": str(file),
     }
+
+
+def tell_bounds(start: np.ndarray, fixed: Recipe) -> None:
+    """That initial shapes beyond the bounds of learning were brought within them, where they were."""
+    assert fixed.priors is not None
+    begun = np.array(fixed.priors.options["shapes"]).reshape(start.shape)
+    moved = int((np.abs(begun / start - 1) > TOLD).any(-1).sum())
+    if moved:
+        console.say(
+            f"note: {moved} of {start.shape[0] * start.shape[1]} initial shapes leave the bounds of learning (a quarter "
+            f"of the stride, the image's side) and begin on them: {_listed(begun.reshape(-1, 2))}; so do the fixed ones"
+        )
 
 
 def learned_ways(folder: Path, seeds: Sequence[int]) -> list[Way]:

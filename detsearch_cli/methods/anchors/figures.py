@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 BINS_AN_OCTAVE = 12
 BLUR = 0.18
 """Octaves; the width of the kernel of the density."""
+FIXED_COLOURS = ("ink", "baseline", "muted")
 COLOUR_NAMES = ("accent", "second", "fail", "muted", "baseline")
 
 
 def plane(
     sizes: np.ndarray, fixed: dict[str, np.ndarray], ways: Sequence[Way], first_level: int = 5
 ) -> Figure:
-    """Density of the boxes, fixed shapes by name, and the ways of shapes that learned, with marginals.
+    """Density of the boxes, at most three sets of fixed shapes, and the ways of shapes that learned, with marginals.
 
     sizes (N, 2), N at least 1; fixed: (L, K, 2), all px. first_level: of the shapes' first list, 5 for stride 32.
     """
@@ -35,12 +36,14 @@ def plane(
         axes = sheet.subplots(2, 2, sharex="col", sharey="row", width_ratios=(5, 1), height_ratios=(1, 5))
         main, top, right = axes[1, 0], axes[0, 0], axes[1, 1]
         axes[0, 1].set_axis_off()
-        main.pcolormesh(edges, edges, density, cmap=_map(), rasterized=True)
+        middles = (edges[:-1] + edges[1:]) / 2
+        # the root shows where boxes are few, too
+        main.pcolormesh(middles, middles, np.sqrt(density), cmap=_map(), shading="gouraud")
         main.plot(edges[[0, -1]], edges[[0, -1]], lw=0.8, ls=(0, (2, 4)), color=COLOURS["muted"])
-        _marginals(top, right, density, edges)
-        for (name, shapes), marker in zip(fixed.items(), ("s", "D", "v", "P") * 4, strict=False):
+        _marginals(top, right, density, middles)
+        for (name, shapes), marker, colour in zip(fixed.items(), "sDv", FIXED_COLOURS, strict=False):
             x, y = np.log2(shapes.reshape(-1, 2)).T
-            main.plot(x, y, marker, ms=7, mfc="none", mec=COLOURS["ink"], mew=1.3, label=name, zorder=4)
+            main.plot(x, y, marker, ms=7, mfc="none", mec=COLOURS[colour], mew=1.3, label=name, zorder=4)
         for i, way in enumerate(ways):
             _draw_way(main, way, i, len(ways), first_level)
         _ticks(main, edges)
@@ -68,7 +71,8 @@ def _draw_way(ax: Axes, way: Way, index: int, count: int, first_level: int) -> N
             ax.plot(*points[:, k].T, lw=1.3, color=colour, alpha=0.75, zorder=5)
         ax.plot(*points[0].T, "^", ms=6, mfc="white", mec=colour, mew=1.3, zorder=6)
         label = name if by_level or level == 0 else None
-        ax.plot(*points[-1].T, "o", ms=7.5, color=colour, mec="white", mew=0.9, zorder=7, label=label)
+        size = 7.5 + 3 * (count - 1 - index)  # those that end in one place all show, as rings
+        ax.plot(*points[-1].T, "o", ms=size, color=colour, mec="white", mew=0.9, zorder=7, label=label)
 
 
 def _edges(points: np.ndarray) -> np.ndarray:
@@ -87,8 +91,7 @@ def _density(logs: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return smooth / max(smooth.max(), 1e-12)
 
 
-def _marginals(top: Axes, right: Axes, density: np.ndarray, edges: np.ndarray) -> None:
-    middles = (edges[:-1] + edges[1:]) / 2
+def _marginals(top: Axes, right: Axes, density: np.ndarray, middles: np.ndarray) -> None:
     top.fill_between(middles, density.sum(0), color=COLOURS["dot"], alpha=0.6, lw=0)
     right.fill_betweenx(middles, density.sum(1), color=COLOURS["dot"], alpha=0.6, lw=0)
     for ax in (top, right):
@@ -104,7 +107,7 @@ def _ticks(ax: Axes, edges: np.ndarray) -> None:
     names = [f"{2**octave:g}" for octave in octaves]
     ax.set_xticks(octaves, names)
     ax.set_yticks(octaves, names)
-    ax.set(xlim=edges[[0, -1]], ylim=edges[[0, -1]], aspect="equal")
+    ax.set(xlim=edges[[0, -1]], ylim=edges[[0, -1]])
     ax.set(xlabel="width, px (logarithmic)", ylabel="height, px (logarithmic)")
 
 

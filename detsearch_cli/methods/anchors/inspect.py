@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,13 @@ def read_way(run: Path) -> Way:
     return Way(run.name, np.array(epochs), np.array([found[epoch] for epoch in epochs], dtype=np.float64))
 
 
+def read_ways(runs: Sequence[Path]) -> list[Way]:
+    """`read_way` of each, named by as much of their folders' paths as tells them apart."""
+    parts = list(dict.fromkeys(run.resolve().parts for run in runs))
+    depth = next(d for d in range(1, 1000) if len({p[-d:] for p in parts}) == len(parts))
+    return [replace(read_way(Path(*p)), name="/".join(p[-depth:])) for p in parts]
+
+
 @dataclass(frozen=True)
 class Look:
     """Shapes against boxes. shares (L, K): part of the boxes that each shape overlaps most; sums to 1.
@@ -73,10 +80,10 @@ class Look:
     idle: int
 
 
-def look(sizes: np.ndarray, sets: Mapping[str, np.ndarray]) -> list[Look]:
-    """Every set of shapes (L, K, 2) px, by name, against boxes (N, 2) px; places do not count."""
+def look(sizes: np.ndarray, sets: Sequence[tuple[str, np.ndarray]]) -> list[Look]:
+    """Every named set of shapes (L, K, 2) px against boxes (N, 2) px; places do not count."""
     found = []
-    for name, shapes in sets.items():
+    for name, shapes in sets:
         flat = shapes.reshape(-1, 2)
         share = served(sizes, flat)
         whole = quality(sizes, flat)[-1]

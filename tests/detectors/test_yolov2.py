@@ -173,6 +173,16 @@ def test_shapes_that_learn_have_their_gradient_and_leave_a_plain_detector() -> N
         torch.testing.assert_close(plain(images()).boxes, detector(images()).boxes, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["dynamic", "max_iou", "atss"])
+@pytest.mark.parametrize("priors", [SHAPES, "learned"])
+def test_other_assignments_of_anchors_train_it_too(name: str, priors: Any) -> None:
+    learned = {"name": "learned", "init": SHAPES}
+    detector = detector_of(assign=name, **({"priors": learned} if priors == "learned" else {}))
+    assert detector.assign(detector(images()), TRUTH).positive.any()
+    torch.stack(list(detector.training_loss(images(), TRUTH).values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+
+
 def test_what_does_not_fit_is_refused_with_the_remedy() -> None:
     with pytest.raises(RecipeError, match="predicts boxes from shapes, got priors: points"):
         detector_of(priors="points")

@@ -224,9 +224,9 @@ class RunsOptions:
     ] = 1
     jobs: Annotated[int, _option("Trainings at a time.", panel="Train", min=1)] = 1
     executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Train")] = "local"
-    out: Annotated[Path | None, _option("Folder of the runs; default: one by the recipe.", panel="Train")] = (
-        None
-    )
+    out: Annotated[
+        Path | None, _option("Folder of the runs; default: by the recipe, or in the study.", panel="Train")
+    ] = None
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Train")] = False
 
 

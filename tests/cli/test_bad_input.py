@@ -11,7 +11,7 @@ import yaml
 
 from detsearch_cli.cli.app import run
 from detsearch_cli.engine.checkpoint import read_recipe
-from tests.cli.small import DATA, SMALL
+from tests.cli.small import ANCHORED, DATA, SMALL
 
 Told = pytest.CaptureFixture[str]
 SEARCH = ["assign", "search", *SMALL, "--out", "studies"]
@@ -76,6 +76,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["assign", "train"], "give --study"),
         (["assign", "train", "--study", "empty"], "empty is no study"),
         (["assign", "show"], "give --study"),
+        (["anchors", "fit", *SMALL], "this one predicts distances from points; use --detector yolov2"),
+        (["anchors", "fit", *ANCHORED, "--format", "coco"], "--format is one of fragment, torchvision"),
+        (["anchors", "fit", *ANCHORED, "--init", "uniform"], "--init uniform is for --online"),
+        (["anchors", "fit", *ANCHORED, "--anchors", "0"], "--anchors"),
+        (["anchors", "fit", *ANCHORED, "--anchors", "5000"], "ask for fewer shapes or give more images"),
+        (["anchors", "fit", *ANCHORED, "--out", "file/a.yaml"], "cannot write file/a.yaml"),
+        (["anchors", "train", *ANCHORED, "--init", "unform"], "got 'unform'"),
+        (["anchors", "train", *ANCHORED, "--init", "typo.yaml"], "typo.yaml holds no priors with shapes"),
+        (["anchors", "train", *ANCHORED, "--init", "uniform", "--anchors", "3"], "uniform has 5"),
+        (["anchors", "show", "--run", "empty"], "empty is no run folder"),
         (["study", "list", "nowhere"], "no folder nowhere"),
         (["study", "resume", "empty"], "empty is no study"),
         (["study", "show"], "Missing argument"),

@@ -13,7 +13,7 @@ import pytest
 
 from detsearch_cli.cli.app import run
 from tests.cli.interface import commands, interface
-from tests.cli.small import DATA, ENVIRONMENT, MAIN, SMALL, start
+from tests.cli.small import ANCHORED, DATA, ENVIRONMENT, MAIN, SMALL, start
 
 FROZEN = Path(__file__).with_name("options.txt")
 HEAVY = ("torch", "numpy", "optuna", "matplotlib", "pandas", "PIL", "pydantic", "yaml")
@@ -64,7 +64,7 @@ def test_help_takes_a_fraction_of_a_second(words: list[str]) -> None:
     assert least < 0.3 * pace
 
 
-@pytest.mark.parametrize("words", [["train"], ["assign", "search"]])
+@pytest.mark.parametrize("words", [["train"], ["assign", "search"], ["anchors", "train"]])
 def test_a_long_training_is_not_begun_by_its_bare_name(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +104,15 @@ def test_json_is_the_only_thing_on_stdout(
         "assign search": [*SMALL, *again],
         "assign train": [*SMALL, *counts, "--baseline", "--out", str(tmp_path / "both")],
         "assign show": [*SMALL, *counts, "--images", "2", "--samples", "0", "--out", str(tmp_path / "show")],
+        "anchors fit": [*ANCHORED, "--out", str(tmp_path / "anchors.yaml")],
+        "anchors train": [*ANCHORED, "--baseline", "--out", str(tmp_path / "anchors")],
+        "anchors show": [
+            *ANCHORED,
+            "--run",
+            str(tmp_path / "anchors" / "learned-seed0"),
+            "--out",
+            str(tmp_path),
+        ],
         "study list": [str(study.parent)],
         "study show": [str(study)],
         "study resume": [str(study)],

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.slots.priors.shapes import Shapes
 
 DIGITS = 2
 """Decimals of a pixel."""
@@ -29,11 +30,9 @@ def to_yaml(shapes: np.ndarray, strides: Strides, format: str, about: str) -> st
 
 def fragment(shapes: np.ndarray, strides: Strides) -> tuple[str, dict[str, Any]]:
     """Fixed priors of a recipe."""
-    lists = shapes.tolist()
-    same = len(lists) == 1
     return (
         "detsearch train --recipe THIS_FILE; to let them learn: detsearch anchors train --init THIS_FILE",
-        {"priors": {"name": "shapes", "shapes": lists[0] if same else lists}},
+        Shapes.model_validate({"shapes": shapes.tolist()}).fragment(),
     )
 
 

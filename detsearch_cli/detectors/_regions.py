@@ -49,8 +49,9 @@ def propose(dense: Dense, sizes: Tensor, *, before: int, keep: int, nms_iou: flo
     """The best `before` of a level, clipped to sizes (B, 2) height, width px, suppressed within their level, and
     of these the best `keep` of an image. An image without any gets itself: the head then has something to look at.
     """
-    scores = dense.logits.detach().float().sigmoid()
-    best, prior, _ = best_per_level(scores, dense.priors.counts, before)
+    # logits, because many sure scores are all 1 in float32
+    best, prior, _ = best_per_level(dense.logits.detach().float(), dense.priors.counts, before)
+    best = best.sigmoid()
     found = dense.boxes.detach().float().gather(1, prior[..., None].expand(-1, -1, 4))
     found = boxes.clip(found, sizes.to(found.device))
     image, column = (found[..., 2:] - found[..., :2]).ge(MIN_SIDE).all(-1).nonzero(as_tuple=True)

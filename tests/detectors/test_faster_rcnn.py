@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 import torch
 from torchvision.models.detection import _utils as tv_utils
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
@@ -320,3 +325,61 @@ def test_regions_of_all_images_are_pooled_from_their_own() -> None:
             number = torch.tensor([end - start])
             own, _ = detector.look(detector.features(alone), found[start:end], number, alone)
             torch.testing.assert_close(together[start:end], own, atol=1e-5, rtol=1e-4)
+
+
+def theirs_into_ours(theirs: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """torchvision's Faster R-CNN under our names; its background is class 0 and has a box, ours is last."""
+    names = (
+        (r"backbone\.body\.", "backbone.body."),
+        (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"neck.lateral.\1."),
+        (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"neck.output.\1."),
+        (r"rpn\.head\.conv\.0\.0\.", "head.conv."),
+        (r"rpn\.head\.cls_logits\.", "head.cls."),
+        (r"rpn\.head\.bbox_pred\.", "head.reg."),
+        (r"roi_heads\.box_head\.fc6\.", "regions.body.1."),
+        (r"roi_heads\.box_head\.fc7\.", "regions.body.3."),
+        (r"roi_heads\.box_predictor\.cls_score\.", "regions.cls."),
+        (r"roi_heads\.box_predictor\.bbox_pred\.", "regions.reg."),
+    )
+    found = {}
+    for key, value in theirs.state_dict().items():
+        for pattern, own in names:
+            key = re.sub(f"^{pattern}", own, key)
+        if key.startswith("regions.cls."):
+            value = value.roll(-1, 0)
+        if key.startswith("regions.reg."):
+            value = value[4:]
+        found[key] = value
+    return found
+
+
+def test_with_torchvisions_weights_it_finds_what_torchvision_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=torch.nn.BatchNorm2d)
+    theirs = TorchvisionFasterRCNN(backbone, 4, box_score_thresh=0.2).eval()
+    torch.nn.init.normal_(theirs.rpn.head.cls_logits.weight, std=0.1)
+    torch.nn.init.normal_(theirs.roi_heads.box_predictor.cls_score.weight, std=0.1)
+    changes = {"backbone": "resnet18", "neck": {"channels": 256, "levels": [2, 6]}}
+    ours = detector_of({"name": "faster_rcnn", "width": 1024}, **changes).eval()
+    missing, unexpected = ours.load_state_dict(theirs_into_ours(theirs), strict=False)
+    assert (missing, unexpected) == ([], [])
+    pictures = images(2)
+    listed = ImageList(pictures, [(128, 128)] * 2)
+    with torch.no_grad():
+        features = theirs.backbone(pictures)
+        # theirs are rounded to whole pixels and centred on the corners of cells
+        anchors = theirs.rpn.anchor_generator(listed, list(features.values()))[0]
+        priors = ours.priors
+        monkeypatch.setattr(ours, "priors", lambda *given: replace(priors(*given), boxes=anchors))
+        proposals, _ = theirs.rpn(listed, features)
+        expected, _ = theirs.roi_heads(features, proposals, listed.image_sizes)
+    test = Selection(score_threshold=0.2, pre_nms_top_k=10**6)
+    for own, other, proposed in zip(
+        ours.detect(pictures, torch.tensor([[128, 128]] * 2), test), expected, proposals, strict=True
+    ):
+        assert len(own.boxes) == len(other["boxes"]) > 5
+        assert own.proposals is not None
+        torch.testing.assert_close(own.proposals, proposed, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(own.boxes, other["boxes"], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(own.scores, other["scores"], atol=1e-4, rtol=1e-4)
+        assert torch.equal(own.labels + 1, other["labels"])

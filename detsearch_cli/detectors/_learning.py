@@ -169,17 +169,17 @@ class SizeNorm(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """rows (B, A, K), the priors of a cell together -> the same with w and h normalised, float32."""
-        shapes = self.scale.numel() // 2
-        cells = rows.float().reshape(-1, shapes, rows.shape[-1])
-        sizes = cells[..., 2:4].reshape(-1, shapes * 2)
+        shapes, width = self.scale.numel() // 2, rows.shape[-1]
+        # split, not slices: its gradient is one concatenation
+        centres, sizes, rest = rows.float().reshape(-1, shapes, width).split((2, 2, width - 4), -1)
+        sizes = sizes.reshape(-1, shapes * 2)
         if self.training and len(sizes) == 1:  # one cell has no deviation
-            normed = sizes * self.scale
+            sizes = sizes * self.scale
         else:
-            normed = F.batch_norm(
+            sizes = F.batch_norm(
                 sizes, self.mean, self.var, self.scale, None, self.training, MOMENTUM, EPSILON
             )
-        parts = (cells[..., :2], normed.view(-1, shapes, 2), cells[..., 4:])
-        return torch.cat(parts, -1).view(rows.shape)
+        return torch.cat((centres, sizes.view(-1, shapes, 2), rest), -1).view(rows.shape)
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:

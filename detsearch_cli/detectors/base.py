@@ -42,6 +42,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         self.options = self.Options.model_validate(recipe.detector.options)
         self.num_classes = num_classes
+        self.image_side = recipe.augment.image_size[0]  # for priors that are parts of the image
         self.levels = self.pyramid_levels(recipe)
         self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
         self.moment = Moment(step=0, steps=1, images=0)

@@ -48,10 +48,8 @@ class SSD(Detector):
 
     class Options(Part):
         size: Literal[300, 512] = Field(
-            default=300, description="maps and shapes of SSD300 (six levels) or SSD512 (seven)"
-        )
-        image: int | None = Field(
-            default=None, ge=32, description="side in px that the shapes are parts of; null: `size`"
+            default=300,
+            description="maps and shapes of SSD300 (six levels) or SSD512 (seven), for images of any size",
         )
 
     options: Options
@@ -86,9 +84,11 @@ class SSD(Detector):
         return FIRST, LAST[cls.Options.model_validate(recipe.detector.options).size]
 
     def default_priors(self) -> Shapes:
-        """Two squares, and 1:2, 2:1, 1:3, 3:1. Source: Liu et al. 2016, section 2.2, "aspect ratios"."""
-        scales = SCALES[self.options.size]
-        image = self.options.image or self.options.size
+        """Two squares, and 1:2, 2:1, 1:3, 3:1, of parts of the recipe's short image side.
+
+        Source: Liu et al. 2016, section 2.2, "Choosing scales and aspect ratios for default boxes".
+        """
+        scales, image = SCALES[self.options.size], self.image_side
         lists = []
         for own, beyond in pairwise(scales):
             squares = [(own * image,) * 2, ((own * beyond) ** 0.5 * image,) * 2]

@@ -31,7 +31,7 @@ VARIANTS: list[dict[str, Any]] = [
 BOXES = torch.tensor([[10.0, 20, 60, 80], [50, 10, 120, 60], [90, 90, 120, 115]])
 
 
-SIZE: dict[str, dict[str, Any]] = {"faster_rcnn": {"width": 64, "regions": 128}, "ssd": {"image": 128}}
+SIZE: dict[str, dict[str, Any]] = {"faster_rcnn": {"width": 64, "regions": 128}}
 """Options that make a detector fit the size of the test images, without changing what it does."""
 PRIORS: dict[str, dict[str, Any]] = {
     "fcos": {"name": "points", "range_base": 32},
@@ -47,6 +47,7 @@ def recipe_of(detector: dict[str, Any] | str, **changes: Any) -> Recipe:
         "backbone": "tiny",
         "neck": {"channels": 32, "levels": [3, 6]},
         "head": {"convs": 1},
+        "augment": {"image_size": 128},
         "priors": PRIORS.get(" ".join([own["name"], *(str(own[k]) for k in ("fpn",) if k in own)])),
     }
     return compose([("small", small), ("test", changes)])

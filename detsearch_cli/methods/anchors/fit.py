@@ -20,6 +20,8 @@ from detsearch_cli.recipe import Augment
 
 RESTARTS = 10
 MOST_ITERATIONS = 30
+PART = 65_536
+"""Boxes compared with all shapes at a time."""
 TINY = 1e-3
 """px; keeps the logarithm of a side finite."""
 SEARCHED = 10_000
@@ -76,6 +78,19 @@ def shape_iou(sizes: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     height = np.minimum(sizes[..., :, None, 1], shapes[..., None, :, 1])
     shared = width * height
     return shared / (sizes.prod(-1)[..., :, None] + shapes.prod(-1)[..., None, :] - shared)
+
+
+def best_shape(sizes: np.ndarray, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row of the shape of highest IoU (N,), that IoU (N,)). sizes (N, 2), shapes (K, 2) px.
+
+    In parts, so that a million boxes need no N x K matrix.
+    """
+    owner, best = np.zeros(len(sizes), dtype=np.int64), np.zeros(len(sizes))
+    for start in range(0, len(sizes), PART):
+        part = slice(start, start + PART)
+        overlap = shape_iou(sizes[part], shapes)
+        owner[part], best[part] = overlap.argmax(1), overlap.max(1)
+    return owner, best
 
 
 def fit_shapes(
@@ -137,8 +152,8 @@ def kmeans(sizes: np.ndarray, count: int, rng: np.random.Generator, least: np.nd
     shapes = bounded(_seeds(sizes, count, rng), least)
     kept, best, before = shapes, -1.0, np.full(len(sizes), -1)
     for _ in range(MOST_ITERATIONS):
-        overlap = shape_iou(sizes, shapes)
-        owner, value = overlap.argmax(1), float(overlap.max(1).mean())
+        owner, overlap = best_shape(sizes, shapes)
+        value = float(overlap.mean())
         members = np.bincount(owner, minlength=count)
         if value > best and members.all():
             kept, best = shapes, value
@@ -147,7 +162,7 @@ def kmeans(sizes: np.ndarray, count: int, rng: np.random.Generator, least: np.nd
         before = owner
         sums = np.stack([np.bincount(owner, sizes[:, side], count) for side in (0, 1)], 1)
         moved = sums / np.maximum(members, 1)[:, None]
-        moved[members == 0] = _worst(sizes, overlap.max(1), int((members == 0).sum()))
+        moved[members == 0] = _worst(sizes, overlap, int((members == 0).sum()))
         shapes = bounded(moved, least)
     return kept
 
@@ -158,7 +173,7 @@ def _climb(sizes: np.ndarray, shapes: np.ndarray, least: np.ndarray) -> tuple[np
     YOLOv2 stops at the means (VOC2007, five shapes: 61.1; so 62.3). A climb that leaves a shape without a box
     is undone. sizes (N, 2), shapes (K, 2), least (K,) px.
     """
-    before = float(shape_iou(sizes, shapes).max(1).mean())
+    before = float(best_shape(sizes, shapes)[1].mean())
     floor = np.log(np.maximum(least, TINY)).repeat(2)
     limits = [(low, None) for low in floor]
     start = np.maximum(np.log(np.maximum(shapes, TINY)).reshape(-1), floor)
@@ -166,7 +181,7 @@ def _climb(sizes: np.ndarray, shapes: np.ndarray, least: np.ndarray) -> tuple[np
         _slope, start, args=(sizes,), jac=True, method="L-BFGS-B", bounds=limits, options={"maxiter": 100}
     )
     climbed = bounded(np.exp(top.x.reshape(-1, 2)), least)
-    value = float(shape_iou(sizes, climbed).max(1).mean())
+    value = float(best_shape(sizes, climbed)[1].mean())
     if value <= before or not served(sizes, climbed).all():
         return shapes, before
     return climbed, value
@@ -179,9 +194,8 @@ def _slope(logs: np.ndarray, sizes: np.ndarray) -> tuple[float, np.ndarray]:
     box, else 0; da/dlog w = a; dIoU = (dI (U + I) - I da) / U^2.
     """
     shapes = np.exp(logs.reshape(-1, 2))
-    overlap = shape_iou(sizes, shapes)
-    owner = overlap.argmax(1)
-    best, own = overlap[np.arange(len(owner)), owner], shapes[owner]
+    owner, best = best_shape(sizes, shapes)
+    own = shapes[owner]
     shared, area = np.minimum(sizes, own).prod(1), own.prod(1)
     union = shared / best
     inner = np.where(own < sizes, shared[:, None], 0.0)
@@ -226,7 +240,7 @@ def quality(
     sizes: np.ndarray, shapes: np.ndarray, *, iou: float = 0.5, edges: Sequence[float] = SIZE_EDGES
 ) -> list[SizeBin]:
     """How well shapes fit boxes, by size, all boxes last. sizes (N, 2), shapes (K, 2) px."""
-    best = shape_iou(sizes, shapes).max(1) if len(sizes) else np.zeros(0)
+    _, best = best_shape(sizes, shapes)
     side = np.sqrt(sizes.prod(1))
     return [
         SizeBin(low, high, int(inside.sum()), _mean(best[inside]), _mean(best[inside] >= iou))
@@ -251,5 +265,5 @@ def served(sizes: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     """
     if not len(sizes):
         return np.zeros(len(shapes))
-    owner = shape_iou(sizes, shapes).argmax(1)
+    owner, _ = best_shape(sizes, shapes)
     return np.bincount(owner, minlength=len(shapes)) / len(sizes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detsearch_cli.detectors._learning import softened
-from detsearch_cli.methods.anchors.fit import bounded, shape_iou
+from detsearch_cli.methods.anchors.fit import best_shape, bounded
 from detsearch_cli.slots.priors.learned import Learned
 from detsearch_cli.structures import Moment
 
@@ -76,7 +76,7 @@ def cluster_online(
     path.append(shapes.detach())
     way = torch.stack(path).exp().double().numpy()
     found = bounded(way[-1], np.broadcast_to(least, (len(initial),)))
-    value = float(shape_iou(sizes, found).max(1).mean())
+    value = float(best_shape(sizes, found)[1].mean())
     return Online(found, value, way, np.array(sorted(marks)))
 
 

@@ -17,6 +17,7 @@ from detsearch_cli.data.source import open_source
 from detsearch_cli.errors import DataError
 from detsearch_cli.methods.anchors.fit import (
     _slope,
+    best_shape,
     fit_shapes,
     kmeans,
     quality,
@@ -140,6 +141,15 @@ def test_the_climbs_slope_is_that_of_finite_differences() -> None:
         lambda x: _slope(x, sizes)[0], lambda x: _slope(x, sizes)[1], np.log(shapes).reshape(-1)
     )
     assert wrong < 1e-5
+
+
+def test_boxes_compared_in_parts_are_compared_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, shapes = random_sizes(1000), random_sizes(6, seed=2)
+    monkeypatch.setattr("detsearch_cli.methods.anchors.fit.PART", 64)
+    owner, best = best_shape(sizes, shapes)
+    overlap = shape_iou(sizes, shapes)
+    np.testing.assert_array_equal(owner, overlap.argmax(1))
+    np.testing.assert_array_equal(best, overlap.max(1))
 
 
 def test_the_same_seed_fits_the_same_shapes() -> None:

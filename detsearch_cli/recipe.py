@@ -17,11 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from detsearch_cli import parts
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.fragments import Fragment as Fragment
+from detsearch_cli.fragments import merge as merge
+from detsearch_cli.fragments import parse_set as parse_set
+from detsearch_cli.fragments import read_fragment as read_fragment
+from detsearch_cli.fragments import yaml_problem as yaml_problem
 
 if TYPE_CHECKING:
     from detsearch_cli.detectors.base import Detector
-
-Fragment = dict[str, Any]
 
 
 class _Section(BaseModel):
@@ -230,6 +233,11 @@ class Runtime(_Section):
     )
     tensorboard: bool = Field(False, description="write TensorBoard events into the run folder")
 
+    @field_validator("cache", "kernels", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of a bare off
+
 
 class Recipe(_Section):
     """Everything a training run needs."""
@@ -271,66 +279,6 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-SLOTS = ("detector", "priors", "assign", "loss")
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
-    """Lay `above` over `below`. Sections merge key by key; a slot naming another part is replaced."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if key in SLOTS and isinstance(value, str):
-            value = {"name": value}
-        if key == "backbone" and isinstance(value, str):
-            value = {"name": value}
-        renamed = (
-            key in SLOTS
-            and isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and value.get("name", old.get("name")) != old.get("name")
-        )
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and not renamed:
-            value = merge(old, value)
-        result[key] = value
-    return result
-
-
-def read_fragment(path: Path) -> Fragment:
-    """Read a YAML fragment. Raises RecipeError naming the file when it is missing or no mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {yaml_problem(error)}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold keys and values, found a {type(content).__name__}")
-    return content
-
-
-def yaml_problem(error: Exception) -> str:
-    """What a YAML parser found wrong, in one line, with the place."""
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}: " if mark is not None else ""
-    return where + (getattr(error, "problem", None) or str(error).splitlines()[0])
-
-
-def parse_set(assignment: str) -> Fragment:
-    """`optim.lr=0.02` -> {"optim": {"lr": 0.02}}; the value is read as YAML."""
-    key, equals, value = assignment.partition("=")
-    if not equals or not key.strip() or not all(key.strip().split(".")):
-        raise RecipeError(f"--set takes key=value such as optim.lr=0.02, got {assignment!r}")
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: {value!r} is not valid YAML") from error
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
-    return dict(nested)
 
 
 def compose(fragments: Iterable[tuple[str, Fragment]]) -> Recipe:

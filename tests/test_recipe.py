@@ -87,6 +87,11 @@ def test_set_reads_the_value_as_yaml(text: str, value: dict[str, object]) -> Non
     assert parse_set(text) == value
 
 
+def test_off_without_quotation_marks_is_off() -> None:
+    recipe = validate(merge(parse_set("runtime.kernels=off"), parse_set("runtime.cache=off")))
+    assert (recipe.runtime.kernels, recipe.runtime.cache) == ("off", "off")
+
+
 @pytest.mark.parametrize("text", ["optim.lr", "=3", "a..b=1", "x=[1"])
 def test_a_malformed_set_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="--set"):

@@ -1,0 +1,71 @@
+"""Partial recipes as plain data: read from YAML or `--set`, laid over each other. recipe.py checks the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detsearch_cli.errors import RecipeError
+
+Fragment = dict[str, Any]
+SLOTS = ("detector", "priors", "assign", "loss")
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
+    """Lay `above` over `below`. Sections merge key by key; a slot naming another part is replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if key in SLOTS and isinstance(value, str):
+            value = {"name": value}
+        if key == "backbone" and isinstance(value, str):
+            value = {"name": value}
+        renamed = (
+            key in SLOTS
+            and isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("name", old.get("name")) != old.get("name")
+        )
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not renamed:
+            value = merge(old, value)
+        result[key] = value
+    return result
+
+
+def read_fragment(path: Path) -> Fragment:
+    """Read a YAML fragment. Raises RecipeError naming the file when it is missing or no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {yaml_problem(error)}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold keys and values, found a {type(content).__name__}")
+    return content
+
+
+def yaml_problem(error: Exception) -> str:
+    """What a YAML parser found wrong, in one line, with the place."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark is not None else ""
+    return where + (getattr(error, "problem", None) or str(error).splitlines()[0])
+
+
+def parse_set(assignment: str) -> Fragment:
+    """`optim.lr=0.02` -> {"optim": {"lr": 0.02}}; the value is read as YAML."""
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip() or not all(key.strip().split(".")):
+        raise RecipeError(f"--set takes key=value such as optim.lr=0.02, got {assignment!r}")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: {value!r} is not valid YAML") from error
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)

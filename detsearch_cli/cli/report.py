@@ -255,7 +255,11 @@ def epochs(lines: list[str]) -> list[Any]:
             steps.setdefault(entry["epoch"], []).append(losses)
         elif "AP" in entry:
             aps[entry["epoch"]] = entry["AP"]
-    return [
-        EpochPoint(epoch, {k: sum(s[k] for s in seen) / len(seen) for k in seen[0]}, aps.get(epoch))
-        for epoch, seen in sorted(steps.items())
-    ]
+    return [EpochPoint(epoch, _means(seen), aps.get(epoch)) for epoch, seen in sorted(steps.items())]
+
+
+def _means(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Each term's mean over the steps that have it: some terms are there in a warm-up only."""
+    terms = dict.fromkeys(term for step in steps for term in step)
+    found = {term: [step[term] for step in steps if term in step] for term in terms}
+    return {term: sum(values) / len(values) for term, values in found.items()}

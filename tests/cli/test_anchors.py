@@ -102,6 +102,15 @@ def test_learned_shapes_are_drawn_and_lie_over_an_assignment(here: Path, capsys:
     assert (recipe.priors.name, recipe.assign.name) == ("shapes", "dynamic")
 
 
+def test_a_run_with_learned_shapes_and_a_warm_up_has_a_report(here: Path) -> None:
+    # two epochs of three steps, of which the first alone is warm-up: its term is not in every step
+    words = ["train", *ANCHORED, "--set", "priors=learned", "--epochs", "2", "--out", "run"]
+    assert run([*words, "--set", "detector.warmup_images=8", "--set", "detector.warmup_fraction=1"]) == 0
+    terms = [set(json.loads(row)) for row in (here / "run" / "log.jsonl").read_text().splitlines()]
+    assert 0 < sum("warmup" in row for row in terms) < 3
+    assert run(["report", "run"]) == 0
+
+
 def test_runs_with_different_counts_are_not_drawn_together(here: Path, capsys: Told) -> None:
     for count in ("2", "3"):
         words = ["anchors", "train", *ANCHORED, "--init", "identical", "--anchors", count]

@@ -123,6 +123,11 @@ def coco_table(title: str, coco: dict[str, float | None]) -> None:
     table(title, list(coco), [[percent(value) for value in coco.values()]])
 
 
+def proposal_table(recall: dict[str, float | None]) -> None:
+    """Recall of a first stage's best 50, 100 and 1000 boxes: mean over IoU .5:.95, and at .5."""
+    table("recall of the proposals", list(recall), [[percent(value) for value in recall.values()]])
+
+
 def class_table(rows: list[dict[str, Any]], limit: int | None = None) -> None:
     """Per-class results, best AP first."""
     shown = sorted(rows, key=lambda r: -(r["AP"] if r["AP"] is not None and not math.isnan(r["AP"]) else -1))[

@@ -160,8 +160,7 @@ def show(subject: Subject, report: dict[str, Any]) -> None:
     voc = report["voc"]
     console.table("", ["VOC07 mAP@0.5", "VOC mAP@0.5"], [[console.percent(v) for v in voc.values()]])
     if "proposals" in report:
-        shown = report["proposals"]
-        console.table("proposals", list(shown), [[console.percent(v) for v in shown.values()]])
+        console.proposal_table(report["proposals"])
     console.class_table(report["per_class"])
     if "comparison" in report:
         show_comparison(report["comparison"])

@@ -44,6 +44,8 @@ def train(
     console.coco_table(
         f"{folder}: AP on {metrics['split']} ({metrics['val_images']} images)", metrics["coco"]
     )
+    if "proposals" in metrics:
+        console.proposal_table(metrics["proposals"])
     console.say(f"next: detsearch eval {folder}")
 
 

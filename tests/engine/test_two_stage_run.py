@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from detsearch_cli.cli.app import run
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.state import State
 from detsearch_cli.recipe import Recipe
@@ -64,3 +65,13 @@ def test_every_rank_draws_its_own_and_again_the_same_after_a_resumption() -> Non
     first = draws(0, 3)
     assert draws(1, 3) != first and draws(0, 4) != first
     assert draws(0, 3) == first
+
+
+def test_the_command_line_tells_the_recall_of_the_proposals(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", str(whole), "--split", "val", "--device", "cpu", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["proposals"] == json.loads((whole / ckpt.METRICS).read_text())["proposals"]
+    assert run(["eval", str(whole), "--split", "val", "--device", "cpu"]) == 0
+    assert "recall of the proposals" in capsys.readouterr().err

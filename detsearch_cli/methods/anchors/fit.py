@@ -103,9 +103,9 @@ def fit_shapes(
 ) -> Fit:
     """The best of several k-means, each climbed to the top of its hill. sizes (N, 2) px.
 
-    There are always exactly `count` shapes, each of which fits some box best. least: px that no side falls below,
-    one number, or one for each shape from the smallest area to the largest (the stride of the level it will
-    serve). Raises DataError for boxes of fewer than `count` different sizes.
+    There are always exactly `count` shapes, all different. least: px that no side falls below, one number, or one
+    for each shape from the smallest area to the largest (the stride of the level it will serve). Raises DataError
+    for boxes of fewer than `count` different sizes, or where only `least` is left to most of the shapes.
     """
     distinct = len(np.unique(sizes, axis=0))
     if distinct < count:
@@ -120,6 +120,13 @@ def fit_shapes(
     shapes, best = max(found, key=lambda run: run[1])
     if len(searched) < len(sizes):
         shapes, best = _climb(sizes, shapes, bound)
+    different = len(np.unique(shapes, axis=0))
+    if different < count:
+        limits = " to ".join(f"{limit:g}" for limit in np.unique(bound[[0, -1]]))
+        raise DataError(
+            f"with no side below {limits} px only {different} of {count} anchor shapes differ, as most of the "
+            f"boxes are smaller; ask for fewer shapes, a lower --min-strides, or larger images"
+        )
     return Fit(shapes, best, tuple(value for _, value in found))
 
 
@@ -146,23 +153,24 @@ def kmeans(sizes: np.ndarray, count: int, rng: np.random.Generator, least: np.nd
     """One k-means of YOLOv2: each box goes to the shape of highest IoU, each shape to the mean of its boxes.
 
     Seeds are those of k-means++ (Arthur and Vassilvitskii 2007) with 1 - IoU as distance. A shape that no box
-    goes to takes the box that fits worst, so none is lost. Means do not minimise 1 - IoU, so that an iteration
-    may lose; the best one counts. sizes (N, 2), least (count,) px -> (count, 2) px, smallest area first.
+    goes to takes the box that has most to gain, so none is lost. Means do not minimise 1 - IoU, so that an
+    iteration may lose; the best one counts. sizes (N, 2), least (count,) px -> (count, 2) px, smallest area first.
     """
     shapes = bounded(_seeds(sizes, count, rng), least)
-    kept, best, before = shapes, -1.0, np.full(len(sizes), -1)
+    kept, best, before = shapes, (0, -1.0), np.full(len(sizes), -1)
     for _ in range(MOST_ITERATIONS):
         owner, overlap = best_shape(sizes, shapes)
-        value = float(overlap.mean())
         members = np.bincount(owner, minlength=count)
-        if value > best and members.all():
-            kept, best = shapes, value
+        worth = (int((members > 0).sum()), float(overlap.mean()))
+        if worth > best:
+            kept, best = shapes, worth
         if (owner == before).all():
             break
         before = owner
         sums = np.stack([np.bincount(owner, sizes[:, side], count) for side in (0, 1)], 1)
-        moved = sums / np.maximum(members, 1)[:, None]
-        moved[members == 0] = _worst(sizes, overlap, int((members == 0).sum()))
+        moved = np.where(members[:, None] > 0, sums / np.maximum(members, 1)[:, None], shapes)
+        for empty in np.flatnonzero(members == 0):
+            moved[empty], overlap = _reseeded(sizes, overlap, moved[empty], least[empty])
         shapes = bounded(moved, least)
     return kept
 
@@ -182,7 +190,8 @@ def _climb(sizes: np.ndarray, shapes: np.ndarray, least: np.ndarray) -> tuple[np
     )
     climbed = bounded(np.exp(top.x.reshape(-1, 2)), least)
     value = float(best_shape(sizes, climbed)[1].mean())
-    if value <= before or not served(sizes, climbed).all():
+    lost = (served(sizes, climbed) > 0).sum() < (served(sizes, shapes) > 0).sum()
+    if value <= before or lost:
         return shapes, before
     return climbed, value
 
@@ -224,11 +233,20 @@ def _seeds(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     return sizes[chosen]
 
 
-def _worst(sizes: np.ndarray, overlap: np.ndarray, count: int) -> np.ndarray:
-    """The `count` different boxes that overlap their shape least, (count, 2)."""
-    order = np.argsort(overlap, kind="stable")
-    _, first = np.unique(sizes[order], axis=0, return_index=True)
-    return sizes[order][np.sort(first)[:count]]
+def _reseeded(
+    sizes: np.ndarray, overlap: np.ndarray, shape: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(an empty cluster's new shape, IoU of every box with its best shape then).
+
+    The new shape is the box that gains most, its sides raised to `least`; the old one where none gains.
+    sizes (N, 2), overlap (N,): IoU with the best shape so far, shape (2,).
+    """
+    reached = np.maximum(sizes, least)
+    gain = sizes.prod(1) / reached.prod(1) - overlap
+    if gain.max() <= 0:
+        return shape, overlap
+    chosen = reached[gain.argmax()]
+    return chosen, np.maximum(overlap, best_shape(sizes, chosen[None])[1])
 
 
 def bounded(shapes: np.ndarray, least: np.ndarray) -> np.ndarray:

@@ -135,6 +135,19 @@ def test_no_side_falls_below_the_stride_of_its_level() -> None:
     assert bounded.mean_iou <= free.mean_iou
 
 
+def test_a_bound_above_most_boxes_leaves_shapes_for_the_rest() -> None:
+    sizes = np.concatenate((random_sizes(1000) / 10, random_sizes(40, seed=1) * 4))  # 5 px, and 220 px
+    for seed in range(3):
+        found = fit_shapes(sizes, 4, least=32.0, seed=seed, restarts=1).shapes
+        assert found.min() >= 32 and len(np.unique(found, axis=0)) == 4
+        assert (served(sizes, found) > 0).all()
+
+
+def test_a_bound_above_all_boxes_is_refused_with_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"no side below 500 px only 1 of 3 .* a lower --min-strides"):
+        fit_shapes(random_sizes(100).clip(max=400), 3, least=500.0)
+
+
 def test_the_climbs_slope_is_that_of_finite_differences() -> None:
     sizes, shapes = random_sizes(300), random_sizes(4, seed=5)
     wrong = check_grad(

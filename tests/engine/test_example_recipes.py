@@ -27,7 +27,9 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_an_example_recipe_trains(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    detector = next(name for name in ("retinanet", "fcos", "atss", "yolov2", "faster_rcnn", "ssd") if name in path.stem)
+    detector = next(
+        name for name in ("retinanet", "fcos", "atss", "yolov2", "faster_rcnn", "ssd") if name in path.stem
+    )
     sets = [part for item in SMALL for part in ("--set", item)]
     arguments = [
         "train",

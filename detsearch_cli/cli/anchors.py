@@ -108,7 +108,7 @@ def train(options: RecipeOptions, runs: RunsOptions, init: Init = None, anchors:
 
     recipe, data, detector = _opened(options, {"detector": DETECTOR})
     start = starting_shapes(init, detector, anchors, lambda: _sizes(recipe, data), recipe.seed)
-    learning, fixed = _sides(recipe, start, len(data.train.classes))
+    learning, fixed = _sides(recipe, start, len(data.train.classes), runs.executor == "local")
     shapes.tell_bounds(start, fixed)
     folder = runs.out or default_folder("anchors", None, learning)
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
@@ -224,12 +224,15 @@ def _online(
     return result.shapes.reshape(start.shape)
 
 
-def _sides(recipe: Recipe, start: np.ndarray, num_classes: int) -> tuple[Recipe, Recipe]:
-    """The recipe with shapes that learn from `start`, and with the same shapes fixed."""
+def _sides(recipe: Recipe, start: np.ndarray, num_classes: int, here: bool) -> tuple[Recipe, Recipe]:
+    """The recipe with shapes that learn from `start`, and with the same shapes fixed.
+
+    here: trained on this machine. Raises what would fail every training.
+    """
     from detsearch_cli.cli.hunt import refuse_untrainable
     from detsearch_cli.detectors import build
 
     learning = recipe.with_({"priors": {"name": "learned", "init": start.tolist()}})
-    refuse_untrainable(learning, num_classes)
+    refuse_untrainable(learning, num_classes, here)
     # within the bounds of those that learn, so that both begin alike
     return learning, build(learning, num_classes).plain_recipe(learning)

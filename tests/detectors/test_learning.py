@@ -81,6 +81,23 @@ def test_the_gradient_is_equation_9_in_closed_form(beta: float, moment: Moment) 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("moment", [Moment(3, 100, 0), AFTER], ids=["soft", "hard"])
+def test_yolov2s_gradient_is_equation_9_times_its_small_box_factor(moment: Moment) -> None:
+    detector = learning("yolov2", init="uniform", bn=False)
+    detector.at(moment)
+    batch = targets(BOXES, BOXES[:2] + 7)
+    dense = detector(images(2))
+    assignment = detector.assign(dense, batch)
+    found = torch.autograd.grad(regression(detector, dense, assignment, batch), log_shapes(detector))[0]
+    pairs = assignment.matches()
+    own = log_shapes(detector).detach()[0, pairs.prior % 5]
+    gt = batch.boxes[pairs.gt]
+    error = dense.deltas[pairs.image, pairs.prior, 2:].detach() + own - log_sizes(gt)
+    factor = pairs.weight * (2 - (gt[:, 2:] - gt[:, :2]).prod(1) / 128**2)
+    expected = torch.zeros(5, 2).index_add(0, pairs.prior % 5, factor[:, None] * error) / 2
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-6)
+
+
 def size_loss(name: str, dense: Dense, assignment: Assignment, batch: Targets, shapes: Tensor) -> Tensor:
     """The regression term as a function of log shapes (L, S, 2) alone: predictions and centres as they are."""
     pairs = assignment.matches()

@@ -145,25 +145,15 @@ def show(
     from detsearch_cli.cli import console, shapes
     from detsearch_cli.engine.checkpoint import read_recipe
     from detsearch_cli.files import replace_file
-    from detsearch_cli.methods.anchors import figures
-    from detsearch_cli.methods.anchors.fit import fit_levels
-    from detsearch_cli.methods.anchors.inspect import look, read_ways
+    from detsearch_cli.methods.anchors.inspect import read_ways
     from detsearch_cli.methods.anchors.starts import own_shapes
 
     ways = read_ways(run or [])
     below = read_recipe(run[0]).model_dump(mode="json") if run else {"detector": DETECTOR}
     recipe, data, detector = _opened(options, below)
-    sizes, first = _sizes(recipe, data), detector.levels[0]
-    own = own_shapes(detector)
+    sizes, own = _sizes(recipe, data), own_shapes(detector)
     shapes.check_ways(ways, own)
-    fitted, _ = fit_levels(sizes, detector.strides, own.shape[1], seed=recipe.seed)
-    fixed = {"k-means": fitted} if ways else {"detector's own": own, "k-means": fitted}
-    initial = [(f"{w.name}, initial", w.initial) for w in ways]
-    looks = look(sizes, [*initial, *fixed.items(), *((w.name, w.learned) for w in ways)])
-    drawn = {
-        "plane": figures.plane(sizes, fixed, ways, first),
-        "shares": figures.shares(looks, first),
-    }
+    looks, drawn = shapes.drawn(sizes, ways, own, detector.levels, recipe.seed)
     paths = [out / f"{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
         replace_file(path, lambda p, png=figure.png: p.write_bytes(png) and None)  # type: ignore[misc]

@@ -203,6 +203,7 @@ def _boxes(of: Any) -> str:
 
 def write_run_page(folder: Path) -> Path:
     """Write the page of the run in `folder`; returns its path. Raises CheckpointError for an unfinished run."""
+    from detsearch_cli.cli.shapes import run_figures
     from detsearch_cli.engine.checkpoint import DETECTIONS, LOG, read_metrics, read_recipe
     from detsearch_cli.engine.detections import DetectionTable
     from detsearch_cli.engine.trial import load_data
@@ -214,7 +215,8 @@ def write_run_page(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} is not finished: it holds no metrics.json; train it to the end first"
         )
-    split = load_data(recipe.data).val
+    data = load_data(recipe.data)
+    split = data.val
     tables = {"detections": DetectionTable.load(folder / DETECTIONS, split)}
     crowded = sorted(range(len(split)), key=lambda i: -len(split.records[i].boxes))[: SAMPLES * 3 : 3]
     page = RunPage(
@@ -227,6 +229,7 @@ def write_run_page(folder: Path) -> Path:
             Sample(f"image {split.records[i].image_id}", list(pictures(split, i, tables).items()))
             for i in crowded
         ],
+        figures=run_figures(folder, recipe, data.train),
         setup={
             "detector": recipe.detector.name,
             "backbone": recipe.backbone.name,

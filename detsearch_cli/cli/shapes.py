@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detsearch_cli.cli import console
-from detsearch_cli.errors import RecipeError
-from detsearch_cli.methods.anchors.fit import SizeBin, served
-from detsearch_cli.methods.anchors.inspect import Look, Way, read_way, spread
+from detsearch_cli.engine.checkpoint import LOG
+from detsearch_cli.errors import DataError, RecipeError
+from detsearch_cli.methods.anchors import figures
+from detsearch_cli.methods.anchors.fit import SizeBin, fit_levels, served, training_sizes
+from detsearch_cli.methods.anchors.inspect import Look, Way, look, read_way, spread
 
 if TYPE_CHECKING:
+    from detsearch_cli.data.types import Split
     from detsearch_cli.recipe import Recipe
+    from detsearch_cli.report.figures import Figure
 
 SIDES = ("baseline", "learned")
 LISTED = 12
@@ -147,6 +152,35 @@ def ways_json(ways: Sequence[Way]) -> dict[str, Any]:
         "learned": {way.name: way.learned.tolist() for way in ways},
         "spread": spread([way.learned for way in ways]) if len(ways) > 1 else None,
     }
+
+
+def drawn(
+    sizes: np.ndarray, ways: Sequence[Way], own: np.ndarray, levels: tuple[int, int], seed: int
+) -> tuple[list[Look], dict[str, Figure]]:
+    """Every set of shapes against the boxes, and the pictures by the name of their file.
+
+    sizes (N, 2), own (L, K, 2): the detector's anchors, drawn where no shapes learned; px. k-means is left out
+    where there are too few boxes for it.
+    """
+    fixed = {} if ways else {"detector's own": own}
+    strides = [2**level for level in range(levels[0], levels[1] + 1)]
+    with contextlib.suppress(DataError):
+        fixed["k-means"], _ = fit_levels(sizes, strides, own.shape[1], seed=seed)
+    initial = [(f"{way.name}, initial", way.initial) for way in ways]
+    looks = look(sizes, [*initial, *fixed.items(), *((way.name, way.learned) for way in ways)])
+    plane = figures.plane(sizes, fixed, ways, levels[0])
+    return looks, {"plane": plane, "shares": figures.shares(looks, levels[0])}
+
+
+def run_figures(folder: Path, recipe: Recipe, split: Split) -> list[Figure]:
+    """The pictures for the page of a run; none where no shapes learned. split: what it was trained on."""
+    from detsearch_cli.recipe import detector_class
+
+    if '"anchors"' not in (folder / LOG).read_text(encoding="utf-8"):
+        return []
+    way, levels = read_way(folder), detector_class(recipe.detector).pyramid_levels(recipe)
+    _, pictures = drawn(training_sizes(split, recipe.augment), [way], way.initial, levels, recipe.seed)
+    return list(pictures.values())
 
 
 def tell_looks(looks: Sequence[Look], boxes: int, split: str) -> None:

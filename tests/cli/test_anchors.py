@@ -109,6 +109,8 @@ def test_a_run_with_learned_shapes_and_a_warm_up_has_a_report(here: Path) -> Non
     terms = [set(json.loads(row)) for row in (here / "run" / "log.jsonl").read_text().splitlines()]
     assert 0 < sum("warmup" in row for row in terms) < 3
     assert run(["report", "run"]) == 0
+    page = (here / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Anchor shapes and ground truths" in page and "What each shape serves" in page
 
 
 def test_runs_with_different_counts_are_not_drawn_together(here: Path, capsys: Told) -> None:

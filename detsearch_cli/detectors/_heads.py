@@ -79,12 +79,14 @@ class DenseHead(nn.Module):
 
     def _scaled(self, offsets: list[Tensor]) -> Tensor:
         """Offsets of all levels, normalised and scaled where the head does so. (B, A_level, 4) each -> (B, A, 4)."""
+        counts = [o.shape[1] for o in offsets]
+        joined = torch.cat(offsets, 1)
         if self.size_norm is not None:
-            normed = self.size_norm(torch.cat(offsets, 1))
-            offsets = list(normed.split([o.shape[1] for o in offsets], 1))
-        if self.scales:
-            offsets = [scale(o) for scale, o in zip(self.scales, offsets, strict=True)]
-        return torch.cat(offsets, 1)
+            joined = self.size_norm(joined)
+        if not self.scales:
+            return joined
+        parts = joined.split(counts, 1)
+        return torch.cat([scale(part) for scale, part in zip(self.scales, parts, strict=True)], 1)
 
 
 def _tower(channels: int, convs: int, norm: bool) -> nn.Sequential:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detsearch_cli.slots.losses.base import mean_over_ranks
@@ -145,6 +145,50 @@ def softened(shapes: Tensor, gt: Tensor, temperature: float, distance: str) -> T
     return torch.softmax(-apart / temperature, dim=1)
 
 
+class _NormedSizes(torch.autograd.Function):
+    """Batch norm without shift of the w and h columns of cells (N, S K); the others pass. Its own gradient, because
+    whole rows go through a few passes then: a third of the time of cutting columns out and putting them back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, scale: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed cells, mean and variance (2 S,) of the columns."""
+        average = cells.mean(0)
+        mean = _of_sizes(average, width)
+        var = _of_sizes((cells - average).square_().mean(0), width)
+        factor = scale * torch.rsqrt(var + EPSILON)
+        ctx.save_for_backward(cells, scale, mean, var)
+        ctx.width = width
+        ctx.mark_non_differentiable(mean, var)
+        shift = _columns(-mean * factor, width, 0.0)
+        return torch.addcmul(shift, cells, _columns(factor, width, 1.0)), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *sent: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Source: Ioffe and Szegedy 2015, section 3. With x' the normed x: g' = f (g - mean(g) - x' mean(g x'))."""
+        (cells, scale, mean, var), width, gradient = ctx.saved_tensors, ctx.width, sent[0]
+        inverse = torch.rsqrt(var + EPSILON)
+        factor = scale * inverse
+        centred = cells - _columns(mean, width, 0.0)
+        along = inverse * _of_sizes(centred.mul_(gradient).sum(0), width)
+        slope = -factor * inverse * along / len(cells)
+        constant = -factor * _of_sizes(gradient.sum(0), width) / len(cells) - slope * mean
+        result = torch.addcmul(_columns(constant, width, 0.0), gradient, _columns(factor, width, 1.0))
+        return result.addcmul_(cells, _columns(slope, width, 0.0)), along, None
+
+
+def _of_sizes(columns: Tensor, width: int) -> Tensor:
+    """Of a value for every column (S K,), those of w and h (2 S,)."""
+    return columns.view(-1, width)[:, 2:4].reshape(-1)
+
+
+def _columns(sizes: Tensor, width: int, other: float) -> Tensor:
+    """A value for every column (S K,): those of w and h (2 S,) in their places, `other` elsewhere."""
+    own = sizes.view(-1, 2)
+    before, after = (own.new_full((len(own), n), other) for n in (2, width - 4))
+    return torch.cat((before, own, after), 1).view(-1)
+
+
 class SizeNorm(nn.Module):
     """Batch norm without shift on the widths and heights that a convolution predicts.
 
@@ -169,17 +213,17 @@ class SizeNorm(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """rows (B, A, K), the priors of a cell together -> the same with w and h normalised, float32."""
-        shapes, width = self.scale.numel() // 2, rows.shape[-1]
-        # split, not slices: its gradient is one concatenation
-        centres, sizes, rest = rows.float().reshape(-1, shapes, width).split((2, 2, width - 4), -1)
-        sizes = sizes.reshape(-1, shapes * 2)
-        if self.training and len(sizes) == 1:  # one cell has no deviation
-            sizes = sizes * self.scale
-        else:
-            sizes = F.batch_norm(
-                sizes, self.mean, self.var, self.scale, None, self.training, MOMENTUM, EPSILON
-            )
-        return torch.cat((centres, sizes.view(-1, shapes, 2), rest), -1).view(rows.shape)
+        width = rows.shape[-1]
+        cells = rows.float().reshape(-1, self.scale.numel() // 2 * width)
+        if self.training and len(cells) > 1:
+            normed, mean, var = _NormedSizes.apply(cells, self.scale, width)
+            with torch.no_grad():
+                self.mean.lerp_(mean, MOMENTUM)
+                self.var.lerp_(var * (len(cells) / (len(cells) - 1)), MOMENTUM)
+            return normed.view(rows.shape)
+        factor = self.scale * torch.rsqrt(self.var + EPSILON)  # one cell alone has no deviation
+        shift = _columns(-self.mean * factor, width, 0.0)
+        return torch.addcmul(shift, cells, _columns(factor, width, 1.0)).view(rows.shape)
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:

@@ -233,7 +233,7 @@ def test_schedules_last_1500_steps_of_a_long_training_and_a_tenth_of_a_short_one
 
 def test_the_norm_is_torchs_without_shift_over_all_levels_together() -> None:
     norm = SizeNorm(nn.Conv2d(8, 3 * 7, 1), 3, scale=0.2)
-    rows = torch.randn(2, 3 * 20, 7) * 3 + 1
+    rows = (torch.randn(2, 3 * 20, 7) * 3 + 1).requires_grad_()
     reference = nn.BatchNorm1d(6)
     nn.init.constant_(reference.weight, 0.2)
     wanted = reference(rows.view(2, 20, 3, 7)[..., 2:4].reshape(-1, 6)).view(2, 60, 2)
@@ -243,11 +243,18 @@ def test_the_norm_is_torchs_without_shift_over_all_levels_together() -> None:
     torch.testing.assert_close(norm.mean, reference.running_mean)
     torch.testing.assert_close(norm.var, reference.running_var)
     assert {n for n, _ in norm.named_parameters()} == {"scale"}
+    sent = torch.randn_like(wanted)
+    ours = torch.autograd.grad(found[..., 2:4], (norm.scale, rows), sent)
+    theirs = torch.autograd.grad(wanted, (reference.weight, rows), sent)
+    for own, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_cell_alone_is_scaled_and_stays_finite() -> None:
     norm = SizeNorm(nn.Conv2d(8, 4, 1), 1, scale=1.0)
-    assert norm(torch.full((1, 1, 4), 3.0)).tolist() == [[[3, 3, 3, 3]]]
+    torch.testing.assert_close(
+        norm(torch.full((1, 1, 4), 3.0)), torch.full((1, 1, 4), 3.0), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

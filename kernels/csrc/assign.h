@@ -27,6 +27,14 @@ DETSEARCH_INLINE float iou(const Box& a, const Box& b) {
   return ratio(w * h, area(a), area(b));
 }
 
+// The bin of a box's height / width: the number of edges below it. edges (bins - 1), ascending.
+DETSEARCH_INLINE int64_t bin_of(const Box& truth, const float* edges, int64_t bins) {
+  const float aspect = (truth.y2 - truth.y1) / (truth.x2 - truth.x1);
+  int64_t bin = 0;
+  for (int64_t i = 0; i + 1 < bins; ++i) bin += aspect > edges[i];
+  return bin;
+}
+
 constexpr float kFocalAlpha = 0.25f;  // and gamma 2, the squares below
 constexpr float kMinIou = 1e-7f;
 constexpr int kLanes = 16;  // classes are summed in 16 partial sums, whatever the machine's vectors

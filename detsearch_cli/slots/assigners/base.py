@@ -49,3 +49,11 @@ def pick_highest(gt: Tensor, prior: Tensor, score: Tensor, targets: Targets, num
     wins = score == best[cell]
     first = gt.new_full((num_images * num_priors,), num_gt).scatter_reduce(0, cell[wins], gt[wins], "amin")
     return torch.where(first < num_gt, first, BACKGROUND).view(num_images, num_priors)
+
+
+def pairs_with_image(targets: Targets, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Every given image (N,) with each of its ground truths, in order -> gt (Q,), position in `image` (Q,)."""
+    count = targets.splits.diff()[image]
+    owner = torch.repeat_interleave(torch.arange(len(image), device=image.device), count)
+    position = torch.arange(len(owner), device=image.device) - (count.cumsum(0) - count)[owner]
+    return targets.splits[image][owner] + position, owner

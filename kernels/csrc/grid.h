@@ -181,16 +181,22 @@ inline std::vector<Scores> read_scores(const std::vector<Tensor>& logits, const 
   return scores;
 }
 
-// splits (B + 1,) and labels (G,), both int64 on the CPU: raises where they contradict each other or `classes`.
-inline void check_truth(const Tensor& splits, const Tensor& labels, int64_t classes) {
-  const int64_t images = splits.size(0) - 1, rows = labels.size(0);
+// splits (B + 1,) int64 on the CPU: raises where they are not the beginnings of `rows` ground truths.
+inline void check_splits(const Tensor& splits, int64_t rows) {
+  const int64_t images = splits.size(0) - 1;
   const int64_t* split = data<int64_t>(splits);
-  const int64_t* label = data<int64_t>(labels);
   STD_TORCH_CHECK(split[0] == 0 && split[images] == rows, "splits must run from 0 to the ", rows,
                   " ground truths, got ", split[0], " to ", split[images]);
   for (int64_t image = 0; image < images; ++image) {
     STD_TORCH_CHECK(split[image] <= split[image + 1], "splits must not descend, they do after ", split[image]);
   }
+}
+
+// The same, and labels (G,) int64 on the CPU: raises where they contradict `classes`.
+inline void check_truth(const Tensor& splits, const Tensor& labels, int64_t classes) {
+  const int64_t rows = labels.size(0);
+  const int64_t* label = data<int64_t>(labels);
+  check_splits(splits, rows);
   for (int64_t g = 0; g < rows; ++g) {
     STD_TORCH_CHECK(label[g] >= 0 && label[g] < classes, "labels must be below the ", classes, " classes, got ",
                     label[g]);

@@ -50,7 +50,7 @@ def scene(name: str, count: int) -> tuple[Dense, Targets]:
     logits = torch.randn(*shape, CLASSES, generator=random) * 1.5 - 4.6
     span = (priors.boxes[:, 2:] - priors.boxes[:, :2]).repeat(1, 2)
     predicted = priors.boxes + torch.randn(*shape, 4, generator=random) * 0.15 * span
-    return Dense(logits, predicted, torch.zeros(1), priors), Targets.from_lists(boxes, labels)
+    return Dense((logits,), predicted, torch.zeros(1), priors), Targets.from_lists(boxes, labels)
 
 
 def compiled(dense: Dense, targets: Targets) -> Callable[[], Tensor]:

@@ -44,7 +44,6 @@ class DenseHead(nn.Module):
         centerness: Literal["cls", "reg"] | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
         self.cls_tower = _tower(channels, convs, norm)
         self.reg_tower = _tower(channels, convs, norm)
         self.cls = nn.Conv2d(channels, per_cell * num_classes, 3, padding=1)
@@ -59,19 +58,22 @@ class DenseHead(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[arg-type]
 
-    def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pyramid -> logits (B, A, C), offsets (B, A, 4), centerness (B, A), in the order of PriorGrid."""
+    def forward(self, pyramid: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """Pyramid -> logits (B, per_cell x C, H, W) a level, offsets (B, A, 4), centerness (B, A).
+
+        The last two are in the order of PriorGrid; the logits, 20 times as many, stay as they are computed.
+        """
         logits, offsets, centerness = [], [], []
         for level, feature in enumerate(pyramid):
             cls, reg = self.cls_tower(feature), self.reg_tower(feature)
-            logits.append(_rows(self.cls(cls), self.num_classes))
+            logits.append(self.cls(cls))
             offset = self.reg(reg)
             offsets.append(_rows(self.scales[level](offset) if self.scales else offset, 4))
             if self.centerness is not None:
                 centerness.append(
                     _rows(self.centerness(reg if self.centerness_on == "reg" else cls), 1)[..., 0]
                 )
-        return torch.cat(logits, 1), torch.cat(offsets, 1), torch.cat(centerness, 1) if centerness else None
+        return tuple(logits), torch.cat(offsets, 1), torch.cat(centerness, 1) if centerness else None
 
 
 def _tower(channels: int, convs: int, norm: bool) -> nn.Sequential:

@@ -50,7 +50,7 @@ def scene(
     logits = torch.randn(*shape, classes, generator=random) * 2 - 3
     span = (priors.boxes[:, 2:] - priors.boxes[:, :2]).repeat(1, 2)
     predicted = priors.boxes + torch.randn(*shape, 4, generator=random) * 0.2 * span
-    return Dense(logits, predicted, torch.zeros(1), priors), Targets.from_lists(boxes, labels)
+    return Dense((logits,), predicted, torch.zeros(1), priors), Targets.from_lists(boxes, labels)
 
 
 def by_pytorch(assigner: Dynamic, dense: Dense, targets: Targets) -> torch.Tensor:
@@ -187,7 +187,7 @@ def test_degenerate_boxes_are_treated_as_the_pytorch_operator_does(name: str, bo
 
 def test_logits_that_are_not_numbers_do_not_harm_other_memory() -> None:
     dense, targets = scene(Anchors(), [30], 6)
-    broken = replace(dense, logits=torch.full_like(dense.logits, math.nan))
+    broken = replace(dense, maps=(torch.full_like(dense.logits, math.nan),))
     matched = by_kernel(Dynamic(), broken, targets)
     assert int(matched.max()) < 30
     assert int(matched.min()) >= -1

@@ -71,7 +71,8 @@ def test_an_image_is_assigned_the_same_alone_and_in_a_batch(name: str, grid: str
     for image, (start, boxes) in enumerate(slow.per_image(targets)):
         labels = targets.labels[start : start + len(boxes)]
         alone = Dense(
-            *(t[image : image + 1] for t in (dense.logits, dense.boxes, dense.deltas)),
+            (dense.logits[image : image + 1],),
+            *(t[image : image + 1] for t in (dense.boxes, dense.deltas)),
             priors=priors,
             centerness=None if dense.centerness is None else dense.centerness[image : image + 1],
         )

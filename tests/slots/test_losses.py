@@ -38,7 +38,7 @@ def random_assignment(targets: Targets, num_priors: int) -> Assignment:
 def with_gradient(dense: Dense) -> tuple[Dense, list[Tensor]]:
     assert dense.centerness is not None
     leaves = [t.clone().requires_grad_() for t in (dense.logits, dense.boxes, dense.deltas, dense.centerness)]
-    return Dense(*leaves[:3], priors=dense.priors, centerness=leaves[3]), leaves
+    return Dense((leaves[0],), *leaves[1:3], priors=dense.priors, centerness=leaves[3]), leaves
 
 
 def priors_of(grid: str) -> Priors:

@@ -129,8 +129,8 @@ class Dynamic(Assigner):
     @torch.no_grad()
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:
         """Positives of a batch, without a loop over images or ground truths; memory O(candidates + B A)."""
-        num_images, num_priors = dense.logits.shape[:2]
-        device = dense.logits.device
+        num_images, num_priors = dense.boxes.shape[:2]
+        device = dense.boxes.device
         self.check(dense.priors.num_levels)
         if dense.priors.tiling is not None and device.type == "cpu" and kernels.ready(device):
             return Assignment(self._compiled(dense, targets, dense.priors.tiling))
@@ -144,7 +144,7 @@ class Dynamic(Assigner):
         """The same by detsearch_kernels."""
         counts, edges = _tables(self)
         return assign_topk(
-            dense.logits,
+            dense.maps,
             dense.boxes,
             targets.boxes.float(),
             targets.labels,
@@ -165,7 +165,7 @@ class Dynamic(Assigner):
 
     def _select(self, dense: Dense, targets: Targets, pairs: Pairs, owner: Tensor) -> None:
         """Write the winners of all candidates into `owner` (B A,)."""
-        num_gt, num_priors = len(targets.boxes), dense.logits.shape[1]
+        num_gt, num_priors = len(targets.boxes), dense.boxes.shape[1]
         gt, at = pairs.gt, targets.image_index()[pairs.gt] * num_priors + pairs.prior
         loss = self._loss(dense, targets, gt, at)
         _, count = self._bins(targets.boxes.float(), pairs.level)

@@ -42,9 +42,8 @@ constexpr int kLanes = 16;  // classes are summed in 16 partial sums, whatever t
 // p^2 * -ln(1 - p) with p = sigmoid(x): the unweighted focal loss of a target 0.
 DETSEARCH_INLINE float away(float x) {
   const float e = exponential(x < 0.0f ? x : -x);
-  const float whole = 1.0f + e;
-  const float p = (x < 0.0f ? e : 1.0f) / whole;
-  return p * p * (positive(x) + logarithm(whole));
+  const float p = (x < 0.0f ? e : 1.0f) / (1.0f + e);
+  return p * p * (positive(x) + logarithm_above_1(e));
 }
 
 // The part of a candidate's loss that needs no other class than its own; the loss is never lower.

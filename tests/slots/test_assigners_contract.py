@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import detsearch_kernels as kernels
 import pytest
 import torch
 
@@ -19,6 +21,13 @@ from tests.slots import _reference as slow
 GRIDS = {"anchors": Anchors(), "points": Points(range_base=16)}
 OPTIONS: dict[str, dict[str, Any]] = {}  # of assigners that have options without a default
 EVERY = [(name, grid) for name in parts.names("slots.assigners") for grid in GRIDS]
+
+
+@pytest.fixture(autouse=True, params=["off", "auto"])
+def with_and_without_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    kernels.use(request.param)
+    yield
+    kernels.use("auto")
 
 
 def make(name: str, grid: str) -> tuple[Assigner, Priors]:

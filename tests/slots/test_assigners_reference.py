@@ -1,9 +1,11 @@
-"""max-IoU, FCOS, ATSS and SimOTA against slow per-image code and torchvision's Matcher."""
+"""max-IoU, FCOS, ATSS and SimOTA in PyTorch, against slow per-image code."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import detsearch_kernels as kernels
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +28,14 @@ BATCHES = {
     "no object": [0, 0],
     "crowd": [300, 3],
 }
+
+
+@pytest.fixture(autouse=True)
+def pytorch() -> Iterator[None]:
+    """What is compiled is compared with this in tests/kernels."""
+    kernels.use("off")
+    yield
+    kernels.use("auto")
 
 
 def batch(name: str) -> Targets:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from detsearch_kernels import matchers
 from pydantic import Field
 from torch import Tensor
 
 from detsearch_cli import boxes
-from detsearch_cli.slots.assigners.base import Assigner, chunks, pick_highest
+from detsearch_cli.slots.assigners.base import Assigner, chunks, compiled_tiling, pick_highest
 from detsearch_cli.structures import Assignment, Dense, Priors, Targets
 
 
@@ -25,6 +26,9 @@ class ATSSAssigner(Assigner):
         num_gt, num_priors = targets.boxes.shape[0], priors.points.shape[0]
         if num_gt == 0:
             return Assignment.background(targets.num_images, num_priors, device)
+        tiling = compiled_tiling(dense)
+        if tiling is not None:
+            return Assignment(matchers.atss(targets.boxes.float(), targets.splits, tiling, top_k=self.top_k))
         pieces = [self.nearest(targets.boxes[c], priors) for c in chunks(num_gt, 4 * max(priors.counts))]
         candidate = torch.cat(pieces)
         gt_boxes = targets.boxes[:, None]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 
+import detsearch_kernels as kernels
 import torch
+from detsearch_kernels.assign import Tiling
 from torch import Tensor
 
 from detsearch_cli.parts import Part
@@ -28,6 +30,12 @@ class Assigner(Part):
 
     def check(self, num_levels: int) -> None:
         """Called when a detector is built. Raises RecipeError where the options do not fit its levels."""
+
+
+def compiled_tiling(dense: Dense) -> Tiling | None:
+    """The priors' tiling where a compiled operator takes it, None where PyTorch has to assign."""
+    tiling, device = dense.priors.tiling, dense.boxes.device
+    return tiling if tiling is not None and device.type == "cpu" and kernels.ready(device) else None
 
 
 def chunks(num_gt: int, num_priors: int) -> Iterator[slice]:

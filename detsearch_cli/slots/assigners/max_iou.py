@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from detsearch_kernels import matchers
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from detsearch_cli import boxes
 from detsearch_cli.slots.assigners._candidates import find_candidates
-from detsearch_cli.slots.assigners.base import Assigner, pairs_with_image, pick_highest
+from detsearch_cli.slots.assigners.base import Assigner, compiled_tiling, pairs_with_image, pick_highest
 from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Priors, Targets
 
 MARGIN = 1e-4  # the search compares strictly and rounds otherwise; what it finds too much is sorted out here
@@ -39,6 +40,9 @@ class MaxIoU(Assigner):
         priors, num_priors = dense.priors.boxes, dense.priors.boxes.shape[0]
         if targets.boxes.shape[0] == 0:
             return Assignment.background(targets.num_images, num_priors, priors.device)
+        tiling = compiled_tiling(dense)
+        if tiling is not None:
+            return Assignment(matchers.max_iou(targets.boxes.float(), targets.splits, tiling, **dict(self)))
         gt, prior, overlap = self._overlapping(dense.priors, targets.boxes)
         rescued = gt[:0], prior[:0]
         if self.low_quality:

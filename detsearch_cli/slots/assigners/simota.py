@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from detsearch_kernels import matchers
+from detsearch_kernels.assign import Tiling
 from pydantic import Field
 from torch import Tensor
 
 from detsearch_cli import boxes
-from detsearch_cli.slots.assigners.base import Assigner, chunks, pairs_with_image
+from detsearch_cli.slots.assigners.base import Assigner, chunks, compiled_tiling, pairs_with_image
 from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Targets
 
 IOU_WEIGHT = 3.0
@@ -42,12 +44,15 @@ class SimOTA(Assigner):
 
     @torch.no_grad()
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:
-        num_images, num_priors = dense.logits.shape[:2]
+        num_images, num_priors = dense.boxes.shape[:2]
         if len(targets.boxes) == 0:
-            return Assignment.background(num_images, num_priors, dense.logits.device)
+            return Assignment.background(num_images, num_priors, dense.boxes.device)
+        tiling = compiled_tiling(dense)
+        if tiling is not None:
+            return Assignment(self._compiled(dense, targets, tiling))
         pairs = _Pairs(dense, targets, self.center_radius)
-        every = torch.arange(num_priors, device=dense.logits.device)
-        rows = torch.arange(len(targets.boxes), device=dense.logits.device)
+        every = torch.arange(num_priors, device=dense.boxes.device)
+        rows = torch.arange(len(targets.boxes), device=dense.boxes.device)
         pieces = list(chunks(len(rows), 8 * num_priors))
         for piece in pieces:
             pairs.find(rows[piece, None], every)
@@ -63,6 +68,19 @@ class SimOTA(Assigner):
         contested = contested[count > 1]
         owner[contested] = pairs.cheapest(contested)
         return Assignment(owner.view(num_images, num_priors))
+
+    def _compiled(self, dense: Dense, targets: Targets, tiling: Tiling) -> Tensor:
+        """The same by detsearch_kernels."""
+        return matchers.simota(
+            dense.maps,
+            dense.boxes,
+            targets.boxes.float(),
+            targets.labels,
+            targets.splits,
+            tiling,
+            top_k=self.candidate_top_k,
+            radius=self.center_radius,
+        )
 
     def _choose(self, pairs: _Pairs, gt: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """What ground truths choose. gt (g, 1), prior (A,) -> gt, prior (P,)."""
@@ -84,8 +102,8 @@ class _Pairs:
         self.image = targets.image_index()
         self.truth = targets.boxes.float()
         self.usable = self.truth.isfinite().all(1)
-        self.candidate = torch.zeros(dense.logits.shape[:2], dtype=torch.bool, device=dense.logits.device)
-        self.sum = torch.zeros(dense.logits.shape[:2], device=dense.logits.device)
+        self.candidate = torch.zeros(dense.boxes.shape[:2], dtype=torch.bool, device=dense.boxes.device)
+        self.sum = torch.zeros(dense.boxes.shape[:2], device=dense.boxes.device)
 
     def find(self, gt: Tensor, prior: Tensor) -> None:
         """Mark the candidates of gt (g, 1) among prior (A,)."""

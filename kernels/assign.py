@@ -57,10 +57,12 @@ def assign_topk(
     logits: (B, A, C), or what the head wrote, (B, S x C, H, W) a level, with any strides. boxes (B, A, 4): predicted,
     xyxy px. truth (G, 4), labels (G,), splits (B + 1,): the ground truths, image after image. counts (R, K) int64 and
     edges (R, K - 1) float32, ascending, padded with infinity: positives by row (level, or one row for all) and bin
-    of height / width. matched holds rows of `truth`, -1 for background. float32, on the CPU.
+    of height / width. matched holds rows of `truth`, -1 for background. float32, on the CPU or, but for the tiling,
+    counts and edges, on a GPU, which chooses the same priors.
 
     Ties go to the lower prior; a prior that several chose goes to the lowest loss, then the lower row; a ground truth
     with a candidate keeps a positive wherever that is possible. Logits that are not numbers give some assignment.
+    On a GPU nothing waits for the device, so a label that is no class is not refused there: its row gets nothing.
     Raises ValueError for shapes that contradict each other, RuntimeError where it is not compiled.
     Source: Liu et al., HPS-Det, Algorithm 2.
     """
@@ -77,12 +79,12 @@ def assign_topk(
         truth.contiguous(),
         labels.contiguous(),
         splits.contiguous(),
-        tiling.sizes,
-        tiling.cell,
-        tiling.strides,
-        tiling.ranges,
-        counts,
-        edges,
+        tiling.sizes.contiguous(),
+        tiling.cell.contiguous(),
+        tiling.strides.contiguous(),
+        tiling.ranges.contiguous(),
+        counts.contiguous(),
+        edges.contiguous(),
         classes,
         alpha,
         min_iou,
@@ -137,11 +139,18 @@ def _check(
             f"counts must have one row or {len(tiling.sizes)}, and edges one column less; got "
             f"{tuple(counts.shape)} and {tuple(edges.shape)}"
         )
-    for name, tensor in (
-        ("boxes", boxes),
-        ("truth", truth),
-        ("edges", edges),
-        *(("logits", x) for x in levels),
+    here, cpu, number, whole = boxes.device, torch.device("cpu"), torch.float32, torch.int64
+    for name, tensor, dtype, device in (
+        ("boxes", boxes, number, here),
+        ("truth", truth, number, here),
+        ("labels", labels, whole, here),
+        ("splits", splits, whole, here),
+        ("counts", counts, whole, cpu),
+        ("edges", edges, number, cpu),
+        *(("logits", x, number, here) for x in levels),
     ):
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise ValueError(f"{name} must be float32 on the CPU, got {tensor.dtype} on {tensor.device}")
+        if tensor.dtype != dtype or tensor.device != device:
+            place = "the CPU" if device.type == "cpu" else device
+            raise ValueError(
+                f"{name} must be {str(dtype).removeprefix('torch.')} on {place}, got {tensor.dtype} on {tensor.device}"
+            )

@@ -31,11 +31,12 @@ void fill_tiles(const Grid& grid, const std::vector<Scores>& scores, Task& task)
 void fill_counts(const Tensor& counts, const Tensor& edges, Task& task) {
   const int64_t number = counts.numel();
   STD_TORCH_CHECK(number >= 1 && number <= kMostCounts, "1 to ", kMostCounts, " counts on a GPU, got ", number);
-  std::copy_n(data<int64_t>(counts), number, task.counts);
-  std::copy_n(data<float>(edges), edges.numel(), task.edges);
-  const auto [low, high] = std::minmax_element(task.counts, task.counts + number);
+  const int64_t* count = data<int64_t>(counts);
+  const auto [low, high] = std::minmax_element(count, count + number);
   STD_TORCH_CHECK(*low >= 1 && *high < kMostCapacity - kThreads, "counts must be 1 to ", kMostCapacity - kThreads - 1,
                   " on a GPU, got ", *low, " to ", *high);
+  std::transform(count, count + number, task.counts, [](int64_t x) { return static_cast<int32_t>(x); });
+  std::copy_n(data<float>(edges), edges.numel(), task.edges);
   task.count_rows = static_cast<int32_t>(counts.size(0));
   task.bins = static_cast<int32_t>(counts.size(1));
   task.widest = static_cast<int32_t>(*high);

@@ -8,14 +8,14 @@
 namespace detsearch::gpu {
 
 constexpr int kThreads = 256;
-constexpr int kMostCounts = 128;
+constexpr int kMostCounts = 256;
 
 // What both kernels are told. Of `truth`, the rows of an image lie together; `choices`, `taken` and what follows are
 // by row, and written by the kernels.
 struct Task {
   Tiles tiles;
   Scores scores[kMostLevels];
-  int64_t counts[kMostCounts];  // count_rows x bins
+  int32_t counts[kMostCounts];  // count_rows x bins
   float edges[kMostCounts];     // count_rows x (bins - 1)
   int32_t count_rows, bins, widest, capacity;  // widest: the largest count; capacity: of a pool
   int32_t rows, images, classes;
@@ -27,6 +27,8 @@ struct Task {
   uint64_t* wish;
   int32_t *taken, *kept, *asker, *owned, *queue, *sorted, *state;
 };
+
+static_assert(sizeof(Task) <= 4096, "the arguments of a kernel may take 4 KiB");
 
 // A loss, or a bound of it, and the prior: ordered as candidates are chosen. kSettled: it is the loss.
 constexpr uint64_t kSettled = uint64_t(1) << 31;
@@ -185,7 +187,7 @@ __device__ inline void clear(const Task& task) {
 __device__ inline int32_t count_of(const Task& task, const Box& truth, int32_t level) {
   const int32_t row = task.count_rows > 1 && level > 0 ? level : 0;
   const int64_t bin = bin_of(truth, task.edges + row * (task.bins - 1), task.bins);
-  return static_cast<int32_t>(task.counts[row * task.bins + bin]);
+  return task.counts[row * task.bins + bin];
 }
 
 extern __shared__ uint64_t shared_memory[];

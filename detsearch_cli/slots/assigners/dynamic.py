@@ -132,7 +132,7 @@ class Dynamic(Assigner):
         num_images, num_priors = dense.boxes.shape[:2]
         device = dense.boxes.device
         self.check(dense.priors.num_levels)
-        if dense.priors.tiling is not None and device.type == "cpu" and kernels.ready(device):
+        if dense.priors.tiling is not None and kernels.ready(device):
             return Assignment(self._compiled(dense, targets, dense.priors.tiling))
         owner = torch.full((num_images * num_priors,), BACKGROUND, dtype=torch.int64, device=device)
         pairs = find_candidates(dense.priors, targets.boxes.float(), self.min_iou)

@@ -1,108 +1,57 @@
 // HPS-Det's Algorithm 2 for a whole batch on the CPU, without a ground truth x prior matrix: candidates are found near
-// each ground truth (grid.h), the k of lowest loss chosen (losses.h), conflicts settled, orphans served (orphans.h).
+// each ground truth (runs.h), the k of lowest loss chosen (lowest.h), conflicts settled, orphans served (orphans.h).
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <limits>
+#include <unordered_map>
+#include <vector>
 
-#include "losses.h"
-#include "orphans.h"
+#include "lowest.h"
 
 namespace detsearch {
 namespace {
-
-constexpr float kUnknown = -1.0f;  // a loss not computed yet
 
 Place place_of(const Problem& problem, int64_t image, int64_t g) {
   return {image, problem.label[g], problem.truth[g]};
 }
 
-int64_t count_of(const Problem& problem, const Box& truth, int64_t level) {
-  const int64_t row = problem.rows > 1 ? std::max<int64_t>(level, 0) : 0;
+// How many positives a ground truth asks for.
+int64_t count_of(const Problem& problem, const Box& truth) {
+  int64_t row = 0;
+  if (problem.rows > 1) row = std::max<int64_t>(best_level(problem.grid, truth, problem.min_iou), 0);
   return problem.counts[row * problem.bins + bin_of(truth, problem.edges + row * (problem.bins - 1), problem.bins)];
 }
 
-// A bound that about `count` of all candidates do not exceed, found with a histogram of the leading bits.
-float usual_bound(const std::vector<float>& bound, size_t count) {
-  constexpr int kBits = 20, kBins = 1 << 11;  // exponent and three bits of the mantissa of a float >= 0
-  int32_t histogram[kBins] = {};
-  for (const float value : bound) ++histogram[float_to_bits(positive(value)) >> kBits];
-  size_t seen = 0;
-  for (uint32_t bin = 0; bin < kBins; ++bin) {
-    seen += histogram[bin];
-    if (seen >= count) return bits_to_float(((bin + 1) << kBits) - 1);
-  }
-  return std::numeric_limits<float>::infinity();
-}
-
-// The `count` candidates of lowest loss (then lowest prior), unordered, into `best`.
-void select(const Problem& problem, size_t count, const Found& found, std::vector<Choice>& best) {
-  best.clear();
-  const size_t all = found.candidates.size();
-  if (all <= count) {  // all are chosen; what a loss is matters only where two rows want the same prior
-    for (const Candidate& candidate : found.candidates) best.push_back({kUnknown, candidate.prior});
-    return;
-  }
-  const float usual = usual_bound(found.bound, count);
-  const auto offer = [&](size_t i) {
-    if (best.size() == count && found.bound[i] > best.front().loss) return;
-    const Choice choice{full_loss(problem, found, i), found.candidates[i].prior};
-    if (best.size() < count) {
-      best.push_back(choice);
-      std::push_heap(best.begin(), best.end());
-    } else if (choice < best.front()) {
-      std::pop_heap(best.begin(), best.end());
-      best.back() = choice;
-      std::push_heap(best.begin(), best.end());
-    }
-  };
-  for (size_t i = 0; i < all; ++i) {
-    if (found.bound[i] <= usual) offer(i);
-  }
-  for (size_t i = 0; i < all; ++i) {
-    if (found.bound[i] > usual) offer(i);
-  }
-}
-
-// What the ground truths have chosen: slots[g] is the first of the row's choices, `kept` how many it still owns.
+// What the ground truths have chosen: row g has taken[g] choices from g * widest on.
 struct Chosen {
-  std::vector<int64_t> slots;
+  int64_t widest;  // the largest count, so that rows can be filled in parallel
   std::vector<Choice> choices;
-  std::vector<int64_t> taken;  // choices of a row that are filled
-  std::vector<int64_t> kept;
+  std::vector<int64_t> taken;
 };
 
-// Most candidates a row may choose: its largest count; the same for all, so that rows can be filled in parallel.
-int64_t largest_count(const Problem& problem) {
-  return *std::max_element(problem.counts, problem.counts + problem.rows * problem.bins);
-}
-
-void choose(const Problem& problem, Chosen& chosen, const std::vector<int64_t>& image_of) {
-  const int64_t rows = static_cast<int64_t>(image_of.size()), widest = largest_count(problem);
-  chosen.choices.resize(rows * widest);
-  chosen.taken.assign(rows, 0);
+Chosen choose(const Problem& problem, const std::vector<int64_t>& image_of) {
+  const int64_t rows = static_cast<int64_t>(image_of.size());
+  const int64_t widest = *std::max_element(problem.counts, problem.counts + problem.rows * problem.bins);
+  Chosen chosen{widest, std::vector<Choice>(rows * widest), std::vector<int64_t>(rows)};
   torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
-    Found found;
-    std::vector<Choice> best;
+    Lowest lowest(problem);
     for (int64_t g = begin; g < end; ++g) {
       const Place place = place_of(problem, image_of[g], g);
-      const int64_t level = find(problem, place, found);
-      const size_t count = static_cast<size_t>(count_of(problem, place.box, level));
-      if (found.candidates.size() > count) bound_all(problem, place, found);
-      select(problem, count, found, best);
+      const auto& best = lowest.of(place, static_cast<size_t>(count_of(problem, place.box)));
       std::copy(best.begin(), best.end(), chosen.choices.begin() + g * widest);
       chosen.taken[g] = static_cast<int64_t>(best.size());
     }
   });
+  return chosen;
 }
 
 // A prior that several rows of an image chose goes to the lowest loss, of equal ones to the lower row.
 // matched holds slots of `choices` meanwhile, so that no second array of all priors is needed.
 void settle(const Problem& problem, int64_t image, Chosen& chosen, int64_t begin, int64_t end, int64_t* matched,
             std::vector<int64_t>& kept) {
-  const int64_t widest = largest_count(problem);
+  const int64_t widest = chosen.widest;
   const auto loss = [&](int64_t slot) {
     Choice& choice = chosen.choices[slot];
     if (choice.loss == kUnknown) choice.loss = loss_at(problem, place_of(problem, image, slot / widest), choice.prior);
@@ -132,29 +81,21 @@ void settle(const Problem& problem, int64_t image, Chosen& chosen, int64_t begin
   }
 }
 
-// All candidates of a row by loss, then prior; looked up for the few rows that take part in serving orphans.
+// All candidates of the few rows that take part in serving orphans.
 class Wishes {
  public:
-  Wishes(const Problem& problem, int64_t image) : problem_(problem), image_(image) {}
+  Wishes(const Problem& problem, int64_t image) : problem_(problem), image_(image), lowest_(problem) {}
 
   const std::vector<Choice>& of(int64_t g) {
     const auto [place, fresh] = known_.try_emplace(g);
-    if (fresh) {
-      const Place whose = place_of(problem_, image_, g);
-      find(problem_, whose, found_);
-      bound_all(problem_, whose, found_);
-      for (size_t i = 0; i < found_.candidates.size(); ++i) {
-        place->second.push_back({full_loss(problem_, found_, i), found_.candidates[i].prior});
-      }
-      std::sort(place->second.begin(), place->second.end());
-    }
+    if (fresh) place->second = lowest_.all(place_of(problem_, image_, g));
     return place->second;
   }
 
  private:
   const Problem& problem_;
   int64_t image_;
-  Found found_;
+  Lowest lowest_;
   std::unordered_map<int64_t, std::vector<Choice>> known_;
 };
 
@@ -164,8 +105,7 @@ void assign(const Problem& problem, int64_t* matched) {
     image_of.insert(image_of.end(), problem.splits[image + 1] - problem.splits[image], image);
   }
   if (image_of.empty()) return;
-  Chosen chosen;
-  choose(problem, chosen, image_of);
+  Chosen chosen = choose(problem, image_of);
   std::vector<int64_t> kept(image_of.size(), 0);
   torch::stable::parallel_for(0, problem.images, 1, [&](int64_t first, int64_t last) {
     for (int64_t image = first; image < last; ++image) {
@@ -186,6 +126,7 @@ Tensor assign_topk(const std::vector<Tensor> logits, const Tensor& boxes, const 
   Problem problem{};
   problem.grid = read_grid(sizes, cell, strides, ranges, boxes.size(1));
   problem.scores = read_scores(logits, problem.grid, classes);
+  problem.whole = logits[0].dim() == 3;
   problem.images = splits.size(0) - 1;
   problem.classes = classes;
   problem.boxes = data<Box>(boxes);

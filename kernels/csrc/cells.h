@@ -37,7 +37,8 @@ struct Span {
   int64_t begin, end;
 };
 
-DETSEARCH_INLINE float centre(int64_t cell, float stride) { return (static_cast<float>(cell) + 0.5f) * stride; }
+template <typename Index>
+DETSEARCH_INLINE float centre(Index cell, float stride) { return (static_cast<float>(cell) + 0.5f) * stride; }
 
 DETSEARCH_INLINE double between(double x, double low, double high) { return x < low ? low : (x > high ? high : x); }
 

@@ -1,5 +1,6 @@
 // The candidates of a ground truth among priors that tile the image, found by looking at the cells near it; and the
-// reading of detsearch_kernels.assign.Tiling. Every assigner on the CPU starts here.
+// reading of detsearch_kernels.assign.Tiling. Every assigner on the CPU starts here; runs.h finds the same
+// candidates without looking at every cell, where their IoU is of no interest.
 
 #pragma once
 
@@ -83,45 +84,6 @@ float visit_anchors(const Level& level, int64_t shape, const Box& truth, float m
     }
   }
   return highest;
-}
-
-// Calls visit(row, column) for the points of one level that are candidates of the box, in the order of priors.
-template <typename Visit>
-void visit_points(const Level& level, const Box& truth, const Visit& visit) {
-  const Span columns = cells_between(truth.x1, truth.x2, level.stride, level.width);
-  const Span rows = cells_between(truth.y1, truth.y2, level.stride, level.height);
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const float y = centre(row, level.stride);
-    for (int64_t column = columns.begin; column < columns.end; ++column) {
-      const float x = centre(column, level.stride);
-      if (point_fits(level, x - truth.x1, truth.x2 - x, y - truth.y1, truth.y2 - y)) visit(row, column);
-    }
-  }
-}
-
-// Calls visit(number of the level, row, column, shape) for every candidate of a box, level after level; returns the
-// level that fits it best, -1 where anchors have no candidate. Of equal IoU the first anchor counts.
-template <typename Visit>
-int64_t visit_candidates(const Grid& grid, const Box& truth, float min_iou, Across& across, const Visit& visit) {
-  if (grid.points) {
-    for (int64_t i = 0; i < grid.count(); ++i) {
-      visit_points(grid.levels[i], truth, [&](int64_t row, int64_t column) { visit(i, row, column, 0); });
-    }
-    return level_for(grid.levels.data(), grid.count(), truth);
-  }
-  int64_t best = -1;
-  float highest = -1.0f;
-  for (int64_t i = 0; i < grid.count(); ++i) {
-    for (int64_t shape = 0; shape < grid.levels[i].shapes; ++shape) {
-      const auto each = [&](int64_t row, int64_t column, float) { visit(i, row, column, shape); };
-      const float found = visit_anchors(grid.levels[i], shape, truth, min_iou, across, each);
-      if (found > highest) {
-        highest = found;
-        best = i;
-      }
-    }
-  }
-  return best;
 }
 
 // sizes (L, 2) int64: cells down and across; cell (L, shapes, 4), strides (L,), ranges (L, 2) float32, no row for

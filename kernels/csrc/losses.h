@@ -1,17 +1,18 @@
-// The losses of a ground truth's candidates on the CPU. Candidates are ranked by a bound that needs one class; the sum
-// over all classes is taken for those only whose bound may still be among the best.
+// The losses of a ground truth's candidates on the CPU.
 
 #pragma once
 
+#include <limits>
 #include <vector>
 
-#include "grid.h"
+#include "runs.h"
 
 namespace detsearch {
 
 struct Problem {
   Grid grid;
   std::vector<Scores> scores;  // by level
+  bool whole;                  // the scores of all levels are one (B, A, C)
   int64_t images, classes;
   const Box* boxes;  // predicted, images x priors
   const Box* truth;
@@ -29,92 +30,128 @@ struct Place {
   Box box;
 };
 
-struct Candidate {
-  const float* logits;  // of its first class
-  int32_t prior;
-};
-
 // The candidates of one ground truth, and memory that is kept between ground truths.
 struct Found {
-  std::vector<Candidate> candidates;
-  std::vector<float> own, overlap, bound;  // by candidate
-  Across across;
+  std::vector<int32_t> prior;
+  std::vector<float> overlap;  // IoU of its predicted box and the ground truth
+  // of the candidates that are looked at
+  std::vector<int32_t> looked;
+  std::vector<const float*> logit;  // of the ground truth's class
+  std::vector<float> own, bound;
 };
 
-// Fills found.candidates; returns the level that fits best, -1 for anchors without a candidate.
-inline int64_t find(const Problem& problem, const Place& place, Found& found) {
-  found.candidates.clear();
+// Class scores of a prior: of its first class, and the step to the next.
+struct Classes {
+  const float* first;
+  int64_t step;
+};
+
+inline Classes classes_of(const Problem& problem, int64_t image, int32_t prior) {
+  if (problem.whole) {
+    const Scores& all = problem.scores[0];
+    return {all.first + image * all.of_image + prior * all.of_shape, all.of_class};
+  }
+  const int64_t i = problem.grid.level_of(prior);
+  const Level& level = problem.grid.levels[i];
+  // 32 bits: a division of 64 takes several times as long
+  const uint32_t inside = static_cast<uint32_t>(prior - level.first), shapes = static_cast<uint32_t>(level.shapes);
+  const uint32_t cell = inside / shapes, width = static_cast<uint32_t>(level.width);
+  return {problem.scores[i].at(image, cell / width, cell % width, inside % shapes), problem.scores[i].of_class};
+}
+
+inline void find(const Problem& problem, const Place& place, Found& found) {
+  found.prior.clear();
   const Box* boxes = problem.boxes + place.image * problem.grid.priors;
-  const auto push = [&](int64_t i, int64_t row, int64_t column, int64_t shape) {
-    const float* logits = problem.scores[i].at(place.image, row, column, shape);
-    const int64_t prior = problem.grid.levels[i].prior(row, column, shape);
-    // its own logit and its box lie far from the last one's: the memory answers while others are looked for
-    __builtin_prefetch(logits + place.label * problem.scores[i].of_class);
-    __builtin_prefetch(boxes + prior);
-    found.candidates.push_back({logits, static_cast<int32_t>(prior)});
-  };
-  return visit_candidates(problem.grid, place.box, problem.min_iou, found.across, push);
+  visit_runs(problem.grid, place.box, problem.min_iou, [&](int64_t prior, int64_t step, int64_t count) {
+    const size_t before = found.prior.size();
+    found.prior.resize(before + count);
+    int32_t* out = found.prior.data() + before;
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = static_cast<int32_t>(prior + i * step);
+      __builtin_prefetch(boxes + prior + i * step);  // the memory answers while others are found
+    }
+  });
+}
+
+// Fills found.overlap.
+inline void overlap_all(const Problem& problem, const Place& place, Found& found) {
+  constexpr size_t kChunk = 256;
+  float x1[kChunk], y1[kChunk], x2[kChunk], y2[kChunk];
+  const Box* boxes = problem.boxes + place.image * problem.grid.priors;
+  const size_t count = found.prior.size();
+  found.overlap.resize(count);
+  for (size_t begin = 0; begin < count; begin += kChunk) {
+    const size_t length = count - begin < kChunk ? count - begin : kChunk;
+    const int32_t* prior = found.prior.data() + begin;
+    for (size_t i = 0; i < length; ++i) {
+      const Box& box = boxes[prior[i]];
+      x1[i] = box.x1;
+      y1[i] = box.y1;
+      x2[i] = box.x2;
+      y2[i] = box.y2;
+    }
+    const Box truth = place.box;
+    float* overlap = found.overlap.data() + begin;
+    for (size_t i = 0; i < length; ++i) overlap[i] = iou({x1[i], y1[i], x2[i], y2[i]}, truth);
+  }
+}
+
+// Fills found.own and found.bound of the candidates in found.looked.
+inline void bound_looked(const Problem& problem, const Place& place, Found& found) {
+  const size_t count = found.looked.size();
+  found.logit.resize(count);
+  found.own.resize(count);
+  found.bound.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    const Classes classes = classes_of(problem, place.image, found.prior[found.looked[i]]);
+    found.logit[i] = classes.first + place.label * classes.step;
+    // they lie far from each other: the memory answers while the next is found
+    __builtin_prefetch(found.logit[i]);
+  }
+  float* own = found.own.data();
+  float* bound = found.bound.data();
+  for (size_t i = 0; i < count; ++i) {
+    own[i] = *found.logit[i];
+    bound[i] = found.overlap[found.looked[i]];
+  }
+  const float alpha = problem.alpha;
+  for (size_t i = 0; i < count; ++i) bound[i] = bound_of(own[i], bound[i], alpha);
 }
 
 template <typename Read>
 float sum_of_classes(int64_t classes, const Read& read) {
-  float lane[kLanes] = {};
+  float lane[kLanes] = {}, rest[kLanes];
   const int64_t whole = classes / kLanes * kLanes;
   for (int64_t start = 0; start < whole; start += kLanes) {
     for (int i = 0; i < kLanes; ++i) lane[i] += away(read(start + i));
   }
-  for (int64_t i = whole; i < classes; ++i) lane[i - whole] += away(read(i));
+  if (whole < classes) {
+    std::fill(rest, rest + kLanes, -std::numeric_limits<float>::infinity());  // adds 0
+    for (int64_t i = whole; i < classes; ++i) rest[i - whole] = read(i);
+    for (int i = 0; i < kLanes; ++i) lane[i] += away(rest[i]);
+  }
   return sum_of_lanes(lane);
 }
 
-inline float sum_of_classes(const float* logits, int64_t classes, int64_t step) {
+inline float sum_of_classes(const Problem& problem, int64_t image, int32_t prior) {
+  const auto [first, step] = classes_of(problem, image, prior);
   // apart, because neighbours are loaded as one vector
-  if (step == 1) return sum_of_classes(classes, [&](int64_t i) { return logits[i]; });
-  return sum_of_classes(classes, [&](int64_t i) { return logits[i * step]; });
+  if (step == 1) return sum_of_classes(problem.classes, [first = first](int64_t i) { return first[i]; });
+  return sum_of_classes(problem.classes, [first = first, step = step](int64_t i) { return first[i * step]; });
 }
 
-// Bounds of all candidates, into found.bound; own logits stay in found.own.
-inline void bound_all(const Problem& problem, const Place& place, Found& found) {
-  const size_t count = found.candidates.size();
-  found.own.resize(count);
-  found.overlap.resize(count);
-  found.bound.resize(count);
-  const Box* boxes = problem.boxes + place.image * problem.grid.priors;
-  size_t begin = 0;
-  while (begin < count) {  // candidates come level by level
-    const int64_t i = problem.grid.level_of(found.candidates[begin].prior);
-    const Level& level = problem.grid.levels[i];
-    const int64_t own_class = place.label * problem.scores[i].of_class, last = level.first + level.count();
-    size_t end = begin;
-    while (end < count && found.candidates[end].prior < last && found.candidates[end].prior >= level.first) {
-      found.own[end] = found.candidates[end].logits[own_class];
-      found.overlap[end] = iou(boxes[found.candidates[end].prior], place.box);
-      ++end;
-    }
-    begin = end;
-  }
-  const float* own = found.own.data();
-  const float* overlap = found.overlap.data();
-  float* bound = found.bound.data();
-  for (size_t i = 0; i < count; ++i) bound[i] = bound_of(own[i], overlap[i], problem.alpha);
-}
-
-inline float full_loss(const Problem& problem, const Found& found, size_t i) {
-  const Candidate& candidate = found.candidates[i];
-  const int64_t step = problem.scores[problem.grid.level_of(candidate.prior)].of_class;
-  return loss_of(found.bound[i], found.own[i], sum_of_classes(candidate.logits, problem.classes, step));
+// The loss of the candidate that is looked at as number i.
+inline float full_loss(const Problem& problem, const Place& place, const Found& found, size_t i) {
+  const float sum = sum_of_classes(problem, place.image, found.prior[found.looked[i]]);
+  return loss_of(found.bound[i], found.own[i], sum);
 }
 
 // The loss of one prior for a ground truth; rounds as full_loss does.
 inline float loss_at(const Problem& problem, const Place& place, int32_t prior) {
-  const int64_t i = problem.grid.level_of(prior);
-  const Level& level = problem.grid.levels[i];
-  const int64_t shape = (prior - level.first) % level.shapes, cell = (prior - level.first) / level.shapes;
-  const float* logits = problem.scores[i].at(place.image, cell / level.width, cell % level.width, shape);
-  const float own = logits[place.label * problem.scores[i].of_class];
+  const Classes classes = classes_of(problem, place.image, prior);
+  const float own = classes.first[place.label * classes.step];
   const float overlap = iou(problem.boxes[place.image * problem.grid.priors + prior], place.box);
-  const float sum = sum_of_classes(logits, problem.classes, problem.scores[i].of_class);
-  return loss_of(bound_of(own, overlap, problem.alpha), own, sum);
+  return loss_of(bound_of(own, overlap, problem.alpha), own, sum_of_classes(problem, place.image, prior));
 }
 
 }  // namespace detsearch

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kUsualCapacity = 3072;  // candidates in a pool; more seldom occur, and six such blocks fit together
 constexpr int64_t kMostCapacity = 1 << 16;  // a place in a pool is a uint16_t
-constexpr int64_t kClearing = 1024;        // blocks that write the background, at least
+constexpr int64_t kClearing = 512;           // blocks that write the background, at least
 
 constexpr int64_t bytes_of_pool(int64_t capacity) { return capacity * int64_t(sizeof(uint64_t) + sizeof(uint16_t)); }
 

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -39,15 +40,18 @@ struct Meeting {
   unsigned arrived = 0, number = 0;
 };
 
-// A fiber begins by ucontext; every other switch is a jump, which unlike it makes no call of the system.
+// A fiber begins by ucontext; every other switch is a jump, which unlike it makes no call of the system. It runs the
+// kernel of one block after another.
 struct Fiber {
   ucontext_t begin;
   jmp_buf rest;
-  bool begun, done;
+  bool begun = false, done = false;
 };
 
 struct Block {
-  std::vector<Fiber> thread;
+  std::vector<Fiber> thread{kMostThreads};
+  std::vector<char> stacks = std::vector<char>(kStack * kMostThreads);
+  std::function<void()> kernel;
   ucontext_t outside;
   jmp_buf scheduler;
   Meeting all, warp[kMostThreads / 32], half[kMostThreads / 16];
@@ -57,6 +61,18 @@ struct Block {
 
 inline Block block;
 
+inline void rest() {
+  if (_setjmp(block.thread[threadIdx.x].rest) == 0) _longjmp(block.scheduler, 1);
+}
+
+inline void live() {
+  while (true) {
+    block.kernel();
+    block.thread[threadIdx.x].done = block.moved = true;
+    rest();
+  }
+}
+
 inline void meet(Meeting& meeting, unsigned expected) {
   const unsigned number = meeting.number;
   if (++meeting.arrived == expected) {
@@ -64,9 +80,7 @@ inline void meet(Meeting& meeting, unsigned expected) {
     ++meeting.number;
     block.moved = true;
   }
-  while (meeting.number == number) {
-    if (_setjmp(block.thread[threadIdx.x].rest) == 0) _longjmp(block.scheduler, 1);
-  }
+  while (meeting.number == number) rest();
 }
 
 // The threads that a mask names: a warp or half of one.
@@ -99,38 +113,26 @@ inline void resume(unsigned i) {
   if (_setjmp(block.scheduler) != 0) return;
   if (fiber.begun) _longjmp(fiber.rest, 1);
   fiber.begun = true;
+  getcontext(&fiber.begin);
+  fiber.begin.uc_stack.ss_sp = block.stacks.data() + kStack * i;
+  fiber.begin.uc_stack.ss_size = kStack;
+  makecontext(&fiber.begin, live, 0);
   swapcontext(&block.outside, &fiber.begin);
 }
 
-// Runs one block; `call` is the kernel with its arguments.
-template <typename Call>
-void run_block(const Call& call, std::minstd_rand& random) {
-  static std::vector<char> stacks(kStack * kMostThreads);
-  static const Call* running;
-  running = &call;
-  block.thread.resize(blockDim.x);
-  for (unsigned i = 0; i < blockDim.x; ++i) {
-    Fiber& fiber = block.thread[i];
-    fiber.begun = fiber.done = false;
-    getcontext(&fiber.begin);
-    fiber.begin.uc_stack.ss_sp = stacks.data() + kStack * i;
-    fiber.begin.uc_stack.ss_size = kStack;
-    makecontext(&fiber.begin, +[] {
-      (*running)();
-      block.thread[threadIdx.x].done = block.moved = true;
-      _longjmp(block.scheduler, 1);
-    }, 0);
-  }
+// Runs one block of block.kernel.
+inline void run_block(std::minstd_rand& random) {
   std::vector<unsigned> order(blockDim.x);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
+  for (const unsigned i : order) block.thread[i].done = false;
   do {
     block.moved = false;
     for (const unsigned i : order) {
       if (!block.thread[i].done) resume(i);
     }
   } while (block.moved);
-  if (std::all_of(block.thread.begin(), block.thread.end(), [](const Fiber& fiber) { return fiber.done; })) return;
+  if (std::all_of(order.begin(), order.end(), [](unsigned i) { return block.thread[i].done; })) return;
   std::fprintf(stderr, "threads wait for each other for ever\n");
   std::abort();
 }
@@ -160,9 +162,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   std::vector<unsigned> order(gridDim.x);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
+  emulation::block.kernel = [&] { kernel(arguments...); };
   for (const unsigned i : order) {
     blockIdx.x = i;
-    emulation::run_block([&] { kernel(arguments...); }, random);
+    emulation::run_block(random);
   }
   return 0;
 }

@@ -6,9 +6,10 @@ what happens to equals. The first three choose exactly what their twin chooses, 
 rounding.
 
 All take truth (G, 4) xyxy px float32 and splits (B + 1,) int64, the ground truths image after image, and a Tiling; all
-give matched (B, A) int64: rows of `truth`, -1 for background, -2 for priors to ignore. On the CPU. A ground truth that
-is not finite gets nothing. Each raises TypeError or ValueError for operands that do not fit, and RuntimeError where it
-is not compiled.
+give matched (B, A) int64: rows of `truth`, -1 for background, -2 for priors to ignore. On the CPU, or but for the
+tiling on a GPU, which chooses the same priors. A ground truth that is not finite gets nothing. Each raises TypeError or
+ValueError for operands that do not fit, and RuntimeError where it is not compiled. On a GPU nothing waits for the
+device, so splits and labels are not looked at: a label that is no class gets nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from torch import Tensor
 
 from .assign import Tiling
 from .loader import ready
-
-PLACES = ("sizes", "cell", "strides", "ranges")
 
 
 def max_iou(
@@ -96,12 +95,13 @@ def simota(
     if boxes.shape != shape:
         raise ValueError(f"boxes must be {shape}, got {tuple(boxes.shape)}")
     for name, tensor in (("boxes", boxes), *(("logits", x) for x in levels)):
-        _expect(name, tensor, torch.float32)
+        _expect(name, tensor, torch.float32, truth.device)
     classes = _num_classes(levels, tiling, shape[0])
-    _expect("labels", labels, torch.int64)
+    _expect("labels", labels, torch.int64, truth.device)
     if labels.shape != truth.shape[:1]:
         raise ValueError(f"{len(truth)} ground truths need as many labels, got {tuple(labels.shape)}")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+    on_cpu = truth.device.type == "cpu"
+    if on_cpu and len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         wrong = [x for x in labels.tolist() if not 0 <= x < classes]
         raise ValueError(f"labels must be below the {classes} classes, got {wrong[0]}")
     matched: Tensor = torch.ops.detsearch.simota(
@@ -114,7 +114,7 @@ def register() -> None:
     """Tell torch the operators' shapes; called once their library is loaded."""
 
     def without_predictions(truth: Tensor, splits: Tensor, *rest: object) -> Tensor:
-        priors = rest[len(PLACES)]
+        priors = rest[4]  # after the tiling's sizes, cell, strides and ranges
         assert isinstance(priors, int | torch.SymInt)
         return splits.new_empty((splits.shape[0] - 1, priors))
 
@@ -128,32 +128,31 @@ def register() -> None:
 
 def _operands(name: str, truth: Tensor, splits: Tensor, tiling: Tiling) -> tuple[object, ...]:
     """What every operator begins with, checked: truth, splits, the tiling's tensors, its number of priors."""
-    if not ready(truth.device) or truth.device.type != "cpu":
+    if not ready(truth.device):
         raise RuntimeError(
             f"{name} is not compiled for {truth.device.type} here; use detsearch_cli's assigner"
         )
-    _expect("truth", truth, torch.float32)
-    _expect("splits", splits, torch.int64)
+    _expect("truth", truth, torch.float32, truth.device)
+    _expect("splits", splits, torch.int64, truth.device)
     if truth.dim() != 2 or truth.shape[1] != 4:
         raise ValueError(f"truth must be (G, 4), got {tuple(truth.shape)}")
-    starts = splits.tolist()
-    if (
-        splits.dim() != 1
-        or not starts
-        or starts[0] != 0
-        or starts[-1] != len(truth)
-        or starts != sorted(starts)
-    ):
+    if splits.dim() != 1 or len(splits) == 0:
+        raise ValueError(f"splits must be (B + 1,), got {tuple(splits.shape)}")
+    on_cpu = truth.device.type == "cpu"
+    starts = splits.tolist() if on_cpu else []
+    if on_cpu and (starts[0] != 0 or starts[-1] != len(truth) or starts != sorted(starts)):
         raise ValueError(f"splits must ascend from 0 to the {len(truth)} ground truths, got {starts}")
-    places = [getattr(tiling, place).detach().cpu().contiguous() for place in PLACES]
+    # a GPU takes learned cells from where they are; all else of a tiling is read by the CPU
+    cell = tiling.cell.detach().cpu() if on_cpu else tiling.cell.detach()
+    places = (tiling.sizes, cell.contiguous(), tiling.strides, tiling.ranges)
     return truth.contiguous(), splits.contiguous(), *places, tiling.num_priors
 
 
-def _expect(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+def _expect(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device} as truth is, got {tensor.device}")
 
 
 def _positive(name: str, value: float) -> None:

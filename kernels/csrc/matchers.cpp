@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <numeric>
 #include <vector>
 
 #include "matchers_grid.h"
@@ -165,29 +163,10 @@ struct Near {
   }
 };
 
-float squared(float x, float y) { return x * x + y * y; }
-
-// `side` cells around a coordinate, or all there are.
-Span around(float at, float stride, int64_t side, int64_t cells) {
-  const int64_t last = std::max<int64_t>(0, cells - side);
-  const double begin = std::floor(at / static_cast<double>(stride)) - static_cast<double>(side / 2);
-  const int64_t first = static_cast<int64_t>(between(begin, 0.0, static_cast<double>(last)));
-  return {first, std::min(first + side, cells)};
-}
-
-// The least distance along an axis to a centre outside the span; infinite where the span is everything.
-float outside(float at, float stride, const Span& span, int64_t cells) {
-  float nearest = std::numeric_limits<float>::infinity();
-  if (span.begin > 0) nearest = magnitude(at - centre(span.begin - 1, stride));
-  if (span.end < cells) nearest = least(nearest, magnitude(at - centre(span.end, stride)));
-  return nearest;
-}
-
 // The `count` cells of a level with the nearest centres, unordered; of equally near ones the first.
 void nearest_cells(const Level& level, float x, float y, int64_t count, std::vector<Near>& found) {
-  const int64_t cells = level.height * level.width;
-  count = std::min(count, cells);
-  for (int64_t side = 2 * static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(count)))) - 1;; side *= 2) {
+  count = std::min(count, level.height * level.width);
+  for (int64_t side = first_side(count);; side *= 2) {
     const Span columns = around(x, level.stride, side, level.width), rows = around(y, level.stride, side, level.height);
     found.clear();
     for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -196,13 +175,9 @@ void nearest_cells(const Level& level, float x, float y, int64_t count, std::vec
         found.push_back({squared(x - centre(column, level.stride), down), row, column});
       }
     }
-    const bool everything = static_cast<int64_t>(found.size()) == cells;
     if (static_cast<int64_t>(found.size()) < count) continue;
     std::nth_element(found.begin(), found.begin() + (count - 1), found.end());
-    // a farther cell along one axis is never nearer in all, so what lies outside is at least this far
-    const float beyond = least(outside(x, level.stride, columns, level.width),
-                               outside(y, level.stride, rows, level.height));
-    if (everything || squared(beyond, 0.0f) > found[count - 1].squared) break;
+    if (surely_nearest(level, x, y, columns, rows, found[count - 1].squared)) break;
   }
   found.resize(count);
 }

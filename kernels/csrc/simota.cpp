@@ -102,9 +102,7 @@ class Image {
     for (int64_t i = 0; i < grid_.count(); ++i) {
       const Level& level = grid_.levels[i];
       const float reach = problem_.radius * level.stride;
-      const float x = middle(box.x1, box.x2), y = middle(box.y1, box.y2);
-      const Span columns = cells_between(least(box.x1, x - reach), most(box.x2, x + reach), level.stride, level.width);
-      const Span rows = cells_between(least(box.y1, y - reach), most(box.y2, y + reach), level.stride, level.height);
+      const Span columns = columns_near(level, box, reach), rows = rows_near(level, box, reach);
       for (int64_t row = rows.begin; row < rows.end; ++row) {
         for (int64_t column = columns.begin; column < columns.end; ++column) {
           const float across = centre(column, level.stride), down = centre(row, level.stride);

@@ -34,8 +34,8 @@ class Assigner(Part):
 
 def compiled_tiling(dense: Dense) -> Tiling | None:
     """The priors' tiling where a compiled operator takes it, None where PyTorch has to assign."""
-    tiling, device = dense.priors.tiling, dense.boxes.device
-    return tiling if tiling is not None and device.type == "cpu" and kernels.ready(device) else None
+    tiling = dense.priors.tiling
+    return tiling if tiling is not None and kernels.ready(dense.boxes.device) else None
 
 
 def chunks(num_gt: int, num_priors: int) -> Iterator[slice]:

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "lowest.h"
@@ -15,13 +16,6 @@ namespace {
 
 Place place_of(const Problem& problem, int64_t image, int64_t g) {
   return {image, problem.label[g], problem.truth[g]};
-}
-
-// How many positives a ground truth asks for.
-int64_t count_of(const Problem& problem, const Box& truth) {
-  int64_t row = 0;
-  if (problem.rows > 1) row = std::max<int64_t>(best_level(problem.grid, truth, problem.min_iou), 0);
-  return problem.counts[row * problem.bins + bin_of(truth, problem.edges + row * (problem.bins - 1), problem.bins)];
 }
 
 // What the ground truths have chosen: row g has taken[g] choices from g * widest on.
@@ -39,7 +33,7 @@ Chosen choose(const Problem& problem, const std::vector<int64_t>& image_of) {
     Lowest lowest(problem);
     for (int64_t g = begin; g < end; ++g) {
       const Place place = place_of(problem, image_of[g], g);
-      const auto& best = lowest.of(place, static_cast<size_t>(count_of(problem, place.box)));
+      const auto& best = lowest.of(place);
       std::copy(best.begin(), best.end(), chosen.choices.begin() + g * widest);
       chosen.taken[g] = static_cast<int64_t>(best.size());
     }
@@ -118,13 +112,20 @@ void assign(const Problem& problem, int64_t* matched) {
   });
 }
 
-Tensor assign_topk(const std::vector<Tensor> logits, const Tensor& boxes, const Tensor& truth, const Tensor& labels,
-                   const Tensor& splits, const Tensor& sizes, const Tensor& cell, const Tensor& strides,
-                   const Tensor& ranges, const Tensor& counts, const Tensor& edges, int64_t classes, double alpha,
-                   double min_iou) {
+Tensor solve(const Problem& problem, const Tensor& labels) {
+  Tensor matched = torch::stable::new_empty(labels, {problem.images, problem.grid.priors});
+  int64_t* out = static_cast<int64_t*>(matched.mutable_data_ptr());
+  std::fill(out, out + problem.images * problem.grid.priors, int64_t{-1});
+  assign(problem, out);
+  return matched;
+}
+
+Problem read_problem(Grid grid, const std::vector<Tensor>& logits, const Tensor& boxes, const Tensor& truth,
+                     const Tensor& labels, const Tensor& splits, const Tensor& counts, const Tensor& edges,
+                     int64_t classes, double alpha, double min_iou) {
   check_truth(splits, labels, classes);
   Problem problem{};
-  problem.grid = read_grid(sizes, cell, strides, ranges, boxes.size(1));
+  problem.grid = std::move(grid);
   problem.scores = read_scores(logits, problem.grid, classes);
   problem.whole = logits[0].dim() == 3;
   problem.images = splits.size(0) - 1;
@@ -139,11 +140,28 @@ Tensor assign_topk(const std::vector<Tensor> logits, const Tensor& boxes, const 
   problem.bins = counts.size(1);
   problem.alpha = static_cast<float>(alpha);
   problem.min_iou = static_cast<float>(min_iou);
-  Tensor matched = torch::stable::new_empty(labels, {problem.images, problem.grid.priors});
-  int64_t* out = static_cast<int64_t*>(matched.mutable_data_ptr());
-  std::fill(out, out + problem.images * problem.grid.priors, int64_t{-1});
-  assign(problem, out);
-  return matched;
+  return problem;
+}
+
+Tensor assign_topk(const std::vector<Tensor> logits, const Tensor& boxes, const Tensor& truth, const Tensor& labels,
+                   const Tensor& splits, const Tensor& sizes, const Tensor& cell, const Tensor& strides,
+                   const Tensor& ranges, const Tensor& counts, const Tensor& edges, int64_t classes, double alpha,
+                   double min_iou) {
+  const Problem problem = read_problem(read_grid(sizes, cell, strides, ranges, boxes.size(1)), logits, boxes, truth,
+                                       labels, splits, counts, edges, classes, alpha, min_iou);
+  return solve(problem, labels);
+}
+
+// priors: (A, 4) boxes, or (A, 2) points where ranges has rows. sizes (L, 3): cells down and across, priors of a cell.
+Tensor assign_topk_scattered(const std::vector<Tensor> logits, const Tensor& boxes, const Tensor& truth,
+                             const Tensor& labels, const Tensor& splits, const Tensor& sizes, const Tensor& priors,
+                             const Tensor& ranges, const Tensor& counts, const Tensor& edges, int64_t classes,
+                             double alpha, double min_iou) {
+  Problem problem = read_problem(read_levels(sizes, ranges, boxes.size(1)), logits, boxes, truth, labels, splits,
+                                 counts, edges, classes, alpha, min_iou);
+  const Blocks blocks(problem.grid, data<float>(priors));
+  problem.blocks = &blocks;
+  return solve(problem, labels);
 }
 
 }  // namespace
@@ -151,8 +169,15 @@ Tensor assign_topk(const std::vector<Tensor> logits, const Tensor& boxes, const 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(detsearch, m) {
   m.def(
-      "assign_topk(Tensor[] logits, Tensor boxes, Tensor truth, Tensor labels, Tensor splits, Tensor sizes, Tensor cell, "
-      "Tensor strides, Tensor ranges, Tensor counts, Tensor edges, int classes, float alpha, float min_iou) -> Tensor");
+      "assign_topk(Tensor[] logits, Tensor boxes, Tensor truth, Tensor labels, Tensor splits, Tensor sizes, "
+      "Tensor cell, Tensor strides, Tensor ranges, Tensor counts, Tensor edges, int classes, float alpha, "
+      "float min_iou) -> Tensor");
+  m.def(
+      "assign_topk_scattered(Tensor[] logits, Tensor boxes, Tensor truth, Tensor labels, Tensor splits, Tensor sizes, "
+      "Tensor priors, Tensor ranges, Tensor counts, Tensor edges, int classes, float alpha, float min_iou) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(detsearch, CPU, m) { m.impl("assign_topk", TORCH_BOX(&detsearch::assign_topk)); }
+STABLE_TORCH_LIBRARY_IMPL(detsearch, CPU, m) {
+  m.impl("assign_topk", TORCH_BOX(&detsearch::assign_topk));
+  m.impl("assign_topk_scattered", TORCH_BOX(&detsearch::assign_topk_scattered));
+}

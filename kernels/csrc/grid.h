@@ -116,6 +116,29 @@ inline Grid read_grid(const Tensor& sizes, const Tensor& cell, const Tensor& str
   return grid;
 }
 
+// Priors that do not tile. sizes (L, 3) int64: cells down and across, priors of a cell; their product is the number of
+// a level's priors, and where the head's scores lie in maps, their order. ranges as above.
+inline Grid read_levels(const Tensor& sizes, const Tensor& ranges, int64_t priors) {
+  Grid grid{};
+  grid.points = ranges.size(0) > 0;
+  for (int64_t i = 0; i < sizes.size(0); ++i) {
+    const int64_t* size = data<int64_t>(sizes) + 3 * i;
+    Level level{};
+    level.height = size[0];
+    level.width = size[1];
+    level.shapes = size[2];
+    level.first = grid.priors;
+    if (grid.points) {
+      level.low = data<float>(ranges)[2 * i];
+      level.high = data<float>(ranges)[2 * i + 1];
+    }
+    grid.levels.push_back(level);
+    grid.priors += level.count();
+  }
+  STD_TORCH_CHECK(grid.priors == priors, "the levels have ", grid.priors, " priors, the predictions ", priors);
+  return grid;
+}
+
 // logits: one (B, A, C), or a (B, shapes x C, H, W) of every level, with any strides.
 inline std::vector<Scores> read_scores(const std::vector<Tensor>& logits, const Grid& grid, int64_t classes) {
   std::vector<Scores> scores;

@@ -5,12 +5,14 @@
 #include <limits>
 #include <vector>
 
+#include "blocks.h"
 #include "runs.h"
 
 namespace detsearch {
 
 struct Problem {
   Grid grid;
+  const Blocks* blocks;        // of priors that do not tile, else none
   std::vector<Scores> scores;  // by level
   bool whole;                  // the scores of all levels are one (B, A, C)
   int64_t images, classes;
@@ -32,7 +34,7 @@ struct Place {
 
 // The candidates of one ground truth, and memory that is kept between ground truths.
 struct Found {
-  std::vector<int32_t> prior;
+  std::vector<int32_t> prior, near;
   std::vector<float> overlap;  // IoU of its predicted box and the ground truth
   // of the candidates that are looked at
   std::vector<int32_t> looked;
@@ -59,10 +61,11 @@ inline Classes classes_of(const Problem& problem, int64_t image, int32_t prior) 
   return {problem.scores[i].at(image, cell / width, cell % width, inside % shapes), problem.scores[i].of_class};
 }
 
+// Fills found.prior.
 inline void find(const Problem& problem, const Place& place, Found& found) {
   found.prior.clear();
   const Box* boxes = problem.boxes + place.image * problem.grid.priors;
-  visit_runs(problem.grid, place.box, problem.min_iou, [&](int64_t prior, int64_t step, int64_t count) {
+  const auto run = [&](int64_t prior, int64_t step, int64_t count) {
     const size_t before = found.prior.size();
     found.prior.resize(before + count);
     int32_t* out = found.prior.data() + before;
@@ -70,7 +73,20 @@ inline void find(const Problem& problem, const Place& place, Found& found) {
       out[i] = static_cast<int32_t>(prior + i * step);
       __builtin_prefetch(boxes + prior + i * step);  // the memory answers while others are found
     }
-  });
+  };
+  if (problem.blocks) return problem.blocks->visit(place.box, problem.min_iou, found.near, run);
+  visit_runs(problem.grid, place.box, problem.min_iou, run);
+}
+
+// How many positives a ground truth asks for.
+inline int64_t count_of(const Problem& problem, const Box& truth, Found& found) {
+  int64_t row = 0;
+  if (problem.rows > 1) {
+    const int64_t level = problem.blocks ? problem.blocks->best_level(truth, problem.min_iou, found.near)
+                                         : best_level(problem.grid, truth, problem.min_iou);
+    row = std::max<int64_t>(level, 0);
+  }
+  return problem.counts[row * problem.bins + bin_of(truth, problem.edges + row * (problem.bins - 1), problem.bins)];
 }
 
 // Fills found.overlap.

@@ -56,9 +56,10 @@ class Lowest {
  public:
   explicit Lowest(const Problem& problem) : problem_(problem) {}
 
-  // The `count` candidates of lowest loss, then lowest prior, unordered; valid until the next call. Losses are unknown
-  // where all candidates are chosen: they matter only where two ground truths want the same prior.
-  const std::vector<Choice>& of(const Place& place, size_t count) {
+  // As many candidates as a ground truth asks for, of lowest loss, then lowest prior, unordered; valid until the next
+  // call. Losses are unknown where all candidates are chosen: they matter only where two want the same prior.
+  const std::vector<Choice>& of(const Place& place) {
+    const size_t count = static_cast<size_t>(count_of(problem_, place.box, found_));
     find(problem_, place, found_);
     best_.clear();
     const size_t all = found_.prior.size();

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
+import detsearch_kernels as kernels
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,14 @@ from tests.slots import dynamic_reference as reference
 RANGES = [(-1.0, 32.0), (32.0, 64.0), (64.0, float("inf"))]
 SIZE = 96
 COUNTS = ((2, 5, 3), (4, 7, 1), (6, 3, 9))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_kernels() -> Iterator[None]:
+    """What is compiled is compared with this in tests/kernels."""
+    kernels.use("off")
+    yield
+    kernels.use("auto")
 
 
 def grid(points: bool, shapes: int = 3) -> Priors:

@@ -90,9 +90,9 @@ class Dense:
         return torch.cat([level.flatten(1, 3) for level in self.rows()], 1)
 
     def rows(self) -> list[Tensor]:
-        """Views of the maps in the order of priors: (B, H, W, priors a cell, C) a level, or the one (B, A, C)."""
+        """Views of the scores in the order of priors: of every level (B, H, W, priors a cell, C), or (B, A_l, C)."""
         if self.maps[0].dim() == 3:
-            return [self.maps[0]]
+            return list(self.maps[0].split(self.priors.counts, 1))
         cells = [level.permute(0, 2, 3, 1) for level in self.maps]
         counts = zip(cells, self.priors.counts, strict=True)
         return [x.unflatten(-1, (count // (x.shape[1] * x.shape[2]), -1)) for x, count in counts]

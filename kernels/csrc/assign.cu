@@ -89,6 +89,7 @@ Tensor assign_topk(const std::vector<Tensor> logits, const Tensor& boxes, const 
   task.classes = static_cast<int32_t>(classes);
   task.alpha = static_cast<float>(alpha);
   task.min_iou = static_cast<float>(min_iou);
+  task.whole = logits[0].dim() == 3;
   task.boxes = data<Box>(boxes);
   task.truth = data<Box>(truth);
   task.label = data<int64_t>(labels);

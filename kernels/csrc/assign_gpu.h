@@ -20,6 +20,7 @@ struct Task {
   int32_t count_rows, bins, widest, capacity;  // widest: the largest count; capacity: of a pool
   int32_t rows, images, classes;
   float alpha, min_iou;
+  bool whole;  // the scores of all levels are one (B, A, C)
   const Box *boxes, *truth;
   const int64_t *label, *splits;
   int64_t* matched;
@@ -55,6 +56,7 @@ struct Classes {
 };
 
 __device__ inline Classes classes_of(const Task& task, int32_t image, int32_t prior) {
+  if (task.whole) return {task.scores[0].at(image, 0, 0, 0) + prior * task.scores[0].of_shape, task.scores[0].of_class};
   const Cell cell = cell_of(task.tiles, prior);
   const Scores& scores = task.scores[cell.level];
   return {scores.at(image, cell.row, cell.column, cell.shape), scores.of_class};

@@ -39,6 +39,23 @@ struct Windows {
   int32_t level[kWindows], shape[kWindows], row[kWindows], column[kWindows], columns[kWindows], end[kWindows];
 };
 
+// How much a prior and a box must share along each axis for an IoU above min_iou, in px; less than that by far more than
+// rounding, and 0 where sides are so short that rounding counts.
+struct Shared {
+  float across, down;
+};
+
+__device__ inline Shared least_shared(const Level& level, const Box& cell, const Box& truth, float min_iou) {
+  const float width = least(cell.x2 - cell.x1, truth.x2 - truth.x1);
+  const float height = least(cell.y2 - cell.y1, truth.y2 - truth.y1);
+  const float reach = most(most(fabsf(truth.x1), fabsf(truth.x2)), most(fabsf(truth.y1), fabsf(truth.y2)));
+  const float extent = level.stride * static_cast<float>(level.height + level.width) + reach;
+  if (!(least(width, height) > 1e-4f * extent)) return {0.0f, 0.0f};
+  // the area shared is at least min_iou of the area covered by both, which is the sum of the areas less the one shared
+  const float shared = 0.99f * min_iou / (1.0f + min_iou) * (area(cell) + area(truth));
+  return {shared / height, shared / width};
+}
+
 // Fills one window; returns its number of cells.
 __device__ inline int32_t open_window(const Tiles& tiles, const Box& truth, float min_iou, int32_t number, int32_t slot,
                                       Windows& windows) {
@@ -52,8 +69,11 @@ __device__ inline int32_t open_window(const Tiles& tiles, const Box& truth, floa
     columns = cells_between(truth.x1, truth.x2, level.stride, level.width);
   } else {
     if (!areas_allow(area(cell), area(truth), min_iou)) return 0;
-    rows = rows_touching(level, cell, truth);
-    columns = columns_touching(level, cell, truth);
+    const Shared shared = least_shared(level, cell, truth, min_iou);
+    const float left = truth.x1 - cell.x2 + shared.across, right = truth.x2 - cell.x1 - shared.across;
+    const float top = truth.y1 - cell.y2 + shared.down, bottom = truth.y2 - cell.y1 - shared.down;
+    columns = cells_between(left, right, level.stride, level.width);
+    rows = cells_between(top, bottom, level.stride, level.height);
   }
   if (rows.end <= rows.begin || columns.end <= columns.begin) return 0;
   windows.cell[slot] = cell;

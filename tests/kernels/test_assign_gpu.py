@@ -1,24 +1,22 @@
-"""assign_topk on a GPU chooses what it chooses on the CPU: on a GPU where one is, else emulated (see emulation/)."""
+"""assign_topk on a GPU chooses what it chooses on the CPU: on a GPU where one is, and emulated."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from detsearch_kernels import build, loader
+from detsearch_kernels import loader
 from torch import Tensor
 
 from detsearch_cli.slots.priors.anchors import Anchors
 from detsearch_cli.slots.priors.points import Points
 from detsearch_cli.structures import Dense, Targets
+from tests.kernels import emulated
 from tests.kernels.test_assign import GRIDS, scene
 
-EMULATION = Path(__file__).parent / "emulation"
 NINE = torch.tensor([[9]])
 BY_LEVEL = torch.tensor([[3, 9, 2], [4, 12, 1], [5, 6, 7]])
 EDGES = torch.tensor([[0.5, 2.0]]).repeat(3, 1)
@@ -31,25 +29,12 @@ def gpu(request: pytest.FixtureRequest) -> Operator:
     if loader.load("cpu").library is None:
         pytest.skip("no compiled kernels")
     if request.param == "emulated":
-        torch.ops.load_library(build.build(_emulated()))
+        emulated.load("assign")
         return torch.ops.detsearch_emulated.assign_topk
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    loader.use("required")
-    assert loader.ready(torch.device("cuda"))
+    assert loader.load("cuda").library is not None
     return _on_cuda
-
-
-def _emulated() -> build.Library:
-    cpu = build.cpu_library()
-    digest = hashlib.sha256(cpu.identity.encode())  # of the headers it shares, too
-    for path in (*sorted(EMULATION.iterdir()), build.SOURCES / "assign.cu"):
-        digest.update(path.read_bytes())
-    flags = ("-DUSE_CUDA", "-Wno-unknown-pragmas", "-Wno-attributes", f"-I{EMULATION}")
-    identity = "emulated-" + digest.hexdigest()[:16]
-    return replace(
-        cpu, command=(*cpu.command, *flags), sources=(EMULATION / "assign.cpp",), identity=identity
-    )
 
 
 def _on_cuda(maps: list[Tensor], *operands: Tensor | float) -> Tensor:

@@ -35,18 +35,18 @@ RESOLUTION = 2**16  # bytes; less is lost in pages that the process had already
 MEMORY_GATES = {7: 20, 50: 100, 200: 400}
 
 
-def scene(name: str, count: int) -> tuple[Dense, Targets]:
-    """An 800 x 1333 batch of two with `count` ground truths an image, of 12 to 400 px."""
+def scene(name: str, count: int, batch: int = BATCH) -> tuple[Dense, Targets]:
+    """A batch of 800 x 1333 images with `count` ground truths each, of 12 to 400 px."""
     random = torch.Generator().manual_seed(0)
     sizes = [(-(-800 // 2**level), -(-1344 // 2**level)) for level in range(3, 8)]
     priors = GRIDS[name](sizes, (3, 7))
     boxes, labels = [], []
-    for _ in range(BATCH):
+    for _ in range(batch):
         sides = torch.exp(torch.rand(count, 2, generator=random) * 3.5 + 2.5)
         corner = torch.rand(count, 2, generator=random) * (torch.tensor([1333.0, 800.0]) - sides)
         boxes.append(torch.cat((corner, corner + sides), 1))
         labels.append(torch.randint(CLASSES, (count,), generator=random))
-    shape = (BATCH, len(priors.boxes))
+    shape = (batch, len(priors.boxes))
     logits = torch.randn(*shape, CLASSES, generator=random) * 1.5 - 4.6
     span = (priors.boxes[:, 2:] - priors.boxes[:, :2]).repeat(1, 2)
     predicted = priors.boxes + torch.randn(*shape, 4, generator=random) * 0.15 * span

@@ -4,7 +4,7 @@
 
 ratio: the alternative's time over ours, medians of interleaved runs, by wall and by processor time; gate: what must
 hold. Memory, and what the alternatives are, tell the files _kernels_*.py, run alone. Exits 1 when a ratio of processor
-times is below its gate.
+times is below its gate. Where a GPU is, a second table has the times there (_kernels_gpu.py), of which none decides.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import _kernels_ap_loss
 import _kernels_assign
 import _kernels_boxes
+import _kernels_gpu
 import _kernels_matchers
 import torch
 from _kernels import show
@@ -31,6 +32,8 @@ def main() -> int:
         *_kernels_ap_loss.rows(),
     ]
     show(rows)
+    if torch.cuda.is_available():
+        _kernels_gpu.main()
     return int(any(row.gate is not None and row.processor < row.gate for row in rows))
 
 

@@ -60,7 +60,8 @@ Tensor nms(Tensor boxes, Tensor scores, Tensor labels, double most_iou, int64_t 
     newest = static_cast<int64_t>(kept.size()) - 1;
   }
   Tensor result = torch::stable::new_empty(labels, {static_cast<int64_t>(kept.size())});
-  std::transform(kept.begin(), kept.end(), result.mutable_data_ptr<int64_t>(), [](const Kept& one) { return one.index; });
+  int64_t* to = result.mutable_data_ptr<int64_t>();
+  for (const Kept& one : kept) *to++ = one.index;
   return result;
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from detsearch_kernels import focal, loader, use
+from detsearch_kernels import loader, use
 from detsearch_kernels.focal import focal_sum, reference
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
@@ -231,19 +231,3 @@ def test_torch_knows_the_operators(layout: torch.memory_format) -> None:
     torch.library.opcheck(
         operators.focal_gradient.default, (torch.tensor(1.0), plain, matched, labels, 0.25, 2.0)
     )
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("gamma", POWERS)
-def test_a_gpu_gives_what_the_cpu_gives(layout: torch.memory_format, gamma: float) -> None:
-    maps, rows = heads(layout)
-    matched, labels = assignment(rows)
-    there = [x.detach().cuda().requires_grad_() for x in maps]
-    views = [x.permute(0, 2, 3, 1).unflatten(-1, (3, 5)) for x in there]
-    assert focal.ready(torch.device("cuda"))
-    ours = focal_sum(views, matched.cuda(), labels.cuda(), alpha=0.25, gamma=gamma)
-    theirs = focal_sum(rows, matched, labels, alpha=0.25, gamma=gamma)
-    torch.testing.assert_close(ours.cpu(), theirs)
-    for a, b in zip(torch.autograd.grad(ours, there), torch.autograd.grad(theirs, maps), strict=True):
-        torch.testing.assert_close(a.cpu(), b)

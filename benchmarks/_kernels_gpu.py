@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from _kernels import columns
 from _kernels_ap_loss import SEARCHED, problem
-from _kernels_assign import ALPHA, COUNT, MIN_IOU, scene
+from _kernels_assign import ALPHA, CLASSES, COUNT, MIN_IOU, scene
 from detsearch_kernels import loader
 from detsearch_kernels.ap_loss import parameterized_ap_loss
 from detsearch_kernels.assign import assign_topk
+
+from detsearch_cli.slots.assigners.dynamic import Dynamic
 
 BYTES_PER_MICROSECOND = 4.3e6
 CACHE = 256 * 2**20  # bytes, more than any GPU's cache
@@ -40,8 +42,7 @@ class Case:
 
 
 def assignment(name: str, count: int, batch: int, gate: float | None, aim: float | None) -> Case:
-    """assign_topk. The issue counts 49 MB for 16 x 50 ground truths among 201,600 anchors: the result, and of a
-    thousand candidates of each the predicted box and the one class's score."""
+    """assign_topk: the result, of every candidate the predicted box and one score, of the chosen ones all scores."""
     dense, targets = scene(name, count, batch)
     tiling = dense.priors.tiling
     assert tiling is not None
@@ -49,7 +50,9 @@ def assignment(name: str, count: int, batch: int, gate: float | None, aim: float
     given = (dense.maps[0].cuda(), dense.boxes.cuda(), *(x.cuda() for x in (targets.boxes, targets.labels)))
     tables = torch.tensor([[COUNT]]), torch.empty(1, 0)
     splits = targets.splits.cuda()
-    touched = 8 * dense.boxes[..., 0].numel() + (49e6 - 25.8e6) / 800 * count * batch
+    candidates = int(Dynamic(min_iou=MIN_IOU).explain(dense.priors, targets.boxes).candidates.sum())
+    chosen = COUNT * len(targets.boxes)
+    touched = 8 * dense.boxes[..., 0].numel() + 20 * candidates + 4 * CLASSES * chosen
     return Case(
         "assign_topk",
         f"{name} {dense.boxes.shape[1]:,} x {batch}, {count} boxes",

@@ -50,7 +50,8 @@ def assignment(name: str, count: int, batch: int, gate: float | None, aim: float
     given = (dense.maps[0].cuda(), dense.boxes.cuda(), *(x.cuda() for x in (targets.boxes, targets.labels)))
     tables = torch.tensor([[COUNT]]), torch.empty(1, 0)
     splits = targets.splits.cuda()
-    candidates = int(Dynamic(min_iou=MIN_IOU).explain(dense.priors, targets.boxes).candidates.sum())
+    assigner = Dynamic.model_validate({"min_iou": MIN_IOU})
+    candidates = int(assigner.explain(dense.priors, targets.boxes).candidates.sum())
     chosen = COUNT * len(targets.boxes)
     touched = 8 * dense.boxes[..., 0].numel() + 20 * candidates + 4 * CLASSES * chosen
     return Case(

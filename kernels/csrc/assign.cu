@@ -32,14 +32,14 @@ void fill_counts(const Tensor& counts, const Tensor& edges, Task& task) {
   const int64_t number = counts.numel();
   STD_TORCH_CHECK(number >= 1 && number <= kMostCounts, "1 to ", kMostCounts, " counts on a GPU, got ", number);
   const int64_t* count = data<int64_t>(counts);
-  const auto [low, high] = std::minmax_element(count, count + number);
-  STD_TORCH_CHECK(*low >= 1 && *high < kMostCapacity - kThreads, "counts must be 1 to ", kMostCapacity - kThreads - 1,
-                  " on a GPU, got ", *low, " to ", *high);
-  std::transform(count, count + number, task.counts, [](int64_t x) { return static_cast<int32_t>(x); });
+  const int64_t low = *std::min_element(count, count + number);
+  STD_TORCH_CHECK(low >= 1, "every count must be at least 1, got ", low);
+  std::transform(count, count + number, task.counts,
+                 [&](int64_t x) { return static_cast<int32_t>(std::min<int64_t>(x, task.tiles.priors)); });
   std::copy_n(data<float>(edges), edges.numel(), task.edges);
   task.count_rows = static_cast<int32_t>(counts.size(0));
   task.bins = static_cast<int32_t>(counts.size(1));
-  task.widest = static_cast<int32_t>(*high);
+  task.widest = *std::max_element(task.counts, task.counts + number);
 }
 
 // Room for the largest count twice, where the GPU has it.

@@ -39,7 +39,7 @@ class Tiling:
     @property
     def num_priors(self) -> int:
         """Priors of all levels."""
-        return int(self.sizes.prod(1).sum()) * self.cell.shape[1]
+        return sum(height * width * shapes for height, width, shapes in self.cells())
 
     def cells(self) -> list[tuple[int, int, int]]:
         """Cells down and across, and priors of a cell, of every level."""
@@ -62,7 +62,7 @@ class Scattered:
     @property
     def num_priors(self) -> int:
         """Priors of all levels."""
-        return int(self.sizes.prod(1).sum())
+        return sum(height * width * shapes for height, width, shapes in self.cells())
 
     def cells(self) -> list[tuple[int, int, int]]:
         """Cells down and across, and priors of a cell, of every level."""
@@ -160,8 +160,9 @@ def _check(
     counts: Tensor,
     edges: Tensor,
 ) -> None:
-    if boxes.dim() != 3 or boxes.shape[2] != 4 or boxes.shape[1] != tiling.num_priors:
-        raise ValueError(f"boxes must be (B, {tiling.num_priors}, 4), got {tuple(boxes.shape)}")
+    priors = tiling.num_priors
+    if boxes.dim() != 3 or boxes.shape[2] != 4 or boxes.shape[1] != priors:
+        raise ValueError(f"boxes must be (B, {priors}, 4), got {tuple(boxes.shape)}")
     if boxes.shape[0] != len(splits) - 1 or truth.shape != (len(labels), 4):
         raise ValueError(
             f"{boxes.shape[0]} images need {boxes.shape[0] + 1} splits and a label for every box of truth, got "

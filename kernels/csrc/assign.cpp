@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <limits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -20,14 +21,15 @@ Place place_of(const Problem& problem, int64_t image, int64_t g) {
 
 // What the ground truths have chosen: row g has taken[g] choices from g * widest on.
 struct Chosen {
-  int64_t widest;  // the largest count, so that rows can be filled in parallel
+  int64_t widest;  // the most that one may choose, so that rows can be filled in parallel
   std::vector<Choice> choices;
   std::vector<int64_t> taken;
 };
 
 Chosen choose(const Problem& problem, const std::vector<int64_t>& image_of) {
   const int64_t rows = static_cast<int64_t>(image_of.size());
-  const int64_t widest = *std::max_element(problem.counts, problem.counts + problem.rows * problem.bins);
+  const int64_t most_wanted = *std::max_element(problem.counts, problem.counts + problem.rows * problem.bins);
+  const int64_t widest = std::min(most_wanted, problem.grid.priors);
   Chosen chosen{widest, std::vector<Choice>(rows * widest), std::vector<int64_t>(rows)};
   torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     Lowest lowest(problem);
@@ -138,6 +140,11 @@ Problem read_problem(Grid grid, const std::vector<Tensor>& logits, const Tensor&
   problem.edges = data<float>(edges);
   problem.rows = counts.size(0);
   problem.bins = counts.size(1);
+  for (int64_t i = 0; i < counts.numel(); ++i) {
+    STD_TORCH_CHECK(problem.counts[i] >= 1, "every count must be at least 1, got ", problem.counts[i]);
+  }
+  STD_TORCH_CHECK(problem.grid.priors <= std::numeric_limits<int32_t>::max(), "at most 2^31 - 1 priors, got ",
+                  problem.grid.priors);
   problem.alpha = static_cast<float>(alpha);
   problem.min_iou = static_cast<float>(min_iou);
   return problem;

@@ -307,6 +307,7 @@ def test_logits_that_are_not_numbers_do_not_harm_other_memory() -> None:
         ),
         ({"truth": torch.zeros(3, 4, dtype=torch.float64)}, "truth must be float32 on the CPU"),
         ({"counts": torch.ones(2, 1, dtype=torch.int64)}, "counts must have one row or 3"),
+        ({"counts": torch.zeros(1, 1, dtype=torch.int64)}, "every count must be at least 1, got 0"),
     ],
 )
 def test_input_that_contradicts_itself_is_named(change: dict[str, torch.Tensor], sentence: str) -> None:

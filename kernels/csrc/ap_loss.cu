@@ -2,83 +2,52 @@
 // them, two scans over the bins. Bad values (NaN, indices outside of scores) make the loss NaN: telling the host
 // would stall it.
 
-#include "ap_loss_gpu.h"
-#include "ap_loss_operators.h"
-
-#include <cuda_runtime.h>
-
 #include <cub/cub.cuh>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <limits>
 
+#include "ap_loss_gpu.h"
+#include "ap_loss_operators.h"
+#include "gpu.h"
+
 namespace detsearch::ap {
 namespace {
 
 constexpr int kMostBlocks = 1024;  // threads take several scores each
 
-// Memory for a call, from torch's allocator.
-template <typename T>
-class Buffer {
- public:
-  Buffer(const Tensor& like, int64_t count)
-      : bytes_(torch::stable::new_empty(like, {std::max<int64_t>(count, 1) * int64_t(sizeof(T))}, ScalarType::Byte)) {}
-  T* get() const { return static_cast<T*>(bytes_.mutable_data_ptr()); }
+using gpu::Buffer;
 
- private:
-  Tensor bytes_;
-};
-
-// The device and stream that torch uses.
-class Stream {
+// The steps that are not kernels of ours, too.
+class Stream : public gpu::Stream {
  public:
-  explicit Stream(const Tensor& of) : guard_(of.get_device_index()) {
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(of.get_device_index(), &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-    int device = 0;
-    STD_CUDA_CHECK(cudaGetDevice(&device));
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&shared_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  }
+  using gpu::Stream::Stream;
 
   // Starts a kernel with a thread for every item, or fewer.
   template <typename... Formal, typename... Actual>
   void start(void (*kernel)(Formal...), int64_t items, int64_t shared, Actual... arguments) const {
     if (items == 0) return;
     const int64_t blocks = std::min<int64_t>((items + kThreads - 1) / kThreads, kMostBlocks);
-    kernel<<<static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(shared), stream_>>>(arguments...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(kernel, blocks, kThreads, shared, arguments...);
   }
 
-  // Whether a kernel may use that much of a block's memory.
-  template <typename Kernel>
-  bool fits(Kernel kernel, int64_t bytes) const {
-    if (bytes > shared_) return false;
-    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-    return true;
-  }
-
-  void clear(void* memory, int64_t bytes) const { STD_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream_)); }
+  void clear(void* memory, int64_t bytes) const { STD_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, get())); }
 
   // Sorts thresholds with their owners.
   void sort(const Tensor& like, const double* from, double* to, const int32_t* value_from, int32_t* value_to,
             int64_t count) const {
     in_memory(like, [=, this](void* work, size_t& bytes) {
       return cub::DeviceRadixSort::SortPairs(work, bytes, from, to, value_from, value_to, static_cast<int>(count), 0,
-                                             64, stream_);
+                                             64, get());
     });
   }
 
   void scan(const Tensor& like, const Span* from, Span* to, int64_t count) const {
     in_memory(like, [=, this](void* work, size_t& bytes) {
-      return cub::DeviceScan::InclusiveScan(work, bytes, from, to, Join(), static_cast<int>(count), stream_);
+      return cub::DeviceScan::InclusiveScan(work, bytes, from, to, Join(), static_cast<int>(count), get());
     });
   }
 
@@ -91,10 +60,6 @@ class Stream {
     const Buffer<char> work(like, static_cast<int64_t>(bytes));
     STD_CUDA_CHECK(call(work.get(), bytes));
   }
-
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_;
-  int shared_ = 0;
 };
 
 struct Cuda {

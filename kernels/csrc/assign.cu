@@ -48,9 +48,7 @@ void choose_capacity(const Stream& stream, Task& task) {
   STD_TORCH_CHECK(task.widest + kThreads <= most, "counts may be up to ", most - kThreads, " on this GPU, got ",
                   task.widest);
   task.capacity = static_cast<int32_t>(std::min(std::max<int64_t>(2 * task.widest, kUsualCapacity), most) / 4 * 4);
-  STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(choose),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(bytes_of_pool(task.capacity))));
+  stream.fits(choose, bytes_of_pool(task.capacity));
 }
 
 // Memory that the kernels write by row.

@@ -50,6 +50,15 @@ class Stream {
     return bytes;
   }
 
+  // Whether a kernel's blocks may have that many bytes of shared memory; then they may.
+  template <typename... Formal>
+  bool fits(void (*kernel)(Formal...), int64_t bytes) const {
+    if (bytes > most_shared()) return false;
+    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    return true;
+  }
+
   template <typename... Formal, typename... Actual>
   void launch(void (*kernel)(Formal...), int64_t blocks, int threads, int64_t shared, Actual... arguments) const {
     cudaLaunchConfig_t config = {};

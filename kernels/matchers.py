@@ -53,7 +53,8 @@ def atss(truth: Tensor, splits: Tensor, tiling: Tiling, *, top_k: int = 9) -> Te
     Source: Zhang et al. 2020 (ATSS), Algorithm 1.
     """
     _positive("top_k", top_k)
-    matched: Tensor = torch.ops.detsearch.atss(*_operands("atss", truth, splits, tiling), top_k)
+    operands = _operands("atss", truth, splits, tiling)
+    matched: Tensor = torch.ops.detsearch.atss(*operands, top_k)
     return matched
 
 
@@ -127,7 +128,10 @@ def register() -> None:
 
 
 def _operands(name: str, truth: Tensor, splits: Tensor, tiling: Tiling) -> tuple[object, ...]:
-    """What every operator begins with, checked: truth, splits, the tiling's tensors, its number of priors."""
+    """What every operator begins with, checked: truth, splits, the tiling's tensors, its number of priors.
+
+    Must come before the operator is named: it loads the library.
+    """
     if not ready(truth.device):
         raise RuntimeError(
             f"{name} is not compiled for {truth.device.type} here; use detsearch_cli's assigner"

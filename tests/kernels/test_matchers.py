@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -275,6 +277,16 @@ def test_input_that_contradicts_itself_is_named(
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=sentence):
         call(function, **change)
+
+
+@pytest.mark.parametrize("operator", ["max_iou", "atss", "fcos_targets", "simota"])
+def test_it_may_be_the_first_operator_of_a_process(operator: str) -> None:
+    code = (
+        "from detsearch_kernels import matchers; from tests.kernels.test_matchers import call; "
+        f"print(call(matchers.{operator}).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_torch_knows_the_operators() -> None:

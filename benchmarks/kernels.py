@@ -15,6 +15,7 @@ import sys
 import _kernels_ap_loss
 import _kernels_assign
 import _kernels_boxes
+import _kernels_focal
 import _kernels_gpu
 import _kernels_matchers
 import torch
@@ -30,6 +31,7 @@ def main() -> int:
         *_kernels_assign.rows(),
         *_kernels_matchers.rows(),
         *_kernels_ap_loss.rows(),
+        *_kernels_focal.rows(),
     ]
     show(rows)
     if torch.cuda.is_available():

@@ -58,7 +58,8 @@ class Work {
       : keys_(like, task.rows * (int64_t(task.widest) + 1)), numbers_(like, task.rows * int64_t(kNumbers)) {
     task.choices = keys_.get();
     task.wish = task.choices + task.rows * int64_t(task.widest);
-    int32_t** const parts[] = {&task.taken, &task.kept, &task.asker, &task.owned, &task.queue, &task.sorted, &task.state};
+    int32_t** const parts[] = {&task.taken, &task.kept,   &task.asker, &task.owned,
+                               &task.queue, &task.sorted, &task.state};
     static_assert(std::size(parts) == kNumbers);
     for (int64_t i = 0; i < kNumbers; ++i) *parts[i] = numbers_.get() + i * task.rows;
   }

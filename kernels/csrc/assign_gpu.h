@@ -77,7 +77,9 @@ __device__ inline int32_t image_of(const Task& task, int64_t row) {
   return low;
 }
 
-__device__ inline Row row_of(const Task& task, int32_t image, int32_t g) { return {image, task.label[g], task.truth[g]}; }
+__device__ inline Row row_of(const Task& task, int32_t image, int32_t g) {
+  return {image, task.label[g], task.truth[g]};
+}
 
 // The CPU refuses labels that are no classes; telling the host would stall it, so here such a row chooses nothing.
 __device__ inline bool is_class(const Task& task, int64_t label) { return label >= 0 && label < task.classes; }
@@ -115,7 +117,6 @@ __device__ inline uint32_t rough_limit(const Pool& pool, int32_t used, int32_t k
 
 // Lists the keys up to a limit; returns their number.
 __device__ inline int32_t list(const Pool& pool, int32_t used, uint32_t limit) {
-  __syncthreads();
   if (threadIdx.x == 0) *pool.listed = 0;
   __syncthreads();
   for (int32_t i = threadIdx.x; i < used; i += blockDim.x) {

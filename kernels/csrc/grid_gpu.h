@@ -39,8 +39,8 @@ struct Windows {
   int32_t level[kWindows], shape[kWindows], row[kWindows], column[kWindows], columns[kWindows], end[kWindows];
 };
 
-// How much a prior and a box must share along each axis for an IoU above min_iou, in px; less than that by far more than
-// rounding, and 0 where sides are so short that rounding counts.
+// How much a prior and a box must share along each axis for an IoU above min_iou, in px; less than that by far more
+// than rounding, and 0 where sides are so short that rounding counts.
 struct Shared {
   float across, down;
 };
@@ -160,8 +160,8 @@ __device__ void visit_near(const Tiles& tiles, const Box& truth, float min_iou, 
   }
 }
 
-// Where the kernels differ from the CPU is only in how they look: -1 for anchors without a candidate, of equal IoU the
-// lowest level. `nearest` is the least of rank_of over all candidates.
+// The level that fits a box best, as best_level of runs.h: `nearest` is the least rank_of of all candidates, which is
+// that of the highest IoU, of equal ones on the lowest level.
 constexpr uint64_t kNone = ~uint64_t(0);
 
 __device__ inline uint64_t rank_of(const Look& look) {

@@ -100,7 +100,11 @@ def _status(name: str) -> int:
 
 def show(rows: list[Row]) -> None:
     """Print the table."""
-    lines = [HEAD, *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    columns([HEAD, *(row.cells() for row in rows)])
+
+
+def columns(lines: list[list[str]]) -> None:
+    """Print lines of cells, the first the head, in columns."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from _kernels import Row, compare, peak_bytes, peak_of, show
-from detsearch_kernels.assign import assign_topk
+from detsearch_kernels.assign import Scattered, assign_topk
 from torch import Tensor
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
@@ -35,28 +36,30 @@ RESOLUTION = 2**16  # bytes; less is lost in pages that the process had already
 MEMORY_GATES = {7: 20, 50: 100, 200: 400}
 
 
-def scene(name: str, count: int) -> tuple[Dense, Targets]:
-    """An 800 x 1333 batch of two with `count` ground truths an image, of 12 to 400 px."""
+def scene(name: str, count: int, batch: int = BATCH) -> tuple[Dense, Targets]:
+    """A batch of 800 x 1333 images with `count` ground truths each, of 12 to 400 px."""
     random = torch.Generator().manual_seed(0)
     sizes = [(-(-800 // 2**level), -(-1344 // 2**level)) for level in range(3, 8)]
     priors = GRIDS[name](sizes, (3, 7))
     boxes, labels = [], []
-    for _ in range(BATCH):
+    for _ in range(batch):
         sides = torch.exp(torch.rand(count, 2, generator=random) * 3.5 + 2.5)
         corner = torch.rand(count, 2, generator=random) * (torch.tensor([1333.0, 800.0]) - sides)
         boxes.append(torch.cat((corner, corner + sides), 1))
         labels.append(torch.randint(CLASSES, (count,), generator=random))
-    shape = (BATCH, len(priors.boxes))
+    shape = (batch, len(priors.boxes))
     logits = torch.randn(*shape, CLASSES, generator=random) * 1.5 - 4.6
     span = (priors.boxes[:, 2:] - priors.boxes[:, :2]).repeat(1, 2)
     predicted = priors.boxes + torch.randn(*shape, 4, generator=random) * 0.15 * span
-    return Dense(logits, predicted, torch.zeros(1), priors), Targets.from_lists(boxes, labels)
+    return Dense((logits,), predicted, torch.zeros(1), priors), Targets.from_lists(boxes, labels)
 
 
 def compiled(dense: Dense, targets: Targets) -> Callable[[], Tensor]:
     """The operator under test."""
-    assert dense.priors.tiling is not None
-    others = (targets.boxes, targets.labels, targets.splits, dense.priors.tiling)
+    priors = dense.priors
+    sizes = torch.tensor([(count, 1, 1) for count in priors.counts])
+    where = priors.tiling or Scattered(priors.boxes, sizes, torch.empty(0, 2))
+    others = (targets.boxes, targets.labels, targets.splits, where)
     tables = torch.tensor([[COUNT]]), torch.empty(1, 0)
     return lambda: assign_topk(dense.logits, dense.boxes, *others, *tables, alpha=ALPHA, min_iou=MIN_IOU)
 
@@ -94,6 +97,47 @@ def candidates(dense: Dense, boxes: Tensor) -> Tensor:
     low, high = priors.ranges[priors.level].unbind(1)
     farthest = sides.amax(-1)
     return (sides.amin(-1) > 0) & (farthest > low) & (farthest <= high)
+
+
+def clipped(dense: Dense) -> Dense:
+    """The same with anchors clipped to the image, which then do not tile it."""
+    limits = torch.tensor([1344.0, 800.0, 1344.0, 800.0])
+    boxes = torch.minimum(dense.priors.boxes.clamp(min=0), limits)
+    return replace(dense, priors=replace(dense.priors, boxes=boxes, tiling=None))
+
+
+def two_threads(call: Callable[[], object]) -> Callable[[], object]:
+    """The same on two threads."""
+
+    def run() -> object:
+        torch.set_num_threads(2)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(1)
+
+    return run
+
+
+def more_rows() -> Iterator[Row]:
+    """Beside the rows with gates: both sides on two threads, and anchors clipped to the image."""
+    for name, count in (("retinanet", 200), ("fcos", 200)):
+        dense, targets = scene(name, count)
+        sizes = f"{name} {dense.logits.shape[1]:,} x {BATCH}, {count} boxes, two threads"
+        yield compare(
+            "assign_topk", sizes, "dense IoU, top-k each", two_threads(lambda d=dense, t=targets: dense_then_each(d, t)),
+            two_threads(compiled(dense, targets)), rounds=3,
+        )  # fmt: skip
+    for count in (7, 50, 200):
+        dense, targets = scene("retinanet", count)
+        dense = clipped(dense)
+        ours = compiled(dense, targets)
+        same = (ours() == dense_then_each(dense, targets)).float().mean().item()
+        assert same > 0.999, f"the two sides assign differently: {same:.4f}"
+        yield compare(
+            "assign_topk", f"retinanet, clipped, {count} boxes", "dense IoU, top-k each",
+            lambda d=dense, t=targets: dense_then_each(d, t), ours, rounds=3,
+        )  # fmt: skip
 
 
 def rows() -> Iterator[Row]:
@@ -136,7 +180,7 @@ def main() -> None:
         ours = compiled(dense, targets)
         print(peak_of(ours if sys.argv[3] == "ours" else lambda: dense_then_each(dense, targets)))
         return
-    show(list(rows()))
+    show([*rows(), *more_rows()])
     memory()
 
 

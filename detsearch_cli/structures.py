@@ -7,6 +7,7 @@ the ground truths of all images are concatenated and `splits` tells where each i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from detsearch_kernels.assign import Tiling
@@ -90,19 +91,34 @@ class Priors:
 class Dense:
     """Predictions at every prior, before any selection.
 
-    logits (B, A, C) raw class scores. boxes (B, A, 4) decoded, xyxy px, with gradient.
-    deltas (B, A, 4): the regression output the boxes were decoded from.
+    maps: raw class scores where the head wrote them, (B, priors a cell x C, H, W) a level; or all in one (B, A, C).
+    boxes (B, A, 4) decoded, xyxy px, with gradient. deltas (B, A, 4): the regression output they were decoded from.
     centerness (B, A) raw logits, None where the detector has no such branch. priors: the A priors.
     objectness (B, A) raw logits, None where the detector has no such branch; where it has, `logits` tell classes
     of objects apart by softmax (YOLOv2).
     """
 
-    logits: Tensor
+    maps: tuple[Tensor, ...]
     boxes: Tensor
     deltas: Tensor
     priors: Priors
     centerness: Tensor | None = None
     objectness: Tensor | None = None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The maps as one (B, A, C): a copy, made when first asked for. Prefer `rows`, or the maps themselves."""
+        if self.maps[0].dim() == 3:
+            return self.maps[0]
+        return torch.cat([level.flatten(1, 3) for level in self.rows()], 1)
+
+    def rows(self) -> list[Tensor]:
+        """Views of the scores in the order of priors: of every level (B, H, W, priors a cell, C), or (B, A_l, C)."""
+        if self.maps[0].dim() == 3:
+            return list(self.maps[0].split(self.priors.counts, 1))
+        cells = [level.permute(0, 2, 3, 1) for level in self.maps]
+        counts = zip(cells, self.priors.counts, strict=True)
+        return [x.unflatten(-1, (count // (x.shape[1] * x.shape[2]), -1)) for x, count in counts]
 
     def detached(self) -> Dense:
         """The same without gradient, in float32: what assigners look at."""
@@ -111,7 +127,7 @@ class Dense:
         return replace(
             self,
             priors=self.priors.detached(),
-            logits=self.logits.detach().float(),
+            maps=tuple(level.detach().float() for level in self.maps),
             boxes=self.boxes.detach().float(),
             deltas=self.deltas.detach().float(),
             centerness=centerness,

@@ -27,11 +27,12 @@ def compare(a: Tensor, b: Tensor, measure: int, eps: float) -> tuple[Tensor, ...
         a, b = a.float(), b.float()
     ax1, ay1, ax2, ay2 = a.unbind(-1)
     bx1, by1, bx2, by2 = b.unbind(-1)
-    wa, ha, wb, hb = (side.clamp(min=0) for side in (ax2 - ax1, ay2 - ay1, bx2 - bx1, by2 - by1))
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    hull_width = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)).clamp(min=0)
-    hull_height = (torch.maximum(ay2, by2) - torch.minimum(ay1, by1)).clamp(min=0)
+    # relu: unlike that of clamp, its gradient at 0 is 0 in every version of torch
+    wa, ha, wb, hb = (side.relu() for side in (ax2 - ax1, ay2 - ay1, bx2 - bx1, by2 - by1))
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).relu()
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).relu()
+    hull_width = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)).relu()
+    hull_height = (torch.maximum(ay2, by2) - torch.minimum(ay1, by1)).relu()
     shared, hull = width * height, hull_width * hull_height
     covered = wa * ha + wb * hb - shared
     iou = ratio(shared, covered + eps)

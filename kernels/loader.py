@@ -15,7 +15,7 @@ import torch
 from .build import BuildError, build, cpu_library, cuda_library
 
 Mode = Literal["auto", "required", "off"]
-OPERATORS = ("boxes", "assign", "ap_loss")
+OPERATORS = ("boxes", "assign", "matchers", "ap_loss", "focal", "nms")
 _lock = threading.RLock()
 _mode: Mode = "auto"
 _states: dict[str, Status] = {}

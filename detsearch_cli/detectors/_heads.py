@@ -48,7 +48,6 @@ class DenseHead(nn.Module):
         norm_sizes: bool = False,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
         self.cls_tower = _tower(channels, convs, norm)
         self.reg_tower = _tower(channels, convs, norm)
         self.cls = nn.Conv2d(channels, per_cell * num_classes, 3, padding=1)
@@ -64,18 +63,21 @@ class DenseHead(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[arg-type]
 
-    def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pyramid -> logits (B, A, C), offsets (B, A, 4), centerness (B, A), in the order of PriorGrid."""
+    def forward(self, pyramid: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """Pyramid -> logits (B, per_cell x C, H, W) a level, offsets (B, A, 4), centerness (B, A).
+
+        The last two are in the order of PriorGrid; the logits, 20 times as many, stay as they are computed.
+        """
         logits, offsets, centerness = [], [], []
         for feature in pyramid:
             cls, reg = self.cls_tower(feature), self.reg_tower(feature)
-            logits.append(rows(self.cls(cls), self.num_classes))
+            logits.append(self.cls(cls))
             offsets.append(rows(self.reg(reg), 4))
             if self.centerness is not None:
                 centerness.append(
                     rows(self.centerness(reg if self.centerness_on == "reg" else cls), 1)[..., 0]
                 )
-        return torch.cat(logits, 1), self._scaled(offsets), torch.cat(centerness, 1) if centerness else None
+        return tuple(logits), self._scaled(offsets), torch.cat(centerness, 1) if centerness else None
 
     def _scaled(self, offsets: list[Tensor]) -> Tensor:
         """Offsets of all levels, normalised and scaled where the head does so. (B, A_level, 4) each -> (B, A, 4)."""

@@ -68,9 +68,7 @@ class LearnedShapes(nn.Module):
         shapes = cell.shape[1]
         corners = priors.points.repeat(1, 2).split(priors.counts)
         boxes = [(c.view(-1, shapes, 4) + own).view(-1, 4) for c, own in zip(corners, cell, strict=True)]
-        # only kernels on the CPU read the tiling; to copy it there from a GPU would stop every step
-        on_cpu = cell.device.type == "cpu" and priors.tiling is not None
-        tiling = replace(priors.tiling, cell=cell) if on_cpu and priors.tiling is not None else None
+        tiling = None if priors.tiling is None else replace(priors.tiling, cell=cell)
         return replace(priors, boxes=torch.cat(boxes), tiling=tiling)
 
     def rounded(self) -> tuple[tuple[tuple[float, float], ...], ...]:

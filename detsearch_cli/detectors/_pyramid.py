@@ -48,7 +48,7 @@ class PyramidDetector(Detector):
         # float32 under autocast too: exp and box areas overflow half precision
         deltas = deltas.float()
         return Dense(
-            logits=logits.float(),
+            maps=tuple(level.float() for level in logits),
             boxes=self.decode(priors, deltas),
             deltas=deltas,
             priors=priors,

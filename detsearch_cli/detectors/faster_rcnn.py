@@ -167,7 +167,7 @@ class FasterRCNN(Detector):
         priors = self.priors([(f.shape[2], f.shape[3]) for f in features], logits.device)
         # plain offsets here, as in all RPNs, scaled ones in `Dense`: the same speed of learning, one convention
         deltas = offsets.float() * offsets.new_tensor(boxes.DELTA_WEIGHTS, dtype=torch.float32)
-        return Dense(logits.float(), self.decode(priors, deltas), deltas, priors)
+        return Dense((logits.float(),), self.decode(priors, deltas), deltas, priors)
 
     def decode(self, priors: Priors, deltas: Tensor) -> Tensor:
         """Boxes of the first stage's regression output. deltas (B, A, 4) float32 -> (B, A, 4) xyxy px."""

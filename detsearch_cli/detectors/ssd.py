@@ -118,7 +118,7 @@ class SSD(Detector):
         each = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
         logits, deltas = (torch.cat(parts, 1).float() for parts in zip(*each, strict=True))
         priors = self.priors([(f.shape[2], f.shape[3]) for f in features], images.device)
-        return Dense(logits, self.decode(priors, deltas), deltas, priors)
+        return Dense((logits,), self.decode(priors, deltas), deltas, priors)
 
     def decode(self, priors: Priors, deltas: Tensor) -> Tensor:
         """Boxes of the regression output. deltas (B, A, 4) float32 -> (B, A, 4) xyxy px."""

@@ -112,7 +112,7 @@ class YOLOv2(Detector):
         priors = self.priors([(coarse.shape[2], coarse.shape[3])], images.device)
         deltas = deltas.float()
         return Dense(
-            logits=logits.float(),
+            maps=(logits.float(),),
             boxes=decode(priors, deltas),
             deltas=deltas,
             priors=priors,

@@ -97,8 +97,9 @@ def contest(
 ) -> Contest:
     """Train both recipes once a seed, at equal cost, and compare them on the final split.
 
-    sides: what the two are called, in tables and in the names of their folders. `watch` is given a title for each training and returns its progress callback. The same call resumes, and
-    finds what `train_entry` did in other processes.
+    sides: what the two are called, in tables and in the names of their folders. `watch` is given a title for each
+    training and returns its progress callback. The same call resumes, and finds what `train_entry` did in other
+    processes.
     """
     split = final_split(searched.data)
     entries = [

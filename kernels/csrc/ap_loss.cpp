@@ -5,24 +5,17 @@
 // thresholds s_i + knot; suffix sums over bins answer every positive, and a score's gradient depends on its bin alone.
 
 #include "ap_loss_grid.h"
+#include "ap_loss_operators.h"
 #include "fresh.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <limits>
-#include <tuple>
 #include <vector>
 
 namespace detsearch::ap {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kGrain = 65536;  // scores that are worth a thread
 
@@ -198,82 +191,65 @@ bool has_nan(const T* scores, int64_t n) {
   return bad != 0;
 }
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-template <typename T, typename Index>
-Outputs forward_as(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Loss& loss) {
-  const int64_t n = scores.numel(), rows = positives.numel(), count = rows * loss.ladder.steps;
-  Tensor value = torch::stable::new_empty(scores, {}),
-         bins = torch::stable::new_empty(scores, {n}, sizeof(Index) == 2 ? ScalarType::Short : ScalarType::Int),
-         slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
-         by_quality = torch::stable::new_empty(scores, {rows});
-  fresh(bins);
-  const Result<T, Index> out = {value.mutable_data_ptr<T>(), static_cast<Index*>(bins.mutable_data_ptr()),
-                                slopes.mutable_data_ptr<T>(), by_score.mutable_data_ptr<T>(),
-                                by_quality.mutable_data_ptr<T>()};
-  const T* s = scores.const_data_ptr<T>();
-  Positives<T> known;
-  bool sound = known.read(s, n, positives.const_data_ptr<int64_t>(), quality.const_data_ptr<T>(), rows);
-  if (sound && rows) {
-    Binned binned;
-    sound = sort_into_bins(loss, s, n, known, out.bins, binned);
-    if (sound) give(loss, binned, known, out);
+struct Cpu {
+  template <typename T, typename Index>
+  static Outputs forward(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Loss& loss) {
+    const int64_t n = scores.numel(), rows = positives.numel(), count = rows * loss.ladder.steps;
+    Tensor value = torch::stable::new_empty(scores, {}),
+           bins = torch::stable::new_empty(scores, {n}, sizeof(Index) == 2 ? ScalarType::Short : ScalarType::Int),
+           slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
+           by_quality = torch::stable::new_empty(scores, {rows});
+    fresh(bins);
+    const Result<T, Index> out = {value.mutable_data_ptr<T>(), static_cast<Index*>(bins.mutable_data_ptr()),
+                                  slopes.mutable_data_ptr<T>(), by_score.mutable_data_ptr<T>(),
+                                  by_quality.mutable_data_ptr<T>()};
+    const T* s = scores.const_data_ptr<T>();
+    Positives<T> known;
+    bool sound = known.read(s, n, positives.const_data_ptr<int64_t>(), quality.const_data_ptr<T>(), rows);
+    if (sound && rows) {
+      Binned binned;
+      sound = sort_into_bins(loss, s, n, known, out.bins, binned);
+      if (sound) give(loss, binned, known, out);
+    }
+    if (rows == 0) {
+      sound = !has_nan(s, n);
+      std::fill(out.bins, out.bins + n, Index(0));
+      *out.loss = out.slopes[0] = T(0);
+    }
+    if (!sound) {  // the caller says what is wrong
+      constexpr T nan = std::numeric_limits<T>::quiet_NaN();
+      *out.loss = nan;
+      std::fill(out.bins, out.bins + n, Index(0));
+      std::fill(out.slopes, out.slopes + count + 1, nan);
+      std::fill(out.by_score, out.by_score + rows, nan);
+      std::fill(out.by_quality, out.by_quality + rows, nan);
+    }
+    return {value, bins, slopes, by_score, by_quality};
   }
-  if (rows == 0) {
-    sound = !has_nan(s, n);
-    std::fill(out.bins, out.bins + n, Index(0));
-    *out.loss = out.slopes[0] = T(0);
-  }
-  if (!sound) {  // the caller says what is wrong
-    constexpr T nan = std::numeric_limits<T>::quiet_NaN();
-    *out.loss = nan;
-    std::fill(out.bins, out.bins + n, Index(0));
-    std::fill(out.slopes, out.slopes + count + 1, nan);
-    std::fill(out.by_score, out.by_score + rows, nan);
-    std::fill(out.by_quality, out.by_quality + rows, nan);
-  }
-  return {value, bins, slopes, by_score, by_quality};
-}
 
-template <typename T, typename Index>
-Tensor backward_as(const Tensor& positives, const Tensor& bins, const Tensor& slopes, const Tensor& by_score,
-                   const Tensor& gradient) {
-  const int64_t n = bins.numel(), count = slopes.numel();
-  Tensor result = torch::stable::new_empty(slopes, {n});
-  fresh(result);
-  T* out = result.mutable_data_ptr<T>();
-  const T factor = *gradient.const_data_ptr<T>();
-  std::vector<T> slope(slopes.const_data_ptr<T>(), slopes.const_data_ptr<T>() + count);
-  for (T& x : slope) x *= factor;
-  const Index* bin = static_cast<const Index*>(bins.const_data_ptr());
-  in_shares(n, [&](int64_t, int64_t from, int64_t to) {
-    const T* table = slope.data();
-    for (int64_t k = from; k < to; ++k) out[k] = table[bin[k]];
-  });
-  const int64_t* index = positives.const_data_ptr<int64_t>();
-  const T* own = by_score.const_data_ptr<T>();
-  for (int64_t i = 0; i < positives.numel(); ++i) {
-    if (index[i] >= 0 && index[i] < n) out[index[i]] = own[i] * factor;
+  template <typename T, typename Index>
+  static Tensor backward(const Tensor& positives, const Tensor& bins, const Tensor& slopes, const Tensor& by_score,
+                         const Tensor& gradient) {
+    const int64_t n = bins.numel(), count = slopes.numel();
+    Tensor result = torch::stable::new_empty(slopes, {n});
+    fresh(result);
+    T* out = result.mutable_data_ptr<T>();
+    const T factor = *gradient.const_data_ptr<T>();
+    std::vector<T> slope(slopes.const_data_ptr<T>(), slopes.const_data_ptr<T>() + count);
+    for (T& x : slope) x *= factor;
+    const Index* bin = static_cast<const Index*>(bins.const_data_ptr());
+    in_shares(n, [&](int64_t, int64_t from, int64_t to) {
+      const T* table = slope.data();
+      for (int64_t k = from; k < to; ++k) out[k] = table[bin[k]];
+    });
+    const int64_t* index = positives.const_data_ptr<int64_t>();
+    const T* own = by_score.const_data_ptr<T>();
+    for (int64_t i = 0; i < positives.numel(); ++i) {
+      if (index[i] >= 0 && index[i] < n) out[index[i]] = own[i] * factor;
+    }
+    return result;
   }
-  return result;
-}
-
-Outputs forward(Tensor scores, Tensor positives, Tensor quality, Tensor knots, int64_t steps,
-                bool through_denominator) {
-  const Loss loss = read(knots.const_data_ptr<double>(), knots.size(0), positives.numel(), through_denominator);
-  const int64_t count = check(loss, steps, positives.numel());
-  const bool wide = scores.scalar_type() == ScalarType::Double;
-  const auto run = count < kShortBins ? (wide ? forward_as<double, uint16_t> : forward_as<float, uint16_t>)
-                                      : (wide ? forward_as<double, int32_t> : forward_as<float, int32_t>);
-  return run(scores, positives, quality, loss);
-}
-
-Tensor backward(Tensor positives, Tensor bins, Tensor slopes, Tensor by_score, Tensor gradient) {
-  const bool wide = slopes.scalar_type() == ScalarType::Double;
-  const auto run = bins.element_size() == 2 ? (wide ? backward_as<double, uint16_t> : backward_as<float, uint16_t>)
-                                            : (wide ? backward_as<double, int32_t> : backward_as<float, int32_t>);
-  return run(positives, bins, slopes, by_score, gradient);
-}
+};
 
 }  // namespace
 }  // namespace detsearch::ap
@@ -287,7 +263,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(detsearch, m) {
       "-> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(detsearch, CPU, m) {
-  m.impl("parameterized_ap_loss", TORCH_BOX(&detsearch::ap::forward));
-  m.impl("parameterized_ap_loss_backward", TORCH_BOX(&detsearch::ap::backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(detsearch, CPU, m) { detsearch::ap::implement<detsearch::ap::Cpu>(m); }

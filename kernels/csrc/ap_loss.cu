@@ -2,89 +2,52 @@
 // them, two scans over the bins. Bad values (NaN, indices outside of scores) make the loss NaN: telling the host
 // would stall it.
 
-#include "ap_loss_gpu.h"
-
-#include <cuda_runtime.h>
-
 #include <cub/cub.cuh>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <limits>
-#include <tuple>
+
+#include "ap_loss_gpu.h"
+#include "ap_loss_operators.h"
+#include "gpu.h"
 
 namespace detsearch::ap {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 constexpr int kMostBlocks = 1024;  // threads take several scores each
 
-// Memory for a call, from torch's allocator.
-template <typename T>
-class Buffer {
- public:
-  Buffer(const Tensor& like, int64_t count)
-      : bytes_(torch::stable::new_empty(like, {std::max<int64_t>(count, 1) * int64_t(sizeof(T))}, ScalarType::Byte)) {}
-  T* get() const { return static_cast<T*>(bytes_.mutable_data_ptr()); }
+using gpu::Buffer;
 
- private:
-  Tensor bytes_;
-};
-
-// The device and stream that torch uses.
-class Stream {
+// The steps that are not kernels of ours, too.
+class Stream : public gpu::Stream {
  public:
-  explicit Stream(const Tensor& of) : guard_(of.get_device_index()) {
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(of.get_device_index(), &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-    int device = 0;
-    STD_CUDA_CHECK(cudaGetDevice(&device));
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&shared_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  }
+  using gpu::Stream::Stream;
 
   // Starts a kernel with a thread for every item, or fewer.
   template <typename... Formal, typename... Actual>
   void start(void (*kernel)(Formal...), int64_t items, int64_t shared, Actual... arguments) const {
     if (items == 0) return;
     const int64_t blocks = std::min<int64_t>((items + kThreads - 1) / kThreads, kMostBlocks);
-    kernel<<<static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(shared), stream_>>>(arguments...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(kernel, blocks, kThreads, shared, arguments...);
   }
 
-  // Whether a kernel may use that much of a block's memory.
-  template <typename Kernel>
-  bool fits(Kernel kernel, int64_t bytes) const {
-    if (bytes > shared_) return false;
-    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-    return true;
-  }
-
-  void clear(void* memory, int64_t bytes) const { STD_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream_)); }
+  void clear(void* memory, int64_t bytes) const { STD_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, get())); }
 
   // Sorts thresholds with their owners.
   void sort(const Tensor& like, const double* from, double* to, const int32_t* value_from, int32_t* value_to,
             int64_t count) const {
     in_memory(like, [=, this](void* work, size_t& bytes) {
       return cub::DeviceRadixSort::SortPairs(work, bytes, from, to, value_from, value_to, static_cast<int>(count), 0,
-                                             64, stream_);
+                                             64, get());
     });
   }
 
   void scan(const Tensor& like, const Span* from, Span* to, int64_t count) const {
     in_memory(like, [=, this](void* work, size_t& bytes) {
-      return cub::DeviceScan::InclusiveScan(work, bytes, from, to, Join(), static_cast<int>(count), stream_);
+      return cub::DeviceScan::InclusiveScan(work, bytes, from, to, Join(), static_cast<int>(count), get());
     });
   }
 
@@ -97,97 +60,73 @@ class Stream {
     const Buffer<char> work(like, static_cast<int64_t>(bytes));
     STD_CUDA_CHECK(call(work.get(), bytes));
   }
-
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_;
-  int shared_ = 0;
 };
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+struct Cuda {
+  template <typename T, typename Index>
+  static Outputs forward(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Loss& loss) {
+    const Stream stream(scores);
+    const int64_t n = scores.numel(), rows = positives.numel(), count = rows * loss.ladder.steps;
+    STD_TORCH_CHECK(n < (int64_t(1) << 32), "at most 2^32 scores, got ", n);
+    Tensor value = torch::stable::new_empty(scores, {}),
+           bins = torch::stable::new_empty(scores, {n}, sizeof(Index) == 2 ? ScalarType::Short : ScalarType::Int),
+           slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
+           by_quality = torch::stable::new_empty(scores, {rows});
+    const T *s = scores.const_data_ptr<T>(), *u = quality.const_data_ptr<T>();
+    Index* bin_of_score = static_cast<Index*>(bins.mutable_data_ptr());
 
-template <typename T, typename Index>
-Outputs forward_as(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Loss& loss) {
-  const Stream stream(scores);
-  const int64_t n = scores.numel(), rows = positives.numel(), count = rows * loss.ladder.steps;
-  STD_TORCH_CHECK(n < (int64_t(1) << 32), "at most 2^32 scores, got ", n);
-  Tensor value = torch::stable::new_empty(scores, {}),
-         bins = torch::stable::new_empty(scores, {n}, sizeof(Index) == 2 ? ScalarType::Short : ScalarType::Int),
-         slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
-         by_quality = torch::stable::new_empty(scores, {rows});
-  const T *s = scores.const_data_ptr<T>(), *u = quality.const_data_ptr<T>();
-  Index* bin_of_score = static_cast<Index*>(bins.mutable_data_ptr());
+    const Buffer<T> edges(scores, count);
+    T* edge = edges.get();
+    const Buffer<double> own(scores, rows), threshold(scores, count), at(scores, count);
+    const Buffer<double> sums(scores, 3 * (count + 1));
+    const Buffer<int32_t> owner_before(scores, count), owner(scores, count), place(scores, count), bin(scores, rows);
+    const Buffer<unsigned> number(scores, count + 1);
+    const Buffer<int> wrong(scores, 1);
+    const Buffer<Span> spans(scores, count), scanned(scores, count);
+    const Buffer<Row> row(scores, rows);
+    double *sum = sums.get(), *less = sum + count + 1, *less_sum = less + count + 1;
+    stream.clear(sum, 3 * (count + 1) * sizeof(double));
+    stream.clear(number.get(), (count + 1) * sizeof(unsigned));
+    stream.clear(wrong.get(), sizeof(int));
 
-  const Buffer<T> edges(scores, count);
-  T* edge = edges.get();
-  const Buffer<double> own(scores, rows), threshold(scores, count), at(scores, count);
-  const Buffer<double> sums(scores, 3 * (count + 1));
-  const Buffer<int32_t> owner_before(scores, count), owner(scores, count), place(scores, count), bin(scores, rows);
-  const Buffer<unsigned> number(scores, count + 1);
-  const Buffer<int> wrong(scores, 1);
-  const Buffer<Span> spans(scores, count), scanned(scores, count);
-  const Buffer<Row> row(scores, rows);
-  double *sum = sums.get(), *less = sum + count + 1, *less_sum = less + count + 1;
-  stream.clear(sum, 3 * (count + 1) * sizeof(double));
-  stream.clear(number.get(), (count + 1) * sizeof(unsigned));
-  stream.clear(wrong.get(), sizeof(int));
+    stream.start(make_thresholds<T>, rows, 0, loss.ladder, s, n, positives.const_data_ptr<int64_t>(), u, rows,
+                 own.get(), threshold.get(), owner_before.get(), wrong.get());
+    if (count) stream.sort(scores, threshold.get(), at.get(), owner_before.get(), owner.get(), count);
+    stream.start(make_edges<T>, count, 0, at.get(), owner.get(), count, edge, place.get());
+    const int64_t bytes = count * int64_t(sizeof(double) + sizeof(T) + sizeof(unsigned));
+    const bool local = stream.fits(fill_bins<T, Index>, bytes);
+    stream.start(fill_bins<T, Index>, n, local ? bytes : 0, s, n, edge, count, local, bin_of_score, sum, number.get(),
+                 wrong.get());
+    stream.start(weigh_positives<T>, rows, 0, loss.others, own.get(), u, rows, edge, count, bin.get(), less, less_sum);
+    stream.start(make_spans, count, 0, at.get(), sum, number.get(), less, less_sum, count, spans.get());
+    if (count) stream.scan(scores, spans.get(), scanned.get(), count);
+    stream.start(make_rows<T>, rows, 0, loss, scanned.get(), place.get(), u, rows, count, row.get());
+    stream.start(make_changes, count, 0, loss.ladder, row.get(), at.get(), owner.get(), count, spans.get());
+    if (count) stream.scan(scores, spans.get(), scanned.get(), count);
+    stream.start(give_slopes<T>, count + 1, 0, scanned.get(), count, wrong.get(), slopes.mutable_data_ptr<T>());
+    stream.start(give_positives<T>, rows, 0, loss, row.get(), scanned.get(), at.get(), bin.get(), own.get(), u, rows,
+                 wrong.get(), by_score.mutable_data_ptr<T>(), by_quality.mutable_data_ptr<T>());
+    stream.start(give_loss<T>, 1, 0, row.get(), rows, wrong.get(), value.mutable_data_ptr<T>());
+    return {value, bins, slopes, by_score, by_quality};
+  }
 
-  stream.start(make_thresholds<T>, rows, 0, loss.ladder, s, n, positives.const_data_ptr<int64_t>(), u, rows, own.get(),
-               threshold.get(), owner_before.get(), wrong.get());
-  if (count) stream.sort(scores, threshold.get(), at.get(), owner_before.get(), owner.get(), count);
-  stream.start(make_edges<T>, count, 0, at.get(), owner.get(), count, edge, place.get());
-  const int64_t bytes = count * int64_t(sizeof(double) + sizeof(T) + sizeof(unsigned));
-  const bool local = stream.fits(fill_bins<T, Index>, bytes);
-  stream.start(fill_bins<T, Index>, n, local ? bytes : 0, s, n, edge, count, local, bin_of_score, sum, number.get(),
-               wrong.get());
-  stream.start(weigh_positives<T>, rows, 0, loss.others, own.get(), u, rows, edge, count, bin.get(), less, less_sum);
-  stream.start(make_spans, count, 0, at.get(), sum, number.get(), less, less_sum, count, spans.get());
-  if (count) stream.scan(scores, spans.get(), scanned.get(), count);
-  stream.start(make_rows<T>, rows, 0, loss, scanned.get(), place.get(), u, rows, count, row.get());
-  stream.start(make_changes, count, 0, loss.ladder, row.get(), at.get(), owner.get(), count, spans.get());
-  if (count) stream.scan(scores, spans.get(), scanned.get(), count);
-  stream.start(give_slopes<T>, count + 1, 0, scanned.get(), count, wrong.get(), slopes.mutable_data_ptr<T>());
-  stream.start(give_positives<T>, rows, 0, loss, row.get(), scanned.get(), at.get(), bin.get(), own.get(), u, rows,
-               wrong.get(), by_score.mutable_data_ptr<T>(), by_quality.mutable_data_ptr<T>());
-  stream.start(give_loss<T>, 1, 0, row.get(), rows, wrong.get(), value.mutable_data_ptr<T>());
-  return {value, bins, slopes, by_score, by_quality};
-}
-
-template <typename T, typename Index>
-Tensor backward_as(const Tensor& positives, const Tensor& bins, const Tensor& slopes, const Tensor& by_score,
-                   const Tensor& gradient) {
-  const Stream stream(bins);
-  const int64_t n = bins.numel(), rows = positives.numel();
-  Tensor result = torch::stable::new_empty(slopes, {n});
-  const T* factor = gradient.const_data_ptr<T>();
-  T* out = result.mutable_data_ptr<T>();
-  stream.start(look_up<T, Index>, n, 0, static_cast<const Index*>(bins.const_data_ptr()), n, slopes.const_data_ptr<T>(),
-               factor, out);
-  stream.start(place_positives<T>, rows, 0, positives.const_data_ptr<int64_t>(), by_score.const_data_ptr<T>(), rows, n,
-               factor, out);
-  return result;
-}
-
-Outputs forward(Tensor scores, Tensor positives, Tensor quality, Tensor knots, int64_t steps,
-                bool through_denominator) {
-  const Loss loss = read(knots.const_data_ptr<double>(), knots.size(0), positives.numel(), through_denominator);
-  const int64_t count = check(loss, steps, positives.numel());
-  const bool wide = scores.scalar_type() == ScalarType::Double;
-  const auto run = count < kShortBins ? (wide ? forward_as<double, uint16_t> : forward_as<float, uint16_t>)
-                                      : (wide ? forward_as<double, int32_t> : forward_as<float, int32_t>);
-  return run(scores, positives, quality, loss);
-}
-
-Tensor backward(Tensor positives, Tensor bins, Tensor slopes, Tensor by_score, Tensor gradient) {
-  const bool wide = slopes.scalar_type() == ScalarType::Double;
-  const auto run = bins.element_size() == 2 ? (wide ? backward_as<double, uint16_t> : backward_as<float, uint16_t>)
-                                            : (wide ? backward_as<double, int32_t> : backward_as<float, int32_t>);
-  return run(positives, bins, slopes, by_score, gradient);
-}
+  template <typename T, typename Index>
+  static Tensor backward(const Tensor& positives, const Tensor& bins, const Tensor& slopes, const Tensor& by_score,
+                         const Tensor& gradient) {
+    const Stream stream(bins);
+    const int64_t n = bins.numel(), rows = positives.numel();
+    Tensor result = torch::stable::new_empty(slopes, {n});
+    const T* factor = gradient.const_data_ptr<T>();
+    T* out = result.mutable_data_ptr<T>();
+    stream.start(look_up<T, Index>, n, 0, static_cast<const Index*>(bins.const_data_ptr()), n,
+                 slopes.const_data_ptr<T>(), factor, out);
+    stream.start(place_positives<T>, rows, 0, positives.const_data_ptr<int64_t>(), by_score.const_data_ptr<T>(), rows,
+                 n, factor, out);
+    return result;
+  }
+};
 
 }  // namespace
 }  // namespace detsearch::ap
 
-STABLE_TORCH_LIBRARY_IMPL(detsearch, CUDA, m) {
-  m.impl("parameterized_ap_loss", TORCH_BOX(&detsearch::ap::forward));
-  m.impl("parameterized_ap_loss_backward", TORCH_BOX(&detsearch::ap::backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(detsearch, CUDA, m) { detsearch::ap::implement<detsearch::ap::Cuda>(m); }

@@ -27,6 +27,14 @@ DETSEARCH_INLINE float iou(const Box& a, const Box& b) {
   return ratio(w * h, area(a), area(b));
 }
 
+// The bin of a box's height / width: the number of edges below it. edges (bins - 1), ascending.
+DETSEARCH_INLINE int64_t bin_of(const Box& truth, const float* edges, int64_t bins) {
+  const float aspect = (truth.y2 - truth.y1) / (truth.x2 - truth.x1);
+  int64_t bin = 0;
+  for (int64_t i = 0; i + 1 < bins; ++i) bin += aspect > edges[i];
+  return bin;
+}
+
 constexpr float kFocalAlpha = 0.25f;  // and gamma 2, the squares below
 constexpr float kMinIou = 1e-7f;
 constexpr int kLanes = 16;  // classes are summed in 16 partial sums, whatever the machine's vectors
@@ -34,9 +42,8 @@ constexpr int kLanes = 16;  // classes are summed in 16 partial sums, whatever t
 // p^2 * -ln(1 - p) with p = sigmoid(x): the unweighted focal loss of a target 0.
 DETSEARCH_INLINE float away(float x) {
   const float e = exponential(x < 0.0f ? x : -x);
-  const float whole = 1.0f + e;
-  const float p = (x < 0.0f ? e : 1.0f) / whole;
-  return p * p * (positive(x) + logarithm(whole));
+  const float p = (x < 0.0f ? e : 1.0f) / (1.0f + e);
+  return p * p * (positive(x) + logarithm_above_1(e));
 }
 
 // The part of a candidate's loss that needs no other class than its own; the loss is never lower.

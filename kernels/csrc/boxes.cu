@@ -3,13 +3,11 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <algorithm>
 
 #include "boxes_operators.h"
+#include "gpu.h"
 
 namespace detsearch::boxes {
 namespace {
@@ -132,12 +130,6 @@ __global__ void gradient_kernel(Boxes boxes_a, Boxes boxes_b, int64_t count, T e
   if (grad_b.data != nullptr) store(grad_b, i, to_b);
 }
 
-cudaStream_t stream_of(const Tensor& tensor) {
-  void* stream = nullptr;
-  aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream);
-  return static_cast<cudaStream_t>(stream);
-}
-
 void launched() {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "box kernel: ", cudaGetErrorString(error));
@@ -150,11 +142,11 @@ struct Cuda {
                        const std::vector<Tensor>& results) {
     const int64_t rows = gt.size(0), width = priors.size(priors.dim() - 2), images = splits ? priors.size(0) : 1;
     const int64_t* row_of = splits ? static_cast<const int64_t*>(splits->data_ptr()) : nullptr;
-    const torch::stable::accelerator::DeviceGuard guard(gt.get_device_index());
+    const gpu::Stream stream(gt);
     const dim3 grid(blocks_of(width), static_cast<unsigned>(std::min((rows + ROWS - 1) / ROWS, MOST_BLOCKS_Y)));
     choose(measure, gt, [&](auto m, auto zero) {
       using T = decltype(zero);
-      pairwise_kernel<decltype(m)::value, T><<<grid, THREADS, 0, stream_of(gt)>>>(
+      pairwise_kernel<decltype(m)::value, T><<<grid, THREADS, 0, stream.get()>>>(
           Boxes::of(gt), rows, Boxes::of(priors), width, row_of, images, T(eps), Results<T>::of(results));
     });
     launched();
@@ -163,10 +155,10 @@ struct Cuda {
   static void aligned(const Tensor& a, const Tensor& b, int64_t measure, double eps,
                       const std::vector<Tensor>& results) {
     const int64_t count = a.numel() / 4;
-    const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
+    const gpu::Stream stream(a);
     choose(measure, a, [&](auto m, auto zero) {
       using T = decltype(zero);
-      aligned_kernel<decltype(m)::value, T><<<blocks_of(count), THREADS, 0, stream_of(a)>>>(
+      aligned_kernel<decltype(m)::value, T><<<blocks_of(count), THREADS, 0, stream.get()>>>(
           Boxes::of(a), Boxes::of(b), count, T(eps), Results<T>::of(results));
     });
     launched();
@@ -175,12 +167,12 @@ struct Cuda {
   static void gradient(const Tensor& a, const Tensor& b, const std::array<Gradient, 4>& arriving, int64_t measure,
                        double eps, const Gradient& grad_a, const Gradient& grad_b) {
     const int64_t count = a.numel() / 4;
-    const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
+    const gpu::Stream stream(a);
     choose(measure, a, [&](auto m, auto zero) {
       using T = decltype(zero);
       const FourArriving<T> from{Arriving<T>::of(arriving[0]), Arriving<T>::of(arriving[1]),
                                  Arriving<T>::of(arriving[2]), Arriving<T>::of(arriving[3])};
-      gradient_kernel<decltype(m)::value, T><<<blocks_of(count), THREADS, 0, stream_of(a)>>>(
+      gradient_kernel<decltype(m)::value, T><<<blocks_of(count), THREADS, 0, stream.get()>>>(
           Boxes::of(a), Boxes::of(b), count, T(eps), from, Boxes::of(grad_a), Boxes::of(grad_b));
     });
     launched();

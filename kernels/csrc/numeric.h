@@ -79,4 +79,18 @@ DETSEARCH_INLINE float logarithm(float x) {
   return fused(e, 0.693147182f, f - (half - tail));
 }
 
+// ln(1 + x) for x in [0, 1], relative error below 2e-7: a polynomial, without the division of `logarithm`.
+DETSEARCH_INLINE float logarithm_above_1(float x) {
+  float p = 5.23268804e-3f;
+  p = fused(p, x, -2.95052137e-2f);
+  p = fused(p, x, 7.82259107e-2f);
+  p = fused(p, x, -1.36632428e-1f);
+  p = fused(p, x, 1.91060051e-1f);
+  p = fused(p, x, -2.48429820e-1f);
+  p = fused(p, x, 3.33190978e-1f);
+  p = fused(p, x, -4.99994934e-1f);
+  p = fused(p, x, 9.99999940e-1f);
+  return p * x;
+}
+
 }  // namespace detsearch

@@ -44,7 +44,7 @@ def proposing(seed: int = 0) -> Dense:
     priors, generator = anchors_of(), torch.Generator().manual_seed(seed)
     deltas = torch.randn(3, len(priors.boxes), 4, generator=generator) * 0.3 * WEIGHTS
     logits = torch.randn(3, len(priors.boxes), 1, generator=generator) - 2
-    return Dense(logits, boxes.decode_deltas(priors.boxes, deltas), deltas, priors)
+    return Dense((logits,), boxes.decode_deltas(priors.boxes, deltas), deltas, priors)
 
 
 def reference_rpn(before: int, keep: int) -> RegionProposalNetwork:

@@ -100,7 +100,7 @@ def test_the_loss_equals_torchvisions() -> None:
 def test_three_hardest_negatives_for_each_positive_get_a_gradient() -> None:
     dense, there, assignment = dense_and_targets()
     logits = dense.logits.clone().requires_grad_()
-    MultiBox()(Dense(logits, dense.boxes, dense.deltas, dense.priors), assignment, there)[
+    MultiBox()(Dense((logits,), dense.boxes, dense.deltas, dense.priors), assignment, there)[
         "classification"
     ].backward()
     assert logits.grad is not None
@@ -119,7 +119,7 @@ def test_an_image_without_objects_teaches_background() -> None:
     logits = dense.logits.clone().requires_grad_()
     nothing = slow.random_targets([0], 0)
     empty = Assignment.background(1, logits.shape[1], logits.device)
-    terms = MultiBox()(Dense(logits, dense.boxes, dense.deltas, dense.priors), empty, nothing)
+    terms = MultiBox()(Dense((logits,), dense.boxes, dense.deltas, dense.priors), empty, nothing)
     total(terms).backward()
     assert logits.grad is not None and int((logits.grad.abs().sum(-1) > 0).sum()) == 3
 

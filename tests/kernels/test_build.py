@@ -77,6 +77,19 @@ def test_an_architecture_that_is_none_is_refused(name: str, monkeypatch: pytest.
         tools.cuda_library([name])
 
 
+def test_the_cuda_sources_compile_and_load_where_nvcc_is() -> None:
+    if torch.version.cuda is None:
+        pytest.skip("this torch was built without CUDA")
+    if loader.load("cpu").library is None:
+        pytest.skip("no compiler here")
+    try:
+        library = tools.cuda_library(["9.0"])
+    except tools.BuildError as error:
+        pytest.skip(str(error))
+    torch.ops.load_library(tools.build(library))
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("detsearch::box_pairwise", "CUDA")
+
+
 def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "always", "-c", code],

@@ -34,7 +34,7 @@ def dense_of(priors: Priors, num_images: int, num_classes: int = 3, seed: int = 
     shape = (num_images, priors.boxes.shape[0])
     noise = torch.randn(*shape, 4, generator=generator)
     return Dense(
-        logits=torch.randn(*shape, num_classes, generator=generator) - 3,
+        maps=(torch.randn(*shape, num_classes, generator=generator) - 3,),
         boxes=priors.boxes + 3 * noise.clamp(-1, 1),  # never inverted
         deltas=noise,
         priors=priors,
@@ -104,4 +104,38 @@ def atss(priors: Priors, targets: Targets, top_k: int = 9) -> Tensor:
                 if value >= threshold and central and value > best[anchor]:
                     best[anchor], row[anchor] = value, start + g
         rows.append(row)
+    return torch.stack(rows)
+
+
+def simota(dense: Dense, targets: Targets, top_k: int = 10, radius: float = 2.5) -> Tensor:
+    """YOLOX's released SimOTA, image by image in float64; a contested prior goes to the lowest cost of all."""
+    priors = dense.priors
+    rows = []
+    reach = (radius * priors.strides[priors.level]).tolist()
+    for image, (start, boxes) in enumerate(per_image(targets)):
+        row = torch.full((len(priors.boxes),), BACKGROUND)
+        rows.append(row)
+        inside, near = (torch.zeros(len(boxes), len(row), dtype=torch.bool) for _ in range(2))
+        for g, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+            for a, (x, y) in enumerate(priors.points.tolist()):
+                inside[g, a] = x1 < x < x2 and y1 < y < y2
+                near[g, a] = abs(x - (x1 + x2) / 2) < reach[a] and abs(y - (y1 + y2) / 2) < reach[a]
+        (known,) = (inside | near).any(0).nonzero(as_tuple=True)
+        if len(known) == 0:
+            continue
+        probability = dense.logits[image, known].double().sigmoid()
+        overlap = tv.box_iou(boxes.double(), dense.boxes[image, known].double())
+        cost = torch.full((len(boxes), len(known)), 0.0, dtype=torch.float64)
+        chosen = torch.zeros_like(cost, dtype=torch.bool)
+        for g in range(len(boxes)):
+            target = torch.zeros_like(probability)
+            target[:, targets.labels[start + g]] = 1
+            cost[g] = torch.nn.functional.binary_cross_entropy(probability, target, reduction="none").sum(1)
+            cost[g] += -3 * (overlap[g] + 1e-8).log() + 1e5 * ~(inside & near)[g, known]
+            count = max(1, int(overlap[g].topk(min(top_k, len(known))).values.sum()))
+            chosen[g, cost[g].argsort(stable=True)[:count]] = True
+        for column, a in enumerate(known.tolist()):
+            takers = chosen[:, column].nonzero()[:, 0].tolist()
+            if takers:
+                row[a] = start + (takers[0] if len(takers) == 1 else int(cost[:, column].argmin()))
     return torch.stack(rows)

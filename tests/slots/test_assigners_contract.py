@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import detsearch_kernels as kernels
 import pytest
 import torch
 
@@ -19,6 +21,13 @@ from tests.slots import _reference as slow
 GRIDS = {"anchors": Anchors(), "points": Points(range_base=16)}
 OPTIONS: dict[str, dict[str, Any]] = {}  # of assigners that have options without a default
 EVERY = [(name, grid) for name in parts.names("slots.assigners") for grid in GRIDS]
+
+
+@pytest.fixture(autouse=True, params=["off", "auto"])
+def with_and_without_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    kernels.use(request.param)
+    yield
+    kernels.use("auto")
 
 
 def make(name: str, grid: str) -> tuple[Assigner, Priors]:
@@ -71,7 +80,8 @@ def test_an_image_is_assigned_the_same_alone_and_in_a_batch(name: str, grid: str
     for image, (start, boxes) in enumerate(slow.per_image(targets)):
         labels = targets.labels[start : start + len(boxes)]
         alone = Dense(
-            *(t[image : image + 1] for t in (dense.logits, dense.boxes, dense.deltas)),
+            (dense.logits[image : image + 1],),
+            *(t[image : image + 1] for t in (dense.boxes, dense.deltas)),
             priors=priors,
             centerness=None if dense.centerness is None else dense.centerness[image : image + 1],
         )

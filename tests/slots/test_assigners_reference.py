@@ -1,7 +1,11 @@
-"""max-IoU, FCOS and ATSS against slow per-image code and torchvision's Matcher."""
+"""max-IoU, FCOS, ATSS and SimOTA in PyTorch, against slow per-image code."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+import detsearch_kernels as kernels
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +14,7 @@ from detsearch_cli.slots.assigners import _candidates, base
 from detsearch_cli.slots.assigners.atss import ATSSAssigner
 from detsearch_cli.slots.assigners.fcos import FCOSAssigner
 from detsearch_cli.slots.assigners.max_iou import MaxIoU
+from detsearch_cli.slots.assigners.simota import SimOTA
 from detsearch_cli.slots.priors.anchors import Anchors
 from detsearch_cli.slots.priors.points import Points
 from detsearch_cli.structures import BACKGROUND, IGNORE, Priors, Targets
@@ -23,6 +28,14 @@ BATCHES = {
     "no object": [0, 0],
     "crowd": [300, 3],
 }
+
+
+@pytest.fixture(autouse=True)
+def pytorch() -> Iterator[None]:
+    """What is compiled is compared with this in tests/kernels."""
+    kernels.use("off")
+    yield
+    kernels.use("auto")
 
 
 def batch(name: str) -> Targets:
@@ -52,6 +65,12 @@ def test_fcos_equals_brute_force(name: str, radius: float | None) -> None:
     assert_same(found, slow.fcos(POINTS, targets, radius))
 
 
+def test_atss_takes_the_first_of_cells_equally_near() -> None:
+    box = torch.tensor([[28.0, 28.0, 36.0, 36.0]])  # its middle lies on the corner of four cells of level 3
+    nearest = ATSSAssigner(top_k=1).nearest(box, SQUARES)
+    assert nearest[0, 0] == 3 * slow.SIZES[0][1] + 3
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_atss_equals_brute_force(name: str) -> None:
     targets = batch(name)
@@ -59,8 +78,26 @@ def test_atss_equals_brute_force(name: str) -> None:
     assert_same(found, slow.atss(SQUARES, targets))
 
 
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("priors", [ANCHORS, POINTS])
+def test_simota_equals_yolox_written_out(name: str, priors: Priors) -> None:
+    targets = batch(name)
+    dense = slow.dense_of(priors, targets.num_images)
+    assert_same(SimOTA()(dense, targets).matched, slow.simota(dense, targets))
+
+
+def test_simota_gives_more_positives_where_predictions_fit() -> None:
+    box = torch.tensor([[20.0, 20.0, 90.0, 70.0]])
+    targets = Targets.from_lists([box, box], [torch.zeros(1, dtype=torch.int64)] * 2)
+    dense = slow.dense_of(POINTS, 2)
+    predicted = torch.stack((box.expand(len(POINTS.boxes), 4), torch.zeros(len(POINTS.boxes), 4)))
+    found = SimOTA()(replace(dense, boxes=predicted), targets)
+    assert found.positive.sum(1).tolist() == [10, 1]
+
+
 @pytest.mark.parametrize(
-    ("assigner", "priors"), [(MaxIoU(), ANCHORS), (FCOSAssigner(), POINTS), (ATSSAssigner(), SQUARES)]
+    ("assigner", "priors"),
+    [(MaxIoU(), ANCHORS), (FCOSAssigner(), POINTS), (ATSSAssigner(), SQUARES), (SimOTA(), POINTS)],
 )
 def test_working_in_pieces_changes_nothing(
     assigner: base.Assigner, priors: Priors, monkeypatch: pytest.MonkeyPatch

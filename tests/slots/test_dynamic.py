@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
+import detsearch_kernels as kernels
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,14 @@ from tests.slots import dynamic_reference as reference
 RANGES = [(-1.0, 32.0), (32.0, 64.0), (64.0, float("inf"))]
 SIZE = 96
 COUNTS = ((2, 5, 3), (4, 7, 1), (6, 3, 9))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_kernels() -> Iterator[None]:
+    """What is compiled is compared with this in tests/kernels."""
+    kernels.use("off")
+    yield
+    kernels.use("auto")
 
 
 def grid(points: bool, shapes: int = 3) -> Priors:
@@ -53,7 +63,7 @@ def predict(priors: Priors, images: int, classes: int, seed: int) -> Dense:
     boxes = torch.cat(
         [torch.minimum(boxes[..., :2], boxes[..., 2:]), boxes[..., :2].maximum(boxes[..., 2:])], -1
     )
-    return Dense(torch.randn(*shape, classes, generator=g) * 2 - 2, boxes, torch.zeros(*shape, 4), priors)
+    return Dense((torch.randn(*shape, classes, generator=g) * 2 - 2,), boxes, torch.zeros(*shape, 4), priors)
 
 
 def random_targets(
@@ -268,7 +278,7 @@ def test_ties_go_to_the_lower_prior_and_a_contested_prior_to_the_lower_ground_tr
     dense = predict(grid(points=True), 1, 1, seed=0)
     box = torch.tensor([[0.0, 0, 60, 60]])
     flat = dataclasses.replace(
-        dense, logits=torch.zeros_like(dense.logits), boxes=box.expand(1, len(dense.priors.boxes), 4)
+        dense, maps=(torch.zeros_like(dense.logits),), boxes=box.expand(1, len(dense.priors.boxes), 4)
     )
     one = Dynamic(counts=((5,),))(flat, Targets.from_lists([box], [torch.tensor([0])])).matched[0]
     allowed = torch.nonzero(
@@ -304,7 +314,7 @@ def test_alpha_weighs_localisation_against_classification():
         (box + 30).expand(1, len(dense.priors.boxes), 4).clone(),
     )
     logits[0, a], boxes[0, b] = 3.0, box[0]  # a is sure of the class, b has the box
-    dense = dataclasses.replace(dense, logits=logits, boxes=boxes)
+    dense = dataclasses.replace(dense, maps=(logits,), boxes=boxes)
     assert torch.nonzero(Dynamic(counts=((1,),), alpha=0.0)(dense, target).matched[0] == 0).item() == a
     assert torch.nonzero(Dynamic(counts=((1,),), alpha=9.0)(dense, target).matched[0] == 0).item() == b
 
@@ -320,7 +330,7 @@ def test_small_pieces_of_work_change_nothing(monkeypatch):
 def test_no_gradient_flows_and_predictions_stay_as_they_were():
     dense, targets = predict(grid(True), 1, 2, seed=5), random_targets([6], 2, seed=5)
     logits, boxes = dense.logits.clone().requires_grad_(), dense.boxes.clone().requires_grad_()
-    matched = Dynamic()(dataclasses.replace(dense, logits=logits, boxes=boxes), targets).matched
+    matched = Dynamic()(dataclasses.replace(dense, maps=(logits,), boxes=boxes), targets).matched
     assert not matched.requires_grad
     assert torch.equal(logits.detach(), dense.logits) and torch.equal(boxes.detach(), dense.boxes)
 
@@ -328,14 +338,14 @@ def test_no_gradient_flows_and_predictions_stay_as_they_were():
 @pytest.mark.parametrize("points", [True, False])
 def test_bfloat16_predictions_are_judged_in_float32(points):
     dense, targets = predict(grid(points), 2, 3, seed=8), random_targets([5, 9], 3, seed=8)
-    half = dataclasses.replace(dense, logits=dense.logits.bfloat16(), boxes=dense.boxes.bfloat16())
-    full = dataclasses.replace(half, logits=half.logits.float(), boxes=half.boxes.float())
+    half = dataclasses.replace(dense, maps=(dense.logits.bfloat16(),), boxes=dense.boxes.bfloat16())
+    full = dataclasses.replace(half, maps=(half.logits.float(),), boxes=half.boxes.float())
     assert torch.equal(Dynamic()(half, targets).matched, Dynamic()(full, targets).matched)
 
 
 def test_extreme_logits_still_order_and_never_break():
     dense, targets = predict(grid(True), 1, 2, seed=8), random_targets([5], 2, seed=8, side=(20, 60))
-    wild = dataclasses.replace(dense, logits=dense.logits * 1e4)
+    wild = dataclasses.replace(dense, maps=(dense.logits * 1e4,))
     assert int(Dynamic()(wild, targets).positive.sum()) == int(Dynamic()(dense, targets).positive.sum())
 
 

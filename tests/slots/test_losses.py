@@ -39,7 +39,9 @@ def with_gradient(dense: Dense) -> tuple[Dense, list[Tensor]]:
     assert dense.centerness is not None and dense.objectness is not None
     parts = (dense.logits, dense.boxes, dense.deltas, dense.centerness, dense.objectness)
     leaves = [t.clone().requires_grad_() for t in parts]
-    return Dense(*leaves[:3], priors=dense.priors, centerness=leaves[3], objectness=leaves[4]), leaves
+    return Dense(
+        (leaves[0],), *leaves[1:3], priors=dense.priors, centerness=leaves[3], objectness=leaves[4]
+    ), leaves
 
 
 def priors_of(grid: str) -> Priors:

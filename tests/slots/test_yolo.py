@@ -42,7 +42,7 @@ def raw_outputs(num_images: int, seed: int = 0) -> Tensor:
 def dense_of(raw: Tensor) -> Dense:
     grid = priors()
     return Dense(
-        logits=raw[..., 5:],
+        maps=(raw[..., 5:],),
         boxes=decode(grid, raw[..., :4]),
         deltas=raw[..., :4],
         priors=grid,
@@ -237,7 +237,7 @@ def test_points_are_refused_with_the_remedy() -> None:
     dense = slow.dense_of(Points()(slow.SIZES, slow.LEVELS), 1)
     with pytest.raises(RecipeError, match="compares shapes of anchors, got points"):
         Assign()(dense, slow.random_targets([1], 0))
-    without = Dense(dense.logits, dense.boxes, dense.deltas, dense.priors)
+    without = Dense(dense.maps, dense.boxes, dense.deltas, dense.priors)
     with pytest.raises(RecipeError, match="needs a detector with objectness"):
         Loss()(
             without,

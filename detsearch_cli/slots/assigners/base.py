@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 
+import detsearch_kernels as kernels
 import torch
+from detsearch_kernels.assign import Tiling
 from torch import Tensor
 
 from detsearch_cli.parts import Part
@@ -28,6 +30,12 @@ class Assigner(Part):
 
     def check(self, num_levels: int) -> None:
         """Called when a detector is built. Raises RecipeError where the options do not fit its levels."""
+
+
+def compiled_tiling(dense: Dense) -> Tiling | None:
+    """The priors' tiling where a compiled operator takes it, None where PyTorch has to assign."""
+    tiling = dense.priors.tiling
+    return tiling if tiling is not None and kernels.ready(dense.boxes.device) else None
 
 
 def chunks(num_gt: int, num_priors: int) -> Iterator[slice]:
@@ -49,3 +57,11 @@ def pick_highest(gt: Tensor, prior: Tensor, score: Tensor, targets: Targets, num
     wins = score == best[cell]
     first = gt.new_full((num_images * num_priors,), num_gt).scatter_reduce(0, cell[wins], gt[wins], "amin")
     return torch.where(first < num_gt, first, BACKGROUND).view(num_images, num_priors)
+
+
+def pairs_with_image(targets: Targets, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Every given image (N,) with each of its ground truths, in order -> gt (Q,), position in `image` (Q,)."""
+    count = targets.splits.diff()[image]
+    owner = torch.repeat_interleave(torch.arange(len(image), device=image.device), count)
+    position = torch.arange(len(owner), device=image.device) - (count.cumsum(0) - count)[owner]
+    return targets.splits[image][owner] + position, owner

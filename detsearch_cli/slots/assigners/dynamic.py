@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 import detsearch_kernels as kernels
 import torch
-from detsearch_kernels.assign import Tiling, assign_topk
+from detsearch_kernels.assign import Scattered, Tiling, assign_topk
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -129,23 +129,24 @@ class Dynamic(Assigner):
     @torch.no_grad()
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:
         """Positives of a batch, without a loop over images or ground truths; memory O(candidates + B A)."""
-        num_images, num_priors = dense.logits.shape[:2]
-        device = dense.logits.device
+        num_images, num_priors = dense.boxes.shape[:2]
+        device = dense.boxes.device
         self.check(dense.priors.num_levels)
-        if dense.priors.tiling is not None and device.type == "cpu" and kernels.ready(device):
-            return Assignment(self._compiled(dense, targets, dense.priors.tiling))
+        tiling = dense.priors.tiling or (_scattered(dense) if device.type == "cpu" else None)
+        if tiling is not None and kernels.ready(device):
+            return Assignment(self._compiled(dense, targets, tiling))
         owner = torch.full((num_images * num_priors,), BACKGROUND, dtype=torch.int64, device=device)
         pairs = find_candidates(dense.priors, targets.boxes.float(), self.min_iou)
         if len(pairs.gt):
             self._select(dense, targets, pairs, owner)
         return Assignment(owner.view(num_images, num_priors))
 
-    def _compiled(self, dense: Dense, targets: Targets, tiling: Tiling) -> Tensor:
+    def _compiled(self, dense: Dense, targets: Targets, tiling: Tiling | Scattered) -> Tensor:
         """The same by detsearch_kernels."""
         counts, edges = _tables(self)
         return assign_topk(
-            dense.logits,
-            dense.boxes,
+            [level.float() for level in dense.maps],
+            dense.boxes.float(),
             targets.boxes.float(),
             targets.labels,
             targets.splits,
@@ -165,7 +166,7 @@ class Dynamic(Assigner):
 
     def _select(self, dense: Dense, targets: Targets, pairs: Pairs, owner: Tensor) -> None:
         """Write the winners of all candidates into `owner` (B A,)."""
-        num_gt, num_priors = len(targets.boxes), dense.logits.shape[1]
+        num_gt, num_priors = len(targets.boxes), dense.boxes.shape[1]
         gt, at = pairs.gt, targets.image_index()[pairs.gt] * num_priors + pairs.prior
         loss = self._loss(dense, targets, gt, at)
         _, count = self._bins(targets.boxes.float(), pairs.level)
@@ -194,6 +195,20 @@ class Dynamic(Assigner):
         cls = _background_loss(logits, at) - (1 - FOCAL_ALPHA) * _away(own) + FOCAL_ALPHA * _away(-own)
         overlap = iou(boxes[at].float(), targets.boxes[gt].float())
         return (cls - self.alpha * overlap.clamp_(min=MIN_IOU_OF_LOSS).log_()).clamp_(min=0)
+
+
+def _scattered(dense: Dense) -> Scattered:
+    """Priors that do not tile, for the kernel."""
+    priors = dense.priors
+    if dense.maps[0].dim() == 3:
+        sizes = [(count, 1, 1) for count in priors.counts]
+    else:
+        shapes = [level.shape[2:] for level in dense.maps]
+        sizes = [(h, w, count // max(1, h * w)) for (h, w), count in zip(shapes, priors.counts, strict=True)]
+    at, ranges = (
+        (priors.boxes, torch.empty(0, 2)) if priors.ranges is None else (priors.points, priors.ranges)
+    )
+    return Scattered(at.float(), torch.tensor(sizes), ranges.float())
 
 
 @lru_cache(maxsize=64)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from detsearch_kernels import matchers
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from detsearch_cli import boxes
 from detsearch_cli.slots.assigners._candidates import find_candidates
-from detsearch_cli.slots.assigners.base import Assigner, pick_highest
+from detsearch_cli.slots.assigners.base import Assigner, compiled_tiling, pairs_with_image, pick_highest
 from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Priors, Targets
 
 MARGIN = 1e-4  # the search compares strictly and rounds otherwise; what it finds too much is sorted out here
@@ -39,6 +40,9 @@ class MaxIoU(Assigner):
         priors, num_priors = dense.priors.boxes, dense.priors.boxes.shape[0]
         if targets.boxes.shape[0] == 0:
             return Assignment.background(targets.num_images, num_priors, priors.device)
+        tiling = compiled_tiling(dense)
+        if tiling is not None:
+            return Assignment(matchers.max_iou(targets.boxes.float(), targets.splits, tiling, **dict(self)))
         gt, prior, overlap = self._overlapping(dense.priors, targets.boxes)
         rescued = gt[:0], prior[:0]
         if self.low_quality:
@@ -47,7 +51,8 @@ class MaxIoU(Assigner):
             rescued = _rivals(gt[best], prior[best], targets, num_priors)
         enough = overlap >= self.negative_iou
         gt, prior = torch.cat((gt[enough], rescued[0])), torch.cat((prior[enough], rescued[1]))
-        overlap = boxes.iou(targets.boxes[gt], priors[prior])
+        # a box that is not a number overlaps nothing
+        overlap = boxes.iou(targets.boxes[gt], priors[prior]).nan_to_num(nan=0.0)
         matched = pick_highest(gt, prior, overlap, targets, num_priors)
         return Assignment(self._ignore_between(matched, gt, prior, overlap, rescued, targets))
 
@@ -87,7 +92,5 @@ def _rivals(gt: Tensor, prior: Tensor, targets: Targets, num_priors: int) -> tup
     image = targets.image_index()[gt]
     cell = torch.unique(image * num_priors + prior)
     image, prior = cell // num_priors, cell % num_priors
-    count = targets.splits.diff()[image]
-    owner = torch.repeat_interleave(torch.arange(len(cell), device=cell.device), count)
-    position = torch.arange(len(owner), device=cell.device) - (count.cumsum(0) - count)[owner]
-    return targets.splits[image][owner] + position, prior[owner]
+    gt, owner = pairs_with_image(targets, image)
+    return gt, prior[owner]

@@ -6,11 +6,11 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
+from detsearch_kernels import focal as kernels
 from torch import Tensor
 
 from detsearch_cli.parts import Part
-from detsearch_cli.structures import IGNORE, Assignment, Dense, Targets
+from detsearch_cli.structures import Assignment, Dense, Targets
 
 
 class DetectionLoss(Part):
@@ -27,8 +27,9 @@ class DetectionLoss(Part):
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         """Scalar terms by name. `dense` carries gradient and is float32."""
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Class scores in [0, 1] of the logits that this loss trains, of the same shape."""
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        """Class scores in [0, 1] of the logits (..., C) that this loss trains, of the same shape."""
         return logits.sigmoid()
 
 
@@ -45,24 +46,9 @@ def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:
     return value.clamp(min=minimum) / ranks
 
 
-def focal(logits: Tensor, positive: bool, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of every logit as if its target were 1 (positive) or 0. Same shape as logits.
-
-    Source: Lin et al. 2017, Eq. 5. softplus keeps log(sigmoid) finite at any logit.
-    """
-    if positive:
-        return alpha * torch.sigmoid(-logits) ** gamma * F.softplus(-logits)
-    return (1 - alpha) * torch.sigmoid(logits) ** gamma * F.softplus(logits)
-
-
 def focal_sum(dense: Dense, assignment: Assignment, targets: Targets, alpha: float, gamma: float) -> Tensor:
     """Focal loss summed over all priors that are not ignored and all classes. Scalar.
 
-    Every logit counts as a negative first, then the few of positives' own classes are corrected: no one-hot
-    tensor of (B, A, C) is ever made.
+    Source: Lin et al. 2017, Eq. 5. No one-hot tensor of (B, A, C) is ever made, nor the maps joined to one.
     """
-    negative = focal(dense.logits, False, alpha, gamma).sum(-1)
-    image, prior = assignment.positive.nonzero(as_tuple=True)
-    own = dense.logits[image, prior, targets.labels[assignment.matched[image, prior]]]
-    correction = focal(own, True, alpha, gamma) - focal(own, False, alpha, gamma)
-    return negative[assignment.matched != IGNORE].sum() + correction.sum()
+    return kernels.focal_sum(dense.rows(), assignment.matched, targets.labels, alpha=alpha, gamma=gamma)

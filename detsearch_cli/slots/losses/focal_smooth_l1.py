@@ -37,6 +37,6 @@ class FocalSmoothL1(DetectionLoss):
         num_positive = assignment.positive.sum()
         classification = focal_sum(dense, assignment, targets, self.alpha, self.gamma)
         return {
-            "classification": classification / mean_over_ranks(num_positive + dense.logits.shape[0]),
+            "classification": classification / mean_over_ranks(num_positive + dense.boxes.shape[0]),
             "regression": self.regression_weight * regression / mean_over_ranks(pairs.weight.sum()),
         }

@@ -57,5 +57,6 @@ class MultiBox(DetectionLoss):
         label = targets.labels[assignment.matched[image, own]]
         return negative + (total[image, own] - logits[image, own, label]).sum()
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
         return F.pad(logits, (1, 0)).softmax(-1)[..., 1:]

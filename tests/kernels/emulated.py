@@ -1,0 +1,28 @@
+"""CUDA operators built for the CPU with emulation/cuda_runtime.h, so that their kernels run where there is no GPU."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from detsearch_kernels import build
+
+EMULATION = Path(__file__).parent / "emulation"
+
+
+def load(name: str) -> None:
+    """Register the operators of csrc/<name>.cu as torch.ops.detsearch_emulated's, for tensors on the CPU."""
+    cpu = build.cpu_library()
+    digest = hashlib.sha256(cpu.identity.encode())  # of the headers that both include, too
+    for path in (*sorted(EMULATION.iterdir()), build.SOURCES / f"{name}.cu"):
+        digest.update(path.read_bytes())
+    flags = ("-DUSE_CUDA", "-Wno-unknown-pragmas", "-Wno-attributes", f"-I{EMULATION}")
+    library = replace(
+        cpu,
+        command=(*cpu.command, *flags),
+        sources=(EMULATION / f"{name}.cpp",),
+        identity=f"emulated-{name}-{digest.hexdigest()[:16]}",
+    )
+    torch.ops.load_library(build.build(library))

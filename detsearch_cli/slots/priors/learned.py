@@ -23,7 +23,7 @@ class Learned(PriorGrid):
     Both warm-ups end after `warmup_steps` as in the paper, but at most after `warmup_fraction` of the training:
     the paper's 1500 steps are a twentieth of its training on VOC, and would be more than the whole of a short
     one. A tenth is what this project grants every other warm-up. The paper gives the shapes no learning rate of
-    their own, so lr_factor is 1.
+    their own; engine/optimise.py says what they have here, and why.
     """
 
     init: _lists.OptionalChoice = Field(
@@ -45,7 +45,9 @@ class Learned(PriorGrid):
     )
     temperature: float = Field(default=2.0, gt=0, description="of the soft assignment, falls to 0")
     clustering_weight: float = Field(default=1.0, ge=0, description="lambda of Eq. 11, falls to 0")
-    lr_factor: float = Field(default=1.0, gt=0, description="of the shapes' learning rate")
+    lr_factor: float | None = Field(
+        default=None, gt=0, description="of the shapes' learning rate; null: 5 with sgd, 250 with adamw"
+    )
 
     def started(self, default: PriorGrid, levels: tuple[int, int]) -> Learned:
         """The same with `init` written out, one list a level, in px. Raises RecipeError where it does not fit."""

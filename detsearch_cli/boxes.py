@@ -42,25 +42,6 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
-def pairwise_iou(gt: Tensor, priors: Tensor) -> Tensor:
-    """IoU of every pair. gt (G, 4), priors (A, 4) -> (G, A) in [0, 1]."""
-    return iou(gt[:, None], priors[None])
-
-
-def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of paired boxes. a, b (N, 4) -> (N,) in [-1, 1].
-
-    Source: Rezatofighi et al. 2019, Algorithm 1.
-    """
-    shared = area(
-        torch.cat((torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])), -1)
-    )
-    hull = area(torch.cat((torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])), -1))
-    union = area(a) + area(b) - shared
-    # 1e-7 px^2 as in torchvision: two empty boxes must not divide by zero
-    return shared / (union + 1e-7) - (hull - union) / (hull + 1e-7)
-
-
 def encode_deltas(anchors: Tensor, boxes: Tensor) -> Tensor:
     """Offsets that move anchors onto boxes, times DELTA_WEIGHTS. anchors, boxes (N, 4) -> (N, 4) dx dy dw dh.
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from detsearch_kernels.boxes import aligned_iou, aligned_overlap
 from pydantic import Field
 from torch import Tensor
 
@@ -64,10 +65,8 @@ def iou_loss(predicted: Tensor, gt: Tensor, kind: Literal["iou", "linear_iou", "
     For -ln IoU one px^2 is added to intersection and union as in FCOS's code: finite without overlap.
     """
     if kind == "giou":
-        return 1 - boxes.giou(predicted, gt)
+        return 1 - aligned_iou(predicted, gt, "giou", eps=1e-7)
     if kind == "linear_iou":
-        return 1 - boxes.iou(predicted, gt)
-    corners = torch.maximum(predicted[..., :2], gt[..., :2]), torch.minimum(predicted[..., 2:], gt[..., 2:])
-    shared = boxes.area(torch.cat(corners, -1))
-    union = boxes.area(predicted) + boxes.area(gt) - shared
-    return -((shared + 1) / (union + 1)).log()
+        return 1 - aligned_iou(predicted, gt, "iou")
+    overlap = aligned_overlap(predicted, gt)
+    return -((overlap.intersection + 1) / (overlap.union + 1)).log()

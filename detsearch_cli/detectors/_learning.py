@@ -26,6 +26,8 @@ SMALLEST = 1.01
 """px. Encoding counts smaller sides as 1 px, and a clamped side has no gradient."""
 MOMENTUM, EPSILON = 0.1, 1e-5
 """Of the running statistics and in the root, as torch's batch norms."""
+COLDEST = 1e-4
+"""Temperature at which a softmax of distances is an assignment to the nearest; colder ones would overflow."""
 DIGITS = 3
 """Decimals of a pixel that learned shapes are kept with; they are scored with these too."""
 
@@ -140,7 +142,7 @@ def softened(shapes: Tensor, gt: Tensor, temperature: float, distance: str) -> T
         # logs of areas, so that neither a giant nor an empty box can overflow
         shared, own, other = (t.sum(-1) for t in (torch.minimum(shapes, gt), shapes, gt))
         apart = 1 - 1 / ((own - shared).exp() + (other - shared).exp() - 1)
-    return torch.softmax(-apart / temperature, dim=1)
+    return torch.softmax(-apart / max(temperature, COLDEST), dim=1)
 
 
 class _NormedSizes(torch.autograd.Function):

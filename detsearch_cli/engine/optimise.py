@@ -28,9 +28,9 @@ def learning_rate(optim: Optim, schedule: Schedule, step: int, steps_per_epoch: 
     return optim.lr * factor
 
 
-SHAPES_PACE = {"sgd": 5.0, "adamw": 250.0}
+SHAPES_PACE = {"sgd": 10.0, "adamw": 500.0}
 """The lr_factor of shapes that learn, where the recipe names none: at the usual rates, .01 and .002, a shape goes some
-half of the way to the mean of its boxes in ten steps, so that it arrives in a training of some hundred. With the rate
+half of the way to the mean of its boxes in five steps, so that it arrives in a training of some hundred. With the rate
 of weights it does not; the paper's training has 30,000 steps."""
 SHAPES_EPSILON = 1.0
 """Of Adam, for shapes: their steps then follow the size of the gradient, as those of the paper's SGD do. Adam's own

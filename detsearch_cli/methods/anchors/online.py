@@ -24,8 +24,6 @@ RATE = 0.5
 """Of a shape's way to the mean of its boxes in a step, were all boxes its own; falls to 0 in the second half."""
 SHAKE = 1e-3
 """Deviation of what is added to every log side in a step while the assignment is soft."""
-COLDEST = 1e-4
-"""Temperature at which a softmax of distances is an assignment to the nearest."""
 POINTS = 50
 
 
@@ -84,7 +82,7 @@ def _term(shapes: Tensor, boxes: Tensor, temperature: float, distance: str) -> T
     """Eq. 11's second term, lambda 1. shapes (K, 2), boxes (N, 2) log sizes -> ()."""
     with torch.no_grad():
         every = shapes.expand(len(boxes), *shapes.shape)
-        delta = softened(every, boxes[:, None], max(temperature, COLDEST), distance)
+        delta = softened(every, boxes[:, None], temperature, distance)
     apart = (shapes - boxes[:, None]).square().sum(-1)
     return (delta * apart).sum() / (2 * delta.sum())
 

@@ -16,13 +16,19 @@ from detsearch_cli.slots.priors.base import PriorGrid
 from detsearch_cli.slots.priors.shapes import Shapes
 from detsearch_cli.structures import Moment
 
+COOLING = 10
+"""The temperature falls with this power of what is left of the warm-up. The paper anneals lambda "linearly" and the
+temperature, from 2 to 0, in a way it does not name. Distances of 1 - IoU are below 1, so above some .2 the shapes share
+every box alike and gather at one point; a linear fall would spend nine tenths of the warm-up there, and a network that
+has learnt meanwhile to predict every size from one shape leaves them there. So it spends a fifth."""
+
 
 class Learned(PriorGrid):
     """Source: Zhong et al. 2020 (anchor box optimization), section 3.2.
 
     Both warm-ups end after `warmup_steps` as in the paper, but at most after `warmup_fraction` of the training:
     the paper's 1500 steps are a twentieth of its training on VOC, and would be more than the whole of a short
-    one. A tenth is what this project grants every other warm-up. The paper gives the shapes no learning rate of
+    one. A fifth is what shapes need to part in some hundred steps. The paper gives the shapes no learning rate of
     their own; engine/optimise.py says what they have here, and why.
     """
 
@@ -41,12 +47,12 @@ class Learned(PriorGrid):
     )
     warmup_steps: int = Field(default=1500, ge=0, description="steps that both warm-ups last")
     warmup_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="largest part of the training that they last"
+        default=0.2, ge=0, le=1, description="largest part of the training that they last"
     )
     temperature: float = Field(default=2.0, gt=0, description="of the soft assignment, falls to 0")
     clustering_weight: float = Field(default=1.0, ge=0, description="lambda of Eq. 11, falls to 0")
     lr_factor: float | None = Field(
-        default=None, gt=0, description="of the shapes' learning rate; null: 5 with sgd, 250 with adamw"
+        default=None, gt=0, description="of the shapes' learning rate; null: 10 with sgd, 500 with adamw"
     )
 
     def started(self, default: PriorGrid, levels: tuple[int, int]) -> Learned:
@@ -89,7 +95,7 @@ class Learned(PriorGrid):
 
     def temperature_at(self, moment: Moment) -> float:
         """T of Eq. 10; 0 once the assignment is hard, or without the warm-up."""
-        return self.temperature * self.warmth(moment) if self.soft else 0.0
+        return self.temperature * self.warmth(moment) ** COOLING if self.soft else 0.0
 
     def clustering_at(self, moment: Moment) -> float:
         """lambda of Eq. 11; 0 after the warm-up, or without it."""

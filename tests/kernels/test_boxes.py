@@ -101,14 +101,13 @@ def test_paired_loss_and_its_gradient_are_torchvisions(way: str, measure: str) -
         torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-9)
 
 
-def test_measures_are_those_the_detectors_train_with(way: str) -> None:
+def test_iou_is_that_of_the_assigners_on_odd_boxes_too(way: str) -> None:
     a, b = close_pairs(900)
     a[:9], b[:9] = torch.tensor(ODD), torch.tensor(ODD).flip(0)
     a[9:18] = b[9:18] = torch.tensor(ODD)
     near = {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(aligned_iou(a, b, "iou"), cli_boxes.iou(a, b), **near)
-    torch.testing.assert_close(aligned_iou(a, b, "giou", eps=1e-7), cli_boxes.giou(a, b), **near)
-    torch.testing.assert_close(pairwise_iou(a[:30], b), cli_boxes.pairwise_iou(a[:30], b), **near)
+    torch.testing.assert_close(pairwise_iou(a[:30], b), cli_boxes.iou(a[:30, None], b), **near)
 
 
 @settings(max_examples=60, deadline=None)

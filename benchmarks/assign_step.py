@@ -50,7 +50,7 @@ class Side:
         """A detector with seeded weights."""
         torch.manual_seed(0)
         detector = build(recipe, classes).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        return Side(detector, make_optimizer(recipe.optim, detector))
+        return Side(detector, make_optimizer(recipe.optim, detector, steps=1))
 
     def step(self, batch: Batch) -> None:
         """One training step, timed."""

@@ -42,7 +42,7 @@ class Side:
     def __init__(self, recipe: Recipe, classes: int) -> None:
         torch.manual_seed(0)
         self.detector: Detector = build(recipe, classes).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(recipe.optim, self.detector)
+        self.optimizer = make_optimizer(recipe.optim, self.detector, steps=1)
         self.wall: list[float] = []
         self.processor: list[float] = []
 

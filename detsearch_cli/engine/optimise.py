@@ -28,23 +28,32 @@ def learning_rate(optim: Optim, schedule: Schedule, step: int, steps_per_epoch: 
     return optim.lr * factor
 
 
-SHAPES_PACE = {"sgd": 10.0, "adamw": 500.0}
-"""The lr_factor of shapes that learn, where the recipe names none: at the usual rates, .01 and .002, a shape goes some
-half of the way to the mean of its boxes in five steps, so that it arrives in a training of some hundred. With the rate
-of weights it does not; the paper's training has 30,000 steps."""
-SHAPES_EPSILON = 1.0
-"""Of Adam, for shapes: their steps then follow the size of the gradient, as those of the paper's SGD do. Adam's own
-move a shape equally fast however few boxes ask for it, and let those with few wander."""
+SHAPES_WAY, SHAPES_FASTEST = 100.0, 1.0
+"""Of shapes that learn, where the recipe gives no lr_factor: their rate times the steps, and their largest rate, both
+with momentum counted in. The paper's schedule for VOC comes to 162 with one rate for all, over 30,000 steps; with
+the rate of weights, shapes of a few hundred steps would stay where they are, and with more than this the
+network's early errors throw them about."""
+SHAPES_EPSILON = 1e4
+"""Of Adam, for shapes, whose rate is as many times larger: a step is then the rate times the mean gradient, as with the
+paper's SGD. Adam's own divide by the size of past gradients: a shape would move equally fast however few boxes ask
+for it, and where it began far away, for a thousand steps hardly."""
 
 
-def make_optimizer(optim: Optim, model: torch.nn.Module) -> torch.optim.Optimizer:
+def shapes_factor(optim: Optim, steps: int) -> float:
+    """lr_factor of shapes in a training of so many steps: they are never slower than the weights."""
+    rate = min(SHAPES_FASTEST, SHAPES_WAY / max(1, steps))
+    return max(1.0, rate * (1 - optim.momentum if optim.name == "sgd" else 1) / optim.lr)
+
+
+def make_optimizer(optim: Optim, model: torch.nn.Module, steps: int) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW. Weights decay; biases, norms and scales (one axis or none) do not,
 
     as in the code base of the paper (maskrcnn-benchmark, WEIGHT_DECAY_BIAS 0). Nor do shapes that learn, which
     decay would pull towards 1 px; their group's `lr_factor` multiplies the learning rate of every step.
+    steps: of the whole training.
     """
     learning = [m for m in model.modules() if isinstance(m, LearnedShapes)]
-    shapes = {m.log_shapes: m.options.lr_factor or SHAPES_PACE[optim.name] for m in learning}
+    shapes = {m.log_shapes: m.options.lr_factor or shapes_factor(optim, steps) for m in learning}
     trained = [p for p in model.parameters() if p.requires_grad and p not in shapes]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
@@ -55,6 +64,7 @@ def make_optimizer(optim: Optim, model: torch.nn.Module) -> torch.optim.Optimize
         for group in groups:
             if "lr_factor" in group:
                 group["eps"] = SHAPES_EPSILON
+                group["lr_factor"] *= SHAPES_EPSILON
         return torch.optim.AdamW(groups, lr=optim.lr)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
 

@@ -124,11 +124,6 @@ class _Run:
         self.memory = torch.channels_last if recipe.runtime.channels_last else torch.contiguous_format
         self.model.to(fabric.device, memory_format=self.memory)  # type: ignore[call-overload]
         self.average = make_average(recipe.optim, self.model)
-        optimizer = make_optimizer(recipe.optim, self.model)
-        self.state = State(self.model, self.average, optimizer, fabric)
-        # the wrapper synchronises gradients over ranks, but only of methods that it is told about
-        self.wrapped, self.optimizer = fabric.setup(self.model, optimizer)
-        self.wrapped.mark_forward_method("training_loss")
         self.loader = Loader(
             data,
             recipe.augment,
@@ -144,6 +139,11 @@ class _Run:
         )
         self.epochs = recipe.schedule.epochs
         self.steps_per_epoch = math.ceil(len(self.loader) / recipe.optim.accumulate)
+        optimizer = make_optimizer(recipe.optim, self.model, self.epochs * self.steps_per_epoch)
+        self.state = State(self.model, self.average, optimizer, fabric)
+        # the wrapper synchronises gradients over ranks, but only of methods that it is told about
+        self.wrapped, self.optimizer = fabric.setup(self.model, optimizer)
+        self.wrapped.mark_forward_method("training_loss")
         self.interrupted = False
         self.stopping = False
 

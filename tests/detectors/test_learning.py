@@ -40,7 +40,8 @@ FLAT = torch.tensor([[9.0, 9, 9, 9], [5, 9, 40, 9]])
 def learning(detector: dict[str, Any] | str, **options: Any) -> Detector:
     torch.manual_seed(0)
     size = {"image_size": 128}
-    return build(recipe_of(detector, priors={"name": "learned", **options}, augment=size), 3)
+    priors = {"name": "learned", "warmup_fraction": 0.2, "clustering_weight": 1, **options}
+    return build(recipe_of(detector, priors=priors, augment=size), 3)
 
 
 def log_shapes(detector: Detector) -> nn.Parameter:
@@ -217,16 +218,16 @@ def test_the_clustering_term_is_equations_11_and_12() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_schedules_last_1500_steps_of_a_long_training_and_a_fifth_of_a_short_one() -> None:
+def test_schedules_last_1500_steps_of_a_long_training_and_two_fifths_of_a_short_one() -> None:
     grid = Learned()
     long, short = (lambda step: Moment(step, 30_000, 0)), (lambda step: Moment(step, 200, 0))
     assert [grid.temperature_at(long(s)) for s in (0, 750, 1500, 20_000)] == [2, 2 * 0.5**10, 0, 0]
-    assert [grid.clustering_at(long(s)) for s in (0, 375, 1500)] == [1, 0.75, 0]
-    assert [grid.clustering_at(short(s)) for s in (0, 10, 40)] == [1, 0.75, 0]
+    assert [grid.clustering_at(long(s)) for s in (0, 375, 1500)] == [30, 22.5, 0]
+    assert [grid.clustering_at(short(s)) for s in (0, 20, 80)] == [30, 22.5, 0]
     off = Learned(soft=False, clustering=False)
     assert off.temperature_at(long(0)) == off.clustering_at(long(0)) == 0
     assert Learned(warmup_steps=0).clustering_at(long(0)) == 0
-    assert Learned(warmup_fraction=1).clustering_at(short(100)) == 0.5
+    assert Learned(warmup_fraction=1, clustering_weight=1).clustering_at(short(100)) == 0.5
 
 
 # ---------------------------------------------------------------------- batch norm without shift

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from detsearch_cli.detectors import build
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.detections import DetectionTable
-from detsearch_cli.engine.optimise import make_optimizer
+from detsearch_cli.engine.optimise import SHAPES_EPSILON, make_optimizer, shapes_factor
 from detsearch_cli.engine.predict import detect_split
 from detsearch_cli.engine.trial import load_data
-from detsearch_cli.recipe import Recipe, compose, read_fragment
+from detsearch_cli.recipe import Optim, Recipe, compose, read_fragment
 from tests.engine.coco_folder import write_coco
 from tests.engine.test_train import Stop, fit, same_weights, stop_at
 from tests.recipes import SMALL, small
@@ -43,6 +43,7 @@ def anchors(folder: Path) -> list[dict[str, Any]]:
         ("atss", {"name": "adamw", "ema": 0.9, "accumulate": 2}),
         ("yolov2", {"name": "sgd", "lr": 0.001}),
         ("faster_rcnn", {"name": "sgd", "lr": 0.001}),
+        ("ssd", {"name": "adamw"}),
     ],
 )
 def test_a_run_cut_off_ends_in_the_same_weights_shapes_and_log(
@@ -110,7 +111,7 @@ def test_the_fragment_of_one_level_is_one_list(tmp_path: Path) -> None:
 def test_shapes_do_not_decay_and_learn_at_their_own_rate(tmp_path: Path) -> None:
     recipe = learning(options={"lr_factor": 3}, optim={"weight_decay": 0.1})
     detector = build(recipe, 5)
-    optimizer = make_optimizer(recipe.optim, detector)
+    optimizer = make_optimizer(recipe.optim, detector, steps=6)
     assert detector.shapes is not None
     (group,) = [
         g for g in optimizer.param_groups if any(p is detector.shapes.log_shapes for p in g["params"])
@@ -128,7 +129,24 @@ def test_shapes_do_not_decay_and_learn_at_their_own_rate(tmp_path: Path) -> None
 
         patch.setattr(torch.optim.AdamW, "step", step)
         fit(recipe, tmp_path)
-    assert all(third == pytest.approx(3 * first) for first, _, third in rates)
+    assert all(third == pytest.approx(3 * SHAPES_EPSILON * first) for first, _, third in rates)
+
+
+@pytest.mark.parametrize(
+    ("optim", "steps", "rate"),
+    [
+        (Optim(name="adamw", lr=0.002), 1000, 0.1),
+        (Optim(name="adamw", lr=0.0001), 1000, 0.1),
+        (Optim(name="adamw", lr=0.002), 20, 1.0),
+        (Optim(name="sgd", lr=0.01, momentum=0.9), 1000, 0.01),
+        (Optim(name="sgd", lr=0.01, momentum=0.9), 20, 0.1),
+        (Optim(name="sgd", lr=0.001, momentum=0.9), 30_000, 0.001),  # the paper's
+    ],
+)
+def test_shapes_go_equally_far_in_trainings_of_any_length_but_never_slower_than_weights(
+    optim: Optim, steps: int, rate: float
+) -> None:
+    assert optim.lr * shapes_factor(optim, steps) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "atss"])
@@ -141,7 +159,7 @@ def test_two_processes_learn_the_shapes_of_one(tmp_path: Path, detector: str) ->
     }
     found = {}
     for devices in (1, 2):
-        recipe = learning(detector, {"bn": False}, runtime={"devices": devices}, **changes)
+        recipe = learning(detector, {"bn": False, "lr_factor": 10}, runtime={"devices": devices}, **changes)
         fit(recipe, tmp_path / str(devices))
         found[devices] = torch.tensor(anchors(tmp_path / str(devices))[-1]["anchors"])
     start = torch.tensor(INITIAL).expand_as(found[1])

@@ -28,7 +28,7 @@ def learning_rate(optim: Optim, schedule: Schedule, step: int, steps_per_epoch: 
     return optim.lr * factor
 
 
-SHAPES_WAY, SHAPES_FASTEST = 100.0, 1.0
+SHAPES_WAY, SHAPES_FASTEST = 100.0, 0.1
 """Of shapes that learn, where the recipe gives no lr_factor: their rate times the steps, and their largest rate, both
 with momentum counted in. The paper's schedule for VOC comes to 162 with one rate for all, over 30,000 steps; with
 the rate of weights, shapes of a few hundred steps would stay where they are, and with more than this the

@@ -135,15 +135,15 @@ def test_shapes_do_not_decay_and_learn_at_their_own_rate(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("optim", "steps", "rate"),
     [
-        (Optim(name="adamw", lr=0.002), 1000, 0.1),
-        (Optim(name="adamw", lr=0.0001), 1000, 0.1),
-        (Optim(name="adamw", lr=0.002), 20, 1.0),
-        (Optim(name="sgd", lr=0.01, momentum=0.9), 1000, 0.01),
-        (Optim(name="sgd", lr=0.01, momentum=0.9), 20, 0.1),
+        (Optim(name="adamw", lr=0.002), 2000, 0.05),
+        (Optim(name="adamw", lr=0.0001), 2000, 0.05),
+        (Optim(name="adamw", lr=0.002), 20, 0.1),
+        (Optim(name="sgd", lr=0.001, momentum=0.9), 2000, 0.005),
+        (Optim(name="sgd", lr=0.001, momentum=0.9), 20, 0.01),
         (Optim(name="sgd", lr=0.001, momentum=0.9), 30_000, 0.001),  # the paper's
     ],
 )
-def test_shapes_go_equally_far_in_trainings_of_any_length_but_never_slower_than_weights(
+def test_shapes_go_equally_far_in_long_trainings_and_never_slower_than_weights(
     optim: Optim, steps: int, rate: float
 ) -> None:
     assert optim.lr * shapes_factor(optim, steps) == pytest.approx(rate)

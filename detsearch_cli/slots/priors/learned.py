@@ -24,7 +24,7 @@ has learnt meanwhile to predict every size from one shape leaves them there. So 
 CLUSTERING = 30.0
 """lambda at the start. The paper's is 1. But the localisation loss sums what clustering averages, and a shape is held by
 it as soon as the network predicts sizes from there: in a training of a thousand steps lambda 1 left sides that
-differed by half, depending on the start, 30 by some 5%."""
+differed by half, depending on the start, 30 by 7%."""
 
 
 class Learned(PriorGrid):

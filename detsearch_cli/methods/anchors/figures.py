@@ -18,6 +18,8 @@ BINS_AN_OCTAVE = 12
 BLUR = 0.18
 """Octaves; the width of the kernel of the density."""
 FIXED_COLOURS = ("ink", "baseline", "muted")
+LEGEND_CHARACTERS = 90
+"""Of a line of the legend."""
 COLOUR_NAMES = ("accent", "second", "fail", "muted", "baseline")
 
 
@@ -49,7 +51,10 @@ def plane(
         _ticks(main, edges)
         handles, labels = main.get_legend_handles_labels()
         if handles:
-            sheet.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=10)
+            columns = LEGEND_CHARACTERS // (max(map(len, labels)) + 8)  # 8 for the marker and the gap
+            sheet.legend(
+                handles, labels, loc="outside lower left", ncols=min(max(columns, 1), 3), fontsize=10
+            )
         return Figure(
             "Anchor shapes and ground truths",
             f"Darker where more of the {len(sizes)} ground truths are, as wide and high as the network sees "

@@ -159,7 +159,8 @@ def test_two_processes_learn_the_shapes_of_one(tmp_path: Path, detector: str) ->
     }
     found = {}
     for devices in (1, 2):
-        recipe = learning(detector, {"bn": False, "lr_factor": 10}, runtime={"devices": devices}, **changes)
+        options = {"bn": False, "lr_factor": 10, "clustering_weight": 1}
+        recipe = learning(detector, options, runtime={"devices": devices}, **changes)
         fit(recipe, tmp_path / str(devices))
         found[devices] = torch.tensor(anchors(tmp_path / str(devices))[-1]["anchors"])
     start = torch.tensor(INITIAL).expand_as(found[1])

@@ -37,6 +37,10 @@ class StorageError(DetsearchError):
     exit_code = 1
 
 
+class OutputError(DetsearchError):
+    """A place to write to that holds what this program did not write."""
+
+
 class Diverged(DetsearchError):
     """A loss became NaN or infinite; carries the loss table and the images of the batch."""
 

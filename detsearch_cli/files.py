@@ -1,17 +1,28 @@
-"""Writing files so that a full disk or `kill -9` never damages what was there before."""
+"""Writing files so that a full disk or `kill -9` never damages what was there before, and nothing of the user's is lost.
+
+Every file that this program writes for a user is signed: `signed_yaml`, `write_signed_json`, `write_png`, the HTML
+page's generator, the first columns of an exported table. Only a signed file is ever replaced (`claim_file`), and only
+a folder that is empty or holds a signed file is ever written into (`claim_folder`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
-from collections.abc import Callable
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detsearch_cli.errors import StorageError
+from detsearch_cli.errors import DetsearchError, OutputError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # the path's fault, not the disk's: the user can choose a better one
 UNFIT_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM)
@@ -71,3 +82,115 @@ def finite(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
+
+
+# ---------------------------------------------------------------------- what is ours
+
+SIGNATURE = "detsearch"
+EXPORT_COLUMNS = ("number", "state", "baseline", "value", "seconds")
+"""The first columns of an exported table of trials; they sign it."""
+_SIGNED = re.compile(
+    rb"\A# detsearch\b"  # YAML
+    rb'|\A\{\s*"detsearch":'  # JSON
+    rb"|\A\x89PNG.{0,200}Software\0detsearch"
+    rb'|\A<!doctype html>.{0,600}<meta name="generator" content="detsearch"'
+    rb"|\A" + ",".join(EXPORT_COLUMNS).encode() + rb","  # CSV
+    rb'|\APAR1.*"detsearch"',  # Parquet, whose schema stands at its end
+    re.DOTALL | re.IGNORECASE,
+)
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_LOOKED_AT = 1 << 16
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this program wrote the file: it carries our signature. False where there is no file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_LOOKED_AT)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(len(head), size - _LOOKED_AT))
+            return _SIGNED.match(head + file.read()) is not None
+    except OSError:
+        return False
+
+
+def claim_file(path: Path) -> None:
+    """Called before anything is written: may `path` be written? Raises OutputError for what a user put there."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file to write")
+    if path.exists() and not is_ours(path):
+        raise OutputError(
+            f"{path} exists and was not written by detsearch, so it is not replaced; name another file"
+        )
+
+
+def claim_folder(folder: Path, mark: str | None, kind: str) -> None:
+    """Called before anything is written: may this program write into `folder`?
+
+    It may where there is nothing, or the signed file `mark` (None: any signed picture), which is the first that is
+    written there. kind: what such a folder is, for the message. Raises OutputError for any other folder or file.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a new folder for the {kind}")
+    marks = [folder / mark] if mark is not None else sorted(folder.glob("*.png"))
+    if any(map(is_ours, marks)):
+        return
+    # what a kill left of the very first write is nobody's
+    held = sorted(p.name for p in folder.iterdir() if not _TEMPORARY.fullmatch(p.name))
+    if held:
+        raise OutputError(
+            f"{folder} holds {held[0]} and is no {kind} of detsearch, so nothing is written there; "
+            "name a new or empty folder"
+        )
+
+
+def signed_yaml(about: str, body: str) -> str:
+    """YAML text with a first line that signs it and says what it is."""
+    return f"# {SIGNATURE} {about}\n{body}"
+
+
+def write_signed_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """`write_json` of a mapping, signed by its first key."""
+    write_json(path, {SIGNATURE: kind, **content})
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels (H, W, 3) uint8 RGB as a signed PNG, atomically."""
+    from PIL import Image, PngImagePlugin
+
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Software", SIGNATURE)
+    image = Image.fromarray(pixels)
+    replace_file(path, lambda p: image.save(p, format="PNG", pnginfo=about))
+
+
+# ---------------------------------------------------------------------- one writer a folder
+
+
+@contextlib.contextmanager
+def locked(folder: Path, error: type[DetsearchError], busy: str) -> Iterator[None]:
+    """Hold `folder`, made where it is not there, for this process alone; the system lets go however it ends.
+
+    Raises `error` with the sentence `busy`, in which {holder} is filled in, while another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as refused:
+        raise storage_error(folder, refused) from refused
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            raise error(busy.format(holder=holder)) from None
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except OSError as refused:
+            raise storage_error(folder / "lock", refused) from refused
+        yield
+    finally:
+        os.close(descriptor)

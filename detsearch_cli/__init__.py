@@ -1,3 +1,3 @@
-"""detsearch finds a better training recipe for an object detector, and proves that it is better."""
+"""detsearch finds a better training recipe for an object detector, and tests whether it is better."""
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from detsearch_cli import __version__
-from detsearch_cli.cli import anchors, assign, data, demo, evaluate, kernels, predict, report, study, train
+from detsearch_cli.cli import data, demo, evaluate, kernels, methods, predict, report, study, train
 from detsearch_cli.cli.groups import Group
 from detsearch_cli.errors import DetsearchError
 
@@ -26,11 +26,13 @@ app = typer.Typer(
     add_completion=completing,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Finds a better training recipe for your object detector, on your data, and proves that it is better.",
+    help="Finds a better training recipe for your object detector, on your data, and tests whether it is better.",
 )
 for module in (demo, train, evaluate, predict, report):
     module.register(app)
-for module in (data, assign, anchors, study, kernels):
+app.add_typer(data.app)
+methods.register(app)
+for module in (study, kernels):
     app.add_typer(module.app)
 
 

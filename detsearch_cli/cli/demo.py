@@ -19,7 +19,8 @@ RECIPE: dict[str, Any] = {
     # compiling kernels would take longer here than they save
     "runtime": {"device": "cpu", "cache": "ram", "kernels": "off"},
 }
-BINS, TRIALS, JOBS, SEEDS = "1", 5, 2, 4
+METHOD, OPTIONS = "assign", {"bins": "1"}
+TRIALS, JOBS, SEEDS = 5, 2, 4
 
 
 def register(app: typer.Typer) -> None:
@@ -33,42 +34,23 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
-    """Search a sample assignment on rendered images, then prove it: AP, interval, report. About 3 minutes."""
+    """Search a sample assignment on rendered images, then test it: AP, interval, report. About 3 minutes."""
     from detsearch_cli.cli import console
-    from detsearch_cli.cli.hunt import Settings, run_search
-    from detsearch_cli.cli.options import RecipeOptions, TrainOptions
-    from detsearch_cli.cli.prove import run_train
-    from detsearch_cli.methods.assign.method import AssignMethod
+    from detsearch_cli.cli.methods import run, train_study
+    from detsearch_cli.cli.options import RecipeOptions, RunsOptions
+    from detsearch_cli.methods.base import load_method
     from detsearch_cli.recipe import compose
+    from detsearch_cli.session.search import Settings, new_search
 
+    out = out if out.name else out.resolve()  # `--out .` has no name of its own
     recipe = compose([("demo", {**RECIPE, "seed": seed})])
+    method = load_method(METHOD, OPTIONS)
+    settings = Settings(out.name, trials=TRIALS, jobs=JOBS, command=console.command_line())
     console.say("1. search: how many positives should each ground truth get?")
-    outcome = run_search(
-        Settings(
-            method="assign",
-            method_options={"bins": BINS},
-            recipe=recipe.to_yaml(),
-            name="demo",
-            folder=str(out),
-            storage=None,
-            sampler=AssignMethod.sampler,
-            trials=TRIALS,
-            time_budget=None,
-            jobs=JOBS,
-            executor="local",
-            seed=seed,
-            command=console.command_line(),
-        )
-    )
-    if outcome.best is None or outcome.best.candidate is None:
-        console.say(
-            "The search found nothing better than the detector's own assignment, so there is nothing to prove."
-        )
+    result = run(new_search(method, recipe, settings, out.parent))
+    if result.best.baseline:
+        console.say("The search found nothing better than the recipe as given, so there is nothing to test.")
         return
     console.say("")
-    console.say(
-        f"2. proof: train both with {SEEDS} seeds at equal cost, score on images the search never saw"
-    )
-    run_train(
-        "assign", ("assign",), RecipeOptions(), TrainOptions(study=out, baseline=True, seeds=SEEDS, jobs=JOBS)
-    )
+    console.say(f"2. test: train both with {SEEDS} seeds at equal cost, score on images the search never saw")
+    train_study(method, RecipeOptions(), out, RunsOptions(baseline=True, seeds=SEEDS, jobs=JOBS))

@@ -32,7 +32,7 @@ def with_options(**groups: type[Any]) -> Callable[[Callable[..., R]], Callable[.
         own = [
             p.replace(annotation=hints.get(p.name, p.annotation))
             for p in inspect.signature(command).parameters.values()
-            if p.name not in groups
+            if p.name not in groups and p.kind is not p.VAR_KEYWORD
         ]
         shared = [p for group in groups.values() for p in _parameters(group)]
 
@@ -56,12 +56,21 @@ def _parameters(group: type[Any]) -> list[inspect.Parameter]:
     found = []
     for f in dataclasses.fields(group):
         default = f.default if f.default is not dataclasses.MISSING else []
+        hint = _of_method(group, f, hints[f.name]) if "help" in f.metadata else hints[f.name]
         found.append(
-            inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[f.name]
-            )
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         )
     return found
+
+
+def _of_method(group: type[Any], field: dataclasses.Field[Any], hint: Any) -> Any:
+    """The annotation of a method's own option, which knows no typer (detsearch_cli/option.py)."""
+    about = field.metadata
+    # a bare flag: without a name of its own typer would add --no-NAME, which says nothing where off is the default
+    flag = [f"--{field.name.replace('_', '-')}"] if hint is bool else []
+    limits = {key: about[key] for key in ("min", "max", "metavar") if about[key] is not None}
+    panel = group.__module__.split(".")[2].capitalize()
+    return Annotated[hint, _option(about["help"], *flag, panel=panel, **limits)]
 
 
 def _option(help: str, *names: str, panel: str = "Recipe", **more: Any) -> Any:
@@ -198,7 +207,10 @@ class SearchOptions:
     time_budget: Annotated[
         float | None, _option("Hand out no new trial after this many minutes.", panel="Search", min=0)
     ] = None
-    sampler: Annotated[str | None, _option(f"{SAMPLERS}.", panel="Search")] = None
+    sampler: Annotated[
+        str | None,
+        _option(f'{SAMPLERS}; with options as "{{name: tpe, startup: 5}}".', panel="Search"),
+    ] = None
     jobs: Annotated[int, _option("Trials at a time.", panel="Search", min=1)] = 1
     executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Search")] = "local"
     storage: Annotated[
@@ -213,12 +225,16 @@ class SearchOptions:
 
 @dataclass
 class RunsOptions:
-    """Several trainings of one recipe, alone or against a baseline; the same in every method."""
+    """Several trainings with the same seeds, alone or compared; the same in every method."""
 
     baseline: Annotated[
         bool,
-        _option("Train the same without it too, same seeds, and compare.", "--baseline", panel="Train"),
+        _option("Train the recipe as given too, same seeds, and compare.", "--baseline", panel="Train"),
     ] = False
+    against: Annotated[
+        list[Path],
+        _option("Train with this fragment over the recipe too; repeat.", metavar="FILE", panel="Train"),
+    ] = field(default_factory=list)
     seeds: Annotated[
         int, _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1)
     ] = 1
@@ -229,12 +245,34 @@ class RunsOptions:
     ] = None
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Train")] = False
 
+    def fragments_against(self) -> dict[str, Fragment]:
+        """The fragments of --against by the names of their files."""
+        from detsearch_cli.recipe import read_fragment
+
+        return {path.stem: read_fragment(path) for path in self.against}
+
 
 @dataclass
-class TrainOptions(RunsOptions):
-    """Training with what a search found; the same in every method that searches."""
+class StudyOptions:
+    """Where a method that searches finds what it has found."""
 
     study: Annotated[
         Path | None,
-        _option("Take recipe and best.yaml from this study; other options lie over it.", panel="Train"),
+        _option(
+            "Take recipe and best.yaml from this study; other options lie over the recipe.", panel="Study"
+        ),
     ] = None
+
+
+@dataclass
+class ShowOptions:
+    """What `show` looks at and where it draws; the same in every method."""
+
+    run: Annotated[
+        list[Path],
+        _option("Look through this trained run; repeat. Default: untrained weights.", panel="Show"),
+    ] = field(default_factory=list)
+    out: Annotated[Path | None, _option("Folder for the pictures; default: METHOD-show.", panel="Show")] = (
+        None
+    )
+    json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Show")] = False

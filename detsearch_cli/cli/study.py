@@ -53,9 +53,9 @@ def _summary(study: Any) -> dict[str, Any]:
     return {
         "name": study.name,
         "folder": str(study.folder),
-        "sampler": study.sampler,
-        "trials": len(study.rows),
-        "failed": sum(r.state == "failed" for r in study.rows),
+        "sampler": study.config.sampler.name,
+        "trials": len(study.trials),
+        "failed": sum(r.state == "failed" for r in study.trials),
         "baseline": baseline.value if baseline else None,
         "best": best.value if best else None,
         "best_trial": best.number if best else None,
@@ -71,7 +71,7 @@ def show(
 ) -> None:
     """Every trial of a study."""
     from detsearch_cli.cli import console
-    from detsearch_cli.cli.hunt import label, shown
+    from detsearch_cli.cli.live import in_short, label
     from detsearch_cli.search.study import open_study, to_json
 
     study = open_study(folder, name, storage)
@@ -84,11 +84,13 @@ def show(
             r.state,
             console.percent(r.value),
             "" if r.seconds is None else f"{r.seconds:.0f}",
-            r.reason or shown(r),
+            r.reason or in_short(r),
         ]
-        for r in study.rows
+        for r in study.trials
     ]
-    console.table(f"{study.name} ({study.sampler})", ["trial", "state", "AP", "seconds", "candidate"], rows)
+    console.table(
+        f"{study.name} ({study.config.sampler.name})", ["trial", "state", "AP", "seconds", "candidate"], rows
+    )
     if study.best is not None:
         console.say(f"best: {label(study.best)}, AP {console.percent(study.best.value)}")
 
@@ -104,16 +106,18 @@ def resume(
     """Go on with a search from its folder alone."""
     from dataclasses import replace
 
-    from detsearch_cli.cli.hunt import read_settings, run_search
+    from detsearch_cli.cli.methods import run
+    from detsearch_cli.session.search import reopened
 
-    settings = read_settings(folder)
-    changes: dict[str, Any] = {
-        "folder": str(folder),
-        "trials": trials or settings.trials,
-        "time_budget": settings.time_budget if time_budget is None else time_budget * 60,
-        "jobs": jobs or settings.jobs,
-    }
-    run_search(replace(settings, **changes), json)
+    search = reopened(folder)
+    changes: dict[str, Any] = {}
+    if trials is not None:
+        changes["trials"] = trials
+    if time_budget is not None:
+        changes["time_budget"] = time_budget * 60
+    if jobs is not None:
+        changes["jobs"] = jobs
+    run(replace(search, settings=replace(search.settings, **changes)), json)
 
 
 @app.command("export")
@@ -130,4 +134,4 @@ def export(
 
     study = open_study(folder, name, storage)
     write(study, out)
-    console.say(f"{out}: {len(study.rows)} trials")
+    console.say(f"{out}: {len(study.trials)} trials")

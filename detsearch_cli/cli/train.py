@@ -25,19 +25,17 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Train a detector from a recipe; the same command resumes an interrupted run."""
+    from detsearch_cli import api
     from detsearch_cli.cli import console
-    from detsearch_cli.cli.hunt import refuse_untrainable
     from detsearch_cli.cli.tell import announce_data
-    from detsearch_cli.engine.trial import load_data, train_with_retry
+    from detsearch_cli.engine.trial import load_data
 
     recipe = options.compose({"runtime": {"tensorboard": tensorboard}} if tensorboard else None)
-    folder = out or default_folder(recipe.detector.name, recipe.data.source, recipe.hash())
+    folder = out or api.default_folder(recipe)
     console.set_resume_hint(f"the run is saved in {folder}; give the same command again to go on")
-    data = load_data(recipe.data)
-    announce_data(data)
-    refuse_untrainable(recipe, len(data.train.classes))  # else a typo would claim the folder for its recipe
-    with console.training_bar(f"{recipe.detector.name} {recipe.backbone.name}") as watch:
-        metrics = train_with_retry(recipe, data, folder, watch)
+    announce_data(load_data(recipe.data))
+    with console.training_bar(f"{recipe.detector.name} {recipe.backbone.name}") as on_progress:
+        metrics = api.train(recipe, folder, on_progress).metrics
     if json:
         console.emit_json({"run": str(folder), **metrics})
         return
@@ -47,9 +45,3 @@ def train(
     if "proposals" in metrics:
         console.proposal_table(metrics["proposals"])
     console.say(f"next: detsearch eval {folder}")
-
-
-def default_folder(detector: str, source: str, digest: str) -> Path:
-    """runs/fcos-bccd-1a2b3c4d: readable, and the same for the same recipe."""
-    name = Path(source.partition(":")[0]).name or "data"
-    return Path("runs") / f"{detector}-{name}-{digest[:8]}"

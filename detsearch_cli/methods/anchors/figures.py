@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detsearch_cli.methods.anchors.inspect import Look, Way
+from detsearch_cli.methods.anchors.inspect import ShapeFit, ShapeHistory
 from detsearch_cli.report.canvas import canvas, level_colour, style
 from detsearch_cli.report.figures import COLOURS, Figure, to_png
 
@@ -24,13 +24,13 @@ COLOUR_NAMES = ("accent", "second", "fail", "muted", "baseline")
 
 
 def plane(
-    sizes: np.ndarray, fixed: dict[str, np.ndarray], ways: Sequence[Way], first_level: int = 5
+    sizes: np.ndarray, fixed: dict[str, np.ndarray], histories: Sequence[ShapeHistory], first_level: int = 5
 ) -> Figure:
-    """Density of the boxes, at most three sets of fixed shapes, and the ways of shapes that learned, with marginals.
+    """Density of the boxes, at most three sets of fixed shapes, and the histories of shapes that learned, with marginals.
 
     sizes (N, 2), N at least 1; fixed: (L, K, 2), all px. first_level: of the shapes' first list, 5 for stride 32.
     """
-    shown = [s.reshape(-1, 2) for s in (*fixed.values(), *(w.shapes for w in ways))]
+    shown = [s.reshape(-1, 2) for s in (*fixed.values(), *(history.shapes for history in histories))]
     edges = _edges(np.concatenate((np.percentile(sizes, [0.5, 99.5], axis=0), *shown)))
     density = _density(np.log2(sizes), edges)
     with style():
@@ -46,8 +46,8 @@ def plane(
         for (name, shapes), marker, colour in zip(fixed.items(), "sDv", FIXED_COLOURS, strict=False):
             x, y = np.log2(shapes.reshape(-1, 2)).T
             main.plot(x, y, marker, ms=7, mfc="none", mec=COLOURS[colour], mew=1.3, label=name, zorder=4)
-        for i, way in enumerate(ways):
-            _draw_way(main, way, i, len(ways), first_level)
+        for i, history in enumerate(histories):
+            _draw_history(main, history, i, len(histories), first_level)
         _ticks(main, edges)
         handles, labels = main.get_legend_handles_labels()
         if handles:
@@ -60,18 +60,18 @@ def plane(
             f"Darker where more of the {len(sizes)} ground truths are, as wide and high as the network sees "
             "them in training; lines lead shapes from where they started (triangles) to where they ended.",
             to_png(sheet),
-            _alt(fixed, ways),
+            _alt(fixed, histories),
         )
 
 
-def _draw_way(ax: Axes, way: Way, index: int, count: int, first_level: int) -> None:
+def _draw_history(ax: Axes, history: ShapeHistory, index: int, count: int, first_level: int) -> None:
     """Start, line and end of every shape: one colour a run, or a level where there is one run of several."""
-    levels = way.shapes.shape[1]
+    levels = history.shapes.shape[1]
     for level in range(levels):
         by_level = count == 1 and levels > 1
         colour = level_colour(first_level + level) if by_level else _colour(index)
-        name = f"{way.name}, P{first_level + level}" if by_level else way.name
-        points = np.log2(way.shapes[:, level])
+        name = f"{history.name}, P{first_level + level}" if by_level else history.name
+        points = np.log2(history.shapes[:, level])
         for k in range(points.shape[1]):
             ax.plot(*points[:, k].T, lw=1.3, color=colour, alpha=0.75, zorder=5)
         ax.plot(*points[0].T, "^", ms=6, mfc="white", mec=colour, mew=1.3, zorder=6)
@@ -116,9 +116,12 @@ def _ticks(ax: Axes, edges: np.ndarray) -> None:
     ax.set(xlabel="width, px (logarithmic)", ylabel="height, px (logarithmic)")
 
 
-def _alt(fixed: dict[str, np.ndarray], ways: Sequence[Way]) -> str:
+def _alt(fixed: dict[str, np.ndarray], histories: Sequence[ShapeHistory]) -> str:
     told = [f"{name}: {_listed(shapes)}" for name, shapes in fixed.items()]
-    told += [f"{way.name}: from {_listed(way.initial)} to {_listed(way.learned)}" for way in ways]
+    told += [
+        f"{history.name}: from {_listed(history.initial)} to {_listed(history.learned)}"
+        for history in histories
+    ]
     return "; ".join(told) + "."
 
 
@@ -126,31 +129,30 @@ def _listed(shapes: np.ndarray) -> str:
     return ", ".join(f"{w:.0f} x {h:.0f}" for w, h in shapes.reshape(-1, 2))
 
 
-def shares(looks: Sequence[Look], first_level: int = 5) -> Figure:
+def shares(fits: Sequence[ShapeFit], first_level: int = 5) -> Figure:
     """Part of the ground truths that every shape serves, one panel a set of shapes, as bars by area."""
-    tallest = max(look.shares.size for look in looks)
+    tallest = max(fit.shares.size for fit in fits)
     with style():
-        sheet = canvas(max(4.0, 3.3 * len(looks)), 1.2 + 0.26 * tallest)
-        panels = np.atleast_1d(sheet.subplots(1, len(looks), sharex=True))
-        for ax, look in zip(panels, looks, strict=True):
-            _bars(ax, look, first_level)
+        sheet = canvas(max(4.0, 3.3 * len(fits)), 1.2 + 0.26 * tallest)
+        panels = np.atleast_1d(sheet.subplots(1, len(fits), sharex=True))
+        for ax, fit in zip(panels, fits, strict=True):
+            _bars(ax, fit, first_level)
             ax.set_ylim(tallest - 0.4, -0.6)
         return Figure(
             "What each shape serves",
             "Part of the ground truths whose highest IoU is with this shape, all around one centre.",
             to_png(sheet),
             "; ".join(
-                f"{look.name}: " + ", ".join(f"{100 * s:.0f}%" for s in look.shares.reshape(-1))
-                for look in looks
+                f"{fit.name}: " + ", ".join(f"{100 * s:.0f}%" for s in fit.shares.reshape(-1)) for fit in fits
             ),
         )
 
 
-def _bars(ax: Axes, look: Look, first_level: int) -> None:
-    flat, share = look.shapes.reshape(-1, 2), look.shares.reshape(-1)
-    levels = np.repeat(np.arange(len(look.shapes)), look.shapes.shape[1])
+def _bars(ax: Axes, fit: ShapeFit, first_level: int) -> None:
+    flat, share = fit.shapes.reshape(-1, 2), fit.shares.reshape(-1)
+    levels = np.repeat(np.arange(len(fit.shapes)), fit.shapes.shape[1])
     order = np.argsort(flat.prod(1), kind="stable")
-    several = len(look.shapes) > 1
+    several = len(fit.shapes) > 1
     colours: Any = [level_colour(first_level + n) for n in levels[order]] if several else COLOURS["accent"]
     ax.barh(range(len(order)), 100 * share[order], height=0.68, color=colours)
     for row, value in enumerate(share[order]):
@@ -163,7 +165,7 @@ def _bars(ax: Axes, look: Look, first_level: int) -> None:
         for (w, h), n in zip(flat[order], levels[order], strict=True)
     ]
     ax.set_yticks(range(len(order)), names, fontsize=9)
-    ax.set_title(f"{look.name}\nmean best IoU {100 * look.mean_iou:.1f}", fontsize=10, loc="left")
+    ax.set_title(f"{fit.name}\nmean best IoU {100 * fit.mean_iou:.1f}", fontsize=10, loc="left")
     ax.set_xlabel("% of ground truths")
     ax.spines["left"].set_visible(False)
     ax.margins(x=0.18)

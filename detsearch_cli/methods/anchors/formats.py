@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.files import signed_yaml
 from detsearch_cli.slots.priors.shapes import Shapes
 
 DIGITS = 2
@@ -19,13 +20,19 @@ DIGITS = 2
 Strides = Sequence[int]
 
 
-def to_yaml(shapes: np.ndarray, strides: Strides, format: str, about: str) -> str:
-    """The file's text, `about` in its first line. Raises RecipeError for a format that there is not."""
+def check_format(format: str) -> None:
+    """Raises RecipeError for a format that there is not."""
     if format not in FORMATS:
         raise RecipeError(f"--format is one of {', '.join(FORMATS)}, got {format!r}")
+
+
+def to_yaml(shapes: np.ndarray, strides: Strides, format: str, about: str) -> str:
+    """The file's text, `about` in its first line. Raises RecipeError for a format that there is not."""
+    check_format(format)
     usage, content = FORMATS[format](np.asarray(shapes, dtype=np.float64).round(DIGITS), strides)
-    head = "".join(f"# {line}\n" for line in (about, *usage.splitlines()))
-    return head + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
+    lines = "".join(f"# {line}\n" for line in usage.splitlines())
+    body = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
+    return signed_yaml(f"anchors fit: {about}", lines + body)
 
 
 def fragment(shapes: np.ndarray, strides: Strides) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from detsearch_cli.engine.checkpoint import LOG
-from detsearch_cli.errors import CheckpointError
+from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.methods.anchors.fit import quality, served
 
 USED = 0.01
@@ -18,8 +18,8 @@ USED = 0.01
 
 
 @dataclass(frozen=True)
-class Way:
-    """The shapes of a run as they learned. epochs (T,): 0 before the first. shapes (T, L, K, 2): w, h in px."""
+class ShapeHistory:
+    """How the shapes of a run moved. epochs (T,): 0 before the first. shapes (T, L, K, 2): w, h in px."""
 
     name: str
     epochs: np.ndarray
@@ -36,8 +36,13 @@ class Way:
         return self.shapes[-1]
 
 
-def read_way(run: Path) -> Way:
-    """The way of the run in this folder, finished or not. Raises CheckpointError where no shapes learned."""
+def has_history(run: Path) -> bool:
+    """Whether shapes learned in this run."""
+    return '"anchors"' in (run / LOG).read_text(encoding="utf-8")
+
+
+def read_history(run: Path) -> ShapeHistory:
+    """The history of the run in this folder, finished or not. Raises CheckpointError where no shapes learned."""
     path = run / LOG
     if not path.is_file():
         raise CheckpointError(f"{run} is no run folder: it holds no {LOG}")
@@ -54,18 +59,32 @@ def read_way(run: Path) -> Way:
             f"no shapes learned in {run}: its recipe has fixed priors; `detsearch anchors train` lets them learn"
         )
     epochs = sorted(found)
-    return Way(run.name, np.array(epochs), np.array([found[epoch] for epoch in epochs], dtype=np.float64))
+    return ShapeHistory(
+        run.name, np.array(epochs), np.array([found[epoch] for epoch in epochs], dtype=np.float64)
+    )
 
 
-def read_ways(runs: Sequence[Path]) -> list[Way]:
-    """`read_way` of each, named by as much of their folders' paths as tells them apart."""
+def read_histories(runs: Sequence[Path]) -> list[ShapeHistory]:
+    """`read_history` of each, named by as much of their folders' paths as tells them apart."""
     parts = list(dict.fromkeys(run.resolve().parts for run in runs))
     depth = next(d for d in range(1, 1000) if len({p[-d:] for p in parts}) == len(parts))
-    return [replace(read_way(Path(*p)), name="/".join(p[-depth:])) for p in parts]
+    return [replace(read_history(Path(*p)), name="/".join(p[-depth:])) for p in parts]
+
+
+def check_counts(histories: Sequence[ShapeHistory], shapes: np.ndarray) -> None:
+    """Raises RecipeError for runs whose shapes are not as many, on as many levels, as shapes (L, K, 2)."""
+    for history in histories:
+        if history.learned.shape != shapes.shape:
+            here, there = (
+                "{} shapes on {} levels".format(*s.shape[1::-1]) for s in (shapes, history.learned)
+            )
+            raise RecipeError(
+                f"runs shown together need equal counts: {history.name} has {there}, not {here}"
+            )
 
 
 @dataclass(frozen=True)
-class Look:
+class ShapeFit:
     """Shapes against boxes. shares (L, K): part of the boxes that each shape overlaps most; sums to 1.
 
     mean_iou: of the boxes with their best shape. recall: part of them whose best shape has an IoU of at least .5.
@@ -80,7 +99,7 @@ class Look:
     idle: int
 
 
-def look(sizes: np.ndarray, sets: Sequence[tuple[str, np.ndarray]]) -> list[Look]:
+def inspect(sizes: np.ndarray, sets: Sequence[tuple[str, np.ndarray]]) -> list[ShapeFit]:
     """Every named set of shapes (L, K, 2) px against boxes (N, 2) px; places do not count."""
     found = []
     for name, shapes in sets:
@@ -88,7 +107,9 @@ def look(sizes: np.ndarray, sets: Sequence[tuple[str, np.ndarray]]) -> list[Look
         share = served(sizes, flat)
         whole = quality(sizes, flat)[-1]
         idle = int((share < USED).sum())
-        found.append(Look(name, shapes, share.reshape(shapes.shape[:2]), whole.mean_iou, whole.recall, idle))
+        found.append(
+            ShapeFit(name, shapes, share.reshape(shapes.shape[:2]), whole.mean_iou, whole.recall, idle)
+        )
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detsearch_cli.methods.assign.inspect import Inspection, Locations, Row, Sample
+from detsearch_cli.methods.assign.inspect import InspectedImage, Inspection, Locations, Row
 from detsearch_cli.methods.assign.space import Bins, bin_labels
 from detsearch_cli.report.canvas import canvas, level_colour, style
 from detsearch_cli.report.figures import COLOURS, Figure, to_png
@@ -147,7 +147,7 @@ def locations(inspection: Inspection, names: Sequence[str]) -> list[Figure]:
     return [_pair(sample, names) for sample in inspection.samples[:MOST_SAMPLES]]
 
 
-def _pair(sample: Sample, names: Sequence[str]) -> Figure:
+def _pair(sample: InspectedImage, names: Sequence[str]) -> Figure:
     height, width = sample.pixels.shape[:2]
     each = 4.9
     with style():
@@ -176,7 +176,7 @@ def _pair(sample: Sample, names: Sequence[str]) -> Figure:
         )
 
 
-def _photograph(ax: Axes, sample: Sample, found: Locations) -> None:
+def _photograph(ax: Axes, sample: InspectedImage, found: Locations) -> None:
     """The image, pale, its boxes and the positives, each of which stays visible."""
     from matplotlib.patches import Rectangle
 

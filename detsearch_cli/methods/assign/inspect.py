@@ -56,7 +56,7 @@ class Locations:
 
 
 @dataclass(frozen=True)
-class Sample:
+class InspectedImage:
     """An image, resized. pixels (H, W, 3) uint8; boxes (G, 4) xyxy px; locations by assigner."""
 
     image: int
@@ -70,11 +70,11 @@ class Inspection:
     """Every ground truth of the images looked at, and the first few images with the positives drawn out."""
 
     rows: list[Row]
-    samples: list[Sample]
+    samples: list[InspectedImage]
 
 
 @torch.no_grad()
-def look(
+def inspect(
     detector: Detector,
     assigners: Mapping[str, Assigner],
     recipe: Recipe,
@@ -103,7 +103,7 @@ def look(
         device=device,
     )
     rows: list[Row] = []
-    kept: list[Sample] = []
+    kept: list[InspectedImage] = []
     training = detector.training
     detector.eval()
     try:
@@ -114,7 +114,7 @@ def look(
             names = [int(indices[i]) for i in batch.index.tolist()]
             rows += _rows(batch, dense, matched, grouping, detector.levels[0], names, split.classes)
             for i in range(min(samples - len(kept), len(names))):
-                kept.append(_sample(batch, dense.priors, matched, detector.levels[0], i, names[i], recipe))
+                kept.append(_inspected(batch, dense.priors, matched, detector.levels[0], i, names[i], recipe))
     finally:
         detector.train(training)
     return Inspection(rows, kept)
@@ -129,8 +129,10 @@ def positives(
     *,
     grouping: Dynamic,
 ) -> list[Row]:
-    """`look` for a single assigner: rows whose `positives` has the one key "positives"."""
-    return look(detector, {"positives": assigner}, recipe, split, indices, grouping=grouping, samples=0).rows
+    """`inspect` for a single assigner: rows whose `positives` has the one key "positives"."""
+    return inspect(
+        detector, {"positives": assigner}, recipe, split, indices, grouping=grouping, samples=0
+    ).rows
 
 
 def _rows(
@@ -169,7 +171,7 @@ def _rows(
     ]
 
 
-def _sample(
+def _inspected(
     batch: Batch,
     priors: Priors,
     matched: Mapping[str, Tensor],
@@ -177,13 +179,13 @@ def _sample(
     i: int,
     name: int,
     recipe: Recipe,
-) -> Sample:
+) -> InspectedImage:
     """Image i of the batch with what each assigner made positive in it."""
     height, width = batch.sizes[i].tolist()
     start, end = batch.targets.splits[i : i + 2].tolist()
     mean, std = np.array(recipe.augment.mean), np.array(recipe.augment.std)
     pixels = batch.images[i, :, :height, :width].permute(1, 2, 0).cpu().numpy() * std + mean
-    return Sample(
+    return InspectedImage(
         image=name,
         pixels=np.rint(pixels * 255).clip(0, 255).astype(np.uint8),
         boxes=batch.targets.boxes[start:end].cpu().numpy(),

@@ -13,10 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 from detsearch_cli.errors import SpaceError
-from detsearch_cli.search.space import Candidate, Integer, Space
+from detsearch_cli.search.space import Candidate, Integer, Product
+from detsearch_cli.slots.assigners._dynamic_defaults import PAPER_EDGES
 
-# As in slots/assigners/dynamic.py, again here so that a space needs no torch; a test compares the two.
-PAPER_EDGES: dict[int, tuple[float, ...]] = {1: (), 3: (0.5, 2.0), 5: (0.25, 0.5, 2.0, 4.0)}
 _NAMES: dict[int, tuple[str, ...]] = {
     3: ("wide", "square", "tall"),
     5: ("widest", "wide", "square", "tall", "tallest"),
@@ -157,8 +156,8 @@ def _listed(edges: tuple[float, ...]) -> str:
     return ", ".join(map(_ratio, edges))
 
 
-def build(bins: Bins, max_count: int) -> Space:
+def build(bins: Bins, max_count: int) -> Product:
     """Whole numbers 1..max_count for every group. Raises SpaceError when max_count is below 1."""
     if max_count < 1:
         raise SpaceError(f"the largest count must be at least 1, got {max_count}; see --max-count")
-    return Space(tuple(Integer(name, 1, max_count) for row in bins.names() for name in row))
+    return Product(tuple(Integer(name, 1, max_count) for row in bins.names() for name in row))

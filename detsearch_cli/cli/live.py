@@ -1,0 +1,82 @@
+"""A search as a person follows it: one line an event, and what was found at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detsearch_cli.cli import console
+
+if TYPE_CHECKING:
+    from detsearch_cli.search.plan import Event
+    from detsearch_cli.search.study import Trial
+    from detsearch_cli.session.search import Search, SearchResult
+
+
+class Live:
+    """One line an event: what finished, and the best so far."""
+
+    def __call__(self, event: Event) -> None:
+        if event.kind in ("resumed", "waiting", "refused"):
+            console.say(f"{event.kind}: {event.message}")
+        trial = event.trial
+        if trial is None or event.kind not in ("finished", "failed", "repeated", "retried"):
+            return
+        name, score = f"{label(trial):>10}", f"AP {console.percent(trial.value):>5}"
+        best = event.best
+        so_far = f"   best {console.percent(best.value)} ({label(best)})" if best is not None else ""
+        if event.kind == "finished":
+            seconds = f"{trial.seconds:.0f} s" if trial.seconds is not None else ""
+            console.say(f"{name}  {score}  {seconds:>6}{so_far}   {in_short(trial)}")
+        elif event.kind == "failed":
+            console.say(f"{name}  failed: {trial.reason}")
+        elif event.kind == "repeated":
+            console.say(f"{name}  {score}  as trial {trial.repeat_of}{so_far}")
+        else:
+            console.say(f"{name}  its worker died; it goes on in a new one")
+
+
+def label(trial: Trial) -> str:
+    """`baseline` or `trial 7`."""
+    from detsearch_cli.session.search import label as labelled
+
+    return labelled(trial)
+
+
+def in_short(trial: Trial) -> str:
+    """The candidate in a few characters: its values in the order of the space."""
+    if trial.candidate is None:
+        return "the recipe as given"
+    return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in trial.candidate.values())
+
+
+def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) -> None:
+    """What was found, and what to do next."""
+    from detsearch_cli.session.search import BEST
+
+    best, baseline, folder = result.best, result.baseline, result.folder
+    if as_json:
+        console.emit_json(
+            {
+                "study": str(folder),
+                "reason": result.outcome.reason,
+                "baseline": baseline.value if baseline else None,
+                "best": {"number": best.number, "AP": best.value, "candidate": best.candidate},
+                "trials": len(result.outcome.trials),
+                "refused": result.outcome.refused,
+                "fragment": str(folder / BEST),
+                "report": str(page),
+            }
+        )
+        return
+    console.say(result.outcome.reason)
+    if baseline is not None and baseline.value is not None:
+        console.say(f"baseline AP {console.percent(baseline.value)} on the held-out split")
+    if best.baseline:
+        console.say("nothing better than the recipe as given was found")
+    else:
+        console.say(
+            f"best     AP {console.percent(best.value)} ({label(best)}), chosen among many: not yet proof"
+        )
+        console.say(f"test it: detsearch {search.method.name()} train --study {folder} --baseline --seeds 3")
+    console.say(f"wrote {folder / BEST} and {page}")

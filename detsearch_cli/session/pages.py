@@ -1,0 +1,256 @@
+"""report.html of a study or of a run: everything that the page shows, gathered from their folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detsearch_cli.errors import CheckpointError, StudyError
+from detsearch_cli.methods.base import method_class, methods
+from detsearch_cli.session.runs import BASELINE, COMPARISON
+from detsearch_cli.session.search import BEST, SETTINGS, read_settings, recipe_of, study_of
+
+if TYPE_CHECKING:
+    from detsearch_cli.data.types import Split
+    from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.recipe import Recipe
+    from detsearch_cli.report.page import ClassScore, Sample
+    from detsearch_cli.report.verdict import Comparison
+    from detsearch_cli.search.study import Study, Trial
+
+PAGE = "report.html"
+SAMPLES = 4
+SHOWN_SCORE = 0.3
+
+
+def write_page(folder: Path) -> Path:
+    """Write the page of the study or the run in `folder`; returns its path."""
+    return write_study_page(folder) if (folder / SETTINGS).is_file() else write_run_page(folder)
+
+
+def write_study_page(folder: Path) -> Path:
+    """Write the page of the study in `folder`; returns its path. Raises StudyError."""
+    from detsearch_cli.engine.versions import versions
+    from detsearch_cli.report.page import StudyPage
+
+    settings, study = read_settings(folder), study_of(folder)
+    recipe, best = recipe_of(study, settings), study.best
+    method = study.config.identity["method"]
+    fragment = folder / BEST
+    page = StudyPage(
+        name=settings.name,
+        method=method,
+        rows=study.trials,
+        split=f"the held-out split ({_images(study)} images)",
+        comparison=read_comparison(folder),
+        importances=importances(study),
+        tables=tables(method, recipe, best),
+        classes=class_scores(study.baseline, best),
+        samples=samples(recipe, study.baseline, best),
+        fragment_yaml=fragment.read_text(encoding="utf-8") if fragment.is_file() else "",
+        usage=[
+            f"detsearch {method} train --study {folder} --baseline --seeds 3",
+            f"detsearch train --recipe {fragment} --data DATA",
+        ],
+        setup=_setup(recipe)
+        | {
+            "sampler": study.config.sampler.name,
+            "epochs": str(recipe.schedule.epochs),
+            "image size": " x ".join(map(str, recipe.augment.image_size)),
+        },
+        recipe_yaml=recipe.to_yaml(),
+        versions=versions(),
+        seeds={"search": study.config.seed, "training": recipe.seed, "split": recipe.data.split_seed},
+        command=settings.command,
+        timing={"trials": sum(t.seconds or 0.0 for t in study.trials if t.repeat_of is None)},
+        created=f"{datetime.now():%Y-%m-%d %H:%M}",
+    )
+    page.write(folder / PAGE)
+    return folder / PAGE
+
+
+def _setup(recipe: Recipe) -> dict[str, str]:
+    return {
+        "detector": recipe.detector.name,
+        "backbone": recipe.backbone.name,
+        "data": Path(recipe.data.source).name,
+    }
+
+
+def _images(study: Study) -> int:
+    return next((int(t.metrics["val_images"]) for t in study.trials if "val_images" in t.metrics), 0)
+
+
+def tables(method: str, recipe: Recipe, best: Trial | None) -> list[Any]:
+    """The best candidate as its method shows it; nothing for the baseline.
+
+    The trial's own fragment is enough: no option of the method is needed to read it.
+    """
+    if best is None or best.baseline:
+        return []
+    return list(method_class(method)().tables(recipe.with_(best.fragment)))
+
+
+def importances(study: Study) -> Mapping[str, float]:
+    """Which parameters decided the AP of the trials; empty for a single one, or a space without parameters."""
+    from detsearch_cli.search.importance import importances as compute
+    from detsearch_cli.search.space import Product
+
+    space = study.config.space
+    return compute(study) if isinstance(space, Product) and len(space.parameters) > 1 else {}
+
+
+def read_comparison(folder: Path) -> Comparison | None:
+    """The comparison that `train --study FOLDER --baseline` left in the study's folder."""
+    path = folder / COMPARISON
+    if not path.is_file():
+        return None
+    try:
+        return to_comparison(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise StudyError(
+            f"{path} is damaged ({error}); remove it, or give the `train --baseline` command again, "
+            "which writes it anew"
+        ) from error
+
+
+def to_comparison(content: Mapping[str, Any]) -> Comparison:
+    """A comparison's JSON as the page shows it: over seeds where there are several, else over images."""
+    from detsearch_cli.report.verdict import Comparison
+
+    runs = content["runs"]
+    side, found = next(iter(content["comparisons"].items()))
+    aps = {name: [r["coco"]["AP"] for r in runs if r["side"] == name] for name in (BASELINE, side)}
+    chosen = found["over_seeds"] or found["over_images"]
+    how = "t interval over paired seeds" if found["over_seeds"] else "paired bootstrap over images, one seed"
+    return Comparison(
+        seeds=[r["seed"] for r in runs if r["side"] == BASELINE],
+        baseline=aps[BASELINE],
+        searched=aps[side],
+        difference=chosen["difference"],
+        low=chosen["low"],
+        high=chosen["high"],
+        how=how,
+        split=content["split"],
+        images=content["images"],
+    )
+
+
+def class_scores(baseline: Trial | None, best: Trial | None) -> list[ClassScore]:
+    """Per-class AP of the baseline's trial beside the best's."""
+    from detsearch_cli.report.page import ClassScore
+
+    if baseline is None or "per_class" not in baseline.metrics:
+        return []
+    searched = {}
+    if best is not None and not best.baseline:
+        searched = {row["name"]: row["AP"] for row in best.metrics.get("per_class", [])}
+    return [
+        ClassScore(row["name"], row["boxes"], row["AP"], searched.get(row["name"]))
+        for row in baseline.metrics["per_class"]
+    ]
+
+
+def samples(recipe: Recipe, baseline: Trial | None, best: Trial | None) -> list[Sample]:
+    """Crowded held-out images: ground truth, baseline and best side by side."""
+    from detsearch_cli.engine.checkpoint import DETECTIONS
+    from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.trial import load_data
+
+    sides = {"baseline": baseline, "best": best if best is not None and not best.baseline else None}
+    files = {
+        name: trial.folder / DETECTIONS
+        for name, trial in sides.items()
+        if trial is not None and (trial.folder / DETECTIONS).is_file()
+    }
+    if not files:
+        return []
+    split = load_data(recipe.data).val
+    return _samples(split, {name: DetectionTable.load(path, split) for name, path in files.items()})
+
+
+def _samples(split: Split, tables: Mapping[str, DetectionTable]) -> list[Sample]:
+    from detsearch_cli.report.page import Sample
+
+    # every third of the most crowded, so that a video's neighbours are not all there is to see
+    crowded = sorted(range(len(split)), key=lambda i: -len(split.records[i].boxes))[: SAMPLES * 3 : 3]
+    return [
+        Sample(f"image {split.records[i].image_id}", list(pictures(split, i, tables).items()))
+        for i in crowded
+    ]
+
+
+def pictures(split: Split, index: int, tables: Mapping[str, DetectionTable]) -> dict[str, Any]:
+    """Image `index` with its ground truth, and once for every table of detections."""
+    from detsearch_cli.data.drawing import draw
+
+    record, image = split.records[index], split.read(index)
+    drawn = {f"ground truth: {_boxes(record)}": draw(image, record.boxes, record.labels, split.classes)}
+    for name, table in tables.items():
+        own = table.select((table.image == index) & (table.scores >= SHOWN_SCORE))
+        drawn[f"{name}: {_boxes(own)} with score {SHOWN_SCORE:g} or more"] = draw(
+            image, own.boxes, own.labels, split.classes, own.scores
+        )
+    return drawn
+
+
+def _boxes(of: Any) -> str:
+    return "1 box" if len(of.boxes) == 1 else f"{len(of.boxes)} boxes"
+
+
+def write_run_page(folder: Path) -> Path:
+    """Write the page of the run in `folder`; returns its path. Raises CheckpointError for an unfinished run."""
+    from detsearch_cli.engine.checkpoint import DETECTIONS, LOG, read_metrics, read_recipe
+    from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.trial import load_data
+    from detsearch_cli.report.page import RunClass, RunPage
+
+    recipe, metrics = read_recipe(folder), read_metrics(folder)
+    if metrics is None:
+        raise CheckpointError(
+            f"{folder} is not finished: it holds no metrics.json; train it to the end first"
+        )
+    data = load_data(recipe.data)
+    page = RunPage(
+        name=folder.name,
+        coco=metrics["coco"],
+        split=metrics["split"],
+        epochs=epochs((folder / LOG).read_text(encoding="utf-8").splitlines()),
+        classes=[RunClass(r["name"], r["boxes"], r["AP"], r["AP50"]) for r in metrics["per_class"]],
+        samples=_samples(data.val, {"detections": DetectionTable.load(folder / DETECTIONS, data.val)}),
+        figures=[f for m in methods().values() for f in m().run_figures(folder, recipe, data.train)],
+        setup=_setup(recipe),
+        recipe_yaml=recipe.to_yaml(),
+        versions=metrics["versions"],
+        seeds={"training": recipe.seed},
+        timing={"training": metrics["train_seconds"]},
+        created=f"{datetime.now():%Y-%m-%d %H:%M}",
+    )
+    page.write(folder / PAGE)
+    return folder / PAGE
+
+
+def epochs(lines: list[str]) -> list[Any]:
+    """Mean losses of every epoch, and its AP where it was evaluated, from log.jsonl."""
+    from detsearch_cli.report.figures import EpochPoint
+
+    steps: dict[int, list[dict[str, float]]] = {}
+    aps: dict[int, float] = {}
+    for line in lines:
+        entry = json.loads(line)
+        if "step" in entry:
+            losses = {k: v for k, v in entry.items() if k not in ("step", "epoch", "lr")}
+            steps.setdefault(entry["epoch"], []).append(losses)
+        elif "AP" in entry:
+            aps[entry["epoch"]] = entry["AP"]
+    return [EpochPoint(epoch, _means(seen), aps.get(epoch)) for epoch, seen in sorted(steps.items())]
+
+
+def _means(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Each term's mean over the steps that have it: some terms are there in a warm-up only."""
+    terms = dict.fromkeys(term for step in steps for term in step)
+    by_term = {term: [step[term] for step in steps if term in step] for term in terms}
+    return {term: sum(values) / len(values) for term, values in by_term.items()}

@@ -1,0 +1,157 @@
+"""Trainings that test a finding: several recipes with the same seeds, at equal cost, alone or compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detsearch_cli.errors import RecipeError
+from detsearch_cli.files import claim_folder, write_signed_json
+
+if TYPE_CHECKING:
+    from detsearch_cli.engine.comparison import PlannedRun, RunComparison
+    from detsearch_cli.engine.train import OnProgress
+    from detsearch_cli.fragments import Fragment
+    from detsearch_cli.methods.base import Method
+    from detsearch_cli.recipe import Recipe
+
+RUNS, COMPARISON, BASELINE = "runs.json", "comparison.json", "baseline"
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished training: its folder, and what metrics.json holds."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+
+    @property
+    def AP(self) -> float:
+        """On the recipe's validation split, a fraction."""
+        return float(self.metrics["AP"])
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where trainings run: `jobs` at a time, by the executor of that name."""
+
+    jobs: int = 1
+    executor: str = "local"
+
+    @property
+    def here(self) -> bool:
+        """Whether one training after the other runs in this process."""
+        return self.jobs == 1 and self.executor == "local"
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """on_run(title) gives the progress callback of a training in this process; on_done hears of one in a worker."""
+
+    on_run: Callable[[str], OnProgress] = lambda title: lambda progress: None
+    on_done: Callable[[str, Mapping[str, Any]], None] = lambda title, metrics: None
+
+
+def sides(
+    method: Method, recipe: Recipe, finding: Fragment, against: Mapping[str, Fragment], baseline: bool
+) -> dict[str, Recipe]:
+    """What is trained, by the name of its side, the baseline first.
+
+    finding: what the method found, {} for nothing. against: further fragments by name. Raises RecipeError where there
+    is nothing to train or where two sides are one recipe: their difference would be noise.
+    """
+    every: dict[str, Recipe] = {}
+    if baseline:
+        every[BASELINE] = method.baseline(recipe)
+    if finding:
+        every[method.side] = recipe.with_(finding)
+    for name, fragment in against.items():
+        if name in every:
+            raise RecipeError(f"two sides of a comparison would be called {name!r}; rename one of the files")
+        every[name] = recipe.with_(fragment)
+    if not every:
+        raise RecipeError("there is nothing to train; give --baseline or --against FILE as well")
+    seen: dict[str, str] = {}
+    for name, one in every.items():
+        twin = seen.setdefault(one.hash(), name)
+        if twin != name:
+            raise RecipeError(
+                f"{twin} and {name} are the same recipe, so there is nothing to compare; what is laid over one of "
+                "them changes nothing"
+            )
+    return every
+
+
+def train_seeds(
+    recipe: Recipe, side: str, seeds: Sequence[int], folder: Path, placement: Placement, callbacks: Callbacks
+) -> list[TrainedRun]:
+    """One recipe alone, once a seed. The same call goes on with what was interrupted."""
+    from detsearch_cli.engine.comparison import planned_runs
+    from detsearch_cli.engine.trial import load_data, train_with_retry
+
+    planned = planned_runs({side: recipe}, seeds, folder)
+    _claim(folder, [side], seeds)
+    _in_workers(planned, folder, "detsearch_cli.engine.trial:run_trial", placement, callbacks)
+    done = []
+    for run in planned:
+        # a training that a worker has finished is found here and not repeated
+        metrics = train_with_retry(
+            run.recipe, load_data(run.recipe.data), run.folder, callbacks.on_run(title(run))
+        )
+        done.append(TrainedRun(run.folder, metrics))
+    return done
+
+
+def compare_sides(
+    recipes: Mapping[str, Recipe],
+    seeds: Sequence[int],
+    folder: Path,
+    placement: Placement,
+    callbacks: Callbacks,
+    study: Path | None = None,
+) -> RunComparison:
+    """Every side over all seeds; the first is what the others are compared with. Keeps comparison.json.
+
+    study: the study whose finding is tested; its page shows the comparison. The same call goes on after an interrupt.
+    """
+    from detsearch_cli.engine.comparison import compare_recipes, planned_runs
+
+    planned = planned_runs(recipes, seeds, folder)
+    _claim(folder, list(recipes), seeds)
+    _in_workers(planned, folder, "detsearch_cli.engine.comparison:train_and_detect", placement, callbacks)
+    outcome = compare_recipes(recipes, seeds, folder, callbacks.on_run)
+    # both folders were claimed: what is replaced is this program's earlier comparison
+    for kept in {folder, study or folder}:
+        write_signed_json(kept / COMPARISON, "comparison", outcome.to_json())
+    return outcome
+
+
+def _claim(folder: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Make the folder one of runs. Raises OutputError for a folder that holds anything else."""
+    claim_folder(folder, RUNS, "folder of runs")
+    write_signed_json(folder / RUNS, "runs", {"sides": list(names), "seeds": list(seeds)})
+
+
+def _in_workers(
+    planned: Sequence[PlannedRun], folder: Path, function: str, placement: Placement, callbacks: Callbacks
+) -> None:
+    """Several trainings at a time, or elsewhere; one at a time on this machine is left to the caller."""
+    if placement.here:
+        return
+    from detsearch_cli.engine.checkpoint import claim
+    from detsearch_cli.search.batch import run_batch
+
+    for run in planned:
+        claim(run.folder, run.recipe)
+
+    def on_done(number: int, metrics: Mapping[str, Any]) -> None:
+        callbacks.on_done(title(planned[number]), metrics)
+
+    run_batch([run.folder for run in planned], folder, function, placement.jobs, placement.executor, on_done)
+
+
+def title(run: PlannedRun) -> str:
+    """`searched, seed 1`."""
+    return f"{run.side}, seed {run.recipe.seed}"

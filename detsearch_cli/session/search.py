@@ -1,0 +1,333 @@
+"""A search of any method: begun, gone on with from its folder alone, and ended with best.yaml and a report.
+
+A candidate's way: the sampler proposes it (search/proposing.py), `_prepare` here asks the method for its fragment and
+lays that over the recipe, a worker trains the recipe, the ledger keeps fragment and score, `_write_best` writes the best
+fragment to best.yaml.
+
+What is fixed when a study begins is kept once, in its ledger (search/config.py). How it is run may change each time
+and is kept in search.json, the first file of the study's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detsearch_cli.errors import CheckFailed, StudyError
+from detsearch_cli.files import (
+    SIGNATURE,
+    claim_folder,
+    signed_yaml,
+    write_signed_json,
+    write_text,
+)
+from detsearch_cli.methods.base import Method, load_method
+
+if TYPE_CHECKING:
+    from detsearch_cli.fragments import Fragment
+    from detsearch_cli.recipe import Recipe
+    from detsearch_cli.search.config import SamplerChoice
+    from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared, Refused
+    from detsearch_cli.search.space import Candidate
+    from detsearch_cli.search.study import Study, Trial
+
+SETTINGS, BEST = "search.json", "best.yaml"
+RUN_TRIAL = "detsearch_cli.engine.trial:run_trial"
+OnEvent = Callable[["Event"], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search is run; none of it decides which candidates are proposed first.
+
+    trials: candidates to train. time_budget: seconds over all resumptions. storage: database URL, None for a file in
+    the folder. runtime: that section of the recipe, where and how fast a training runs. command: as it was typed.
+    """
+
+    name: str
+    storage: str | None = None
+    trials: int = 100
+    time_budget: float | None = None
+    jobs: int = 1
+    executor: str = "local"
+    runtime: Mapping[str, Any] | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that can be run: what is searched, and how."""
+
+    method: Method
+    recipe: Recipe
+    sampler: SamplerChoice
+    folder: Path
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found. fragment: of the best trial, {} where nothing better than the baseline was found."""
+
+    folder: Path
+    outcome: Outcome
+    fragment: Fragment
+
+    @property
+    def best(self) -> Trial:
+        best = self.outcome.best
+        assert best is not None  # a search without any score raises CheckFailed
+        return best
+
+    @property
+    def baseline(self) -> Trial | None:
+        return self.outcome.baseline
+
+
+def new_search(
+    method: Method,
+    recipe: Recipe,
+    settings: Settings,
+    out: Path,
+    sampler: str | Mapping[str, Any] | None = None,
+) -> Search:
+    """The search of a method in the folder out/NAME. Raises StudyError for a method, sampler or name that is none."""
+    from detsearch_cli.search.config import SamplerChoice
+
+    if method.sampler is None:
+        raise StudyError(f"{method.name()} has nothing to search: its training finds what it looks for")
+    name = settings.name or default_name(method, recipe)
+    if Path(name).name != name:
+        raise StudyError(f"a study's name is one word, its folder in {out}, got {name!r}; choose a plain one")
+    recipe = scored_apart(recipe)
+    settings = replace(settings, name=name, runtime=recipe.runtime.model_dump(mode="json"))
+    return Search(method, recipe, SamplerChoice.parse(sampler or method.sampler), out / name, settings)
+
+
+def default_name(method: Method, recipe: Recipe) -> str:
+    """`assign-fcos-bccd`."""
+    data = Path(recipe.data.source.partition(":")[0]).name
+    return f"{method.name()}-{recipe.detector.name}-{data}"
+
+
+def scored_apart(recipe: Recipe) -> Recipe:
+    """The recipe with candidates scored on images that the final evaluation never uses.
+
+    A set with val and test scores on val; any other has a part of its training images held out.
+    """
+    from detsearch_cli.data.source import open_source
+    from detsearch_cli.data.splits import HELD_OUT
+
+    splits = open_source(recipe.data.source).splits
+    if recipe.data.val_fraction is not None or {recipe.data.val, "test"} <= set(splits):
+        return recipe
+    return recipe.with_({"data": {"val_fraction": HELD_OUT}})
+
+
+def reopened(folder: Path) -> Search:
+    """The search that a study's folder holds. Raises StudyError where it holds none, or one that is damaged."""
+    from detsearch_cli.search.config import SamplerChoice
+
+    settings = read_settings(folder)
+    study = study_of(folder)
+    identity = study.config.identity
+    recipe = recipe_of(study, settings)
+    method = load_method(identity["method"], identity["options"])
+    return Search(method, recipe, SamplerChoice.parse(study.config.sampler.to_json()), folder, settings)
+
+
+def study_of(folder: Path) -> Study:
+    """The ledger of a study's folder, read whole. Raises StudyError."""
+    from detsearch_cli.search.study import open_study
+
+    settings = read_settings(folder)
+    return open_study(folder, settings.name, settings.storage)
+
+
+def recipe_of(study: Study, settings: Settings) -> Recipe:
+    """The recipe that a study's candidates were laid over. Raises RecipeError where this version knows it no more."""
+    from detsearch_cli.recipe import validate
+
+    return validate({**study.config.identity["recipe"], "runtime": dict(settings.runtime or {})})
+
+
+def read_settings(folder: Path) -> Settings:
+    """How the search in this folder was last run. Raises StudyError."""
+    path = folder / SETTINGS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop(SIGNATURE) != "search" or set(content) != {f.name for f in fields(Settings)}:
+            raise ValueError("it holds other keys")
+        return Settings(**content)
+    except OSError as error:
+        raise StudyError(
+            f"{folder} is no study: it holds no {SETTINGS}; see `detsearch study list`"
+        ) from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise StudyError(
+            f"{path} is damaged ({error}); give the search command again, which writes it anew"
+        ) from error
+
+
+# ---------------------------------------------------------------------- running
+
+
+def run_search(search: Search, on_event: OnEvent = lambda event: None) -> SearchResult:
+    """Run or go on with a search, then write best.yaml.
+
+    Raises OutputError for a folder that is no study, StudyError for another search's, CheckFailed where every trial
+    failed, KeyboardInterrupt after Ctrl-C, and whatever would fail every training.
+    """
+    from detsearch_cli.engine.trial import load_data
+    from detsearch_cli.search.coordinator import run
+
+    claim_folder(search.folder, SETTINGS, "study")
+    plan = _plan(search)
+    data = load_data(search.recipe.data)
+    refuse_untrainable(search.recipe, len(data.train.classes), search.settings.executor == "local")
+    new = not (search.folder / SETTINGS).exists()
+    if new:  # the first file there, so that a killed search is known for a study
+        _write_settings(search)
+    accepted = False
+
+    def accept(event: Event) -> None:
+        # not before the first event: it tells that the ledger has accepted this search
+        nonlocal accepted
+        if not accepted:
+            accepted = True
+            _write_settings(search)
+        on_event(event)
+
+    try:
+        outcome = run(plan, RUN_TRIAL, accept)
+    except StudyError:
+        if new and not accepted:
+            _withdraw(search.folder)
+        raise
+    if outcome.all_failed:
+        reasons = sorted({t.reason or "unknown" for t in outcome.trials if t.state == "failed"})
+        raise CheckFailed(f"every trial of {search.settings.name} failed: {'; '.join(reasons[:3])}")
+    return SearchResult(search.folder, outcome, _write_best(search, outcome))
+
+
+def _plan(search: Search) -> Plan:
+    """The coordinator's plan. Raises SpaceError where the method does not fit the recipe."""
+    from detsearch_cli.search.config import StudyConfig
+    from detsearch_cli.search.plan import Plan
+
+    settings, recipe = search.settings, search.recipe
+    method: dict[str, Any] = {"method": search.method.name(), "options": asdict(search.method.options)}
+    config = StudyConfig(
+        identity={**method, "recipe": recipe.identity()},
+        space=search.method.space(recipe),
+        sampler=search.sampler,
+        seed=recipe.seed,
+        budget=settings.trials,
+        workers=settings.jobs,
+    )
+    return Plan(
+        name=settings.name,
+        folder=search.folder,
+        storage=settings.storage,
+        config=config,
+        trials=settings.trials,
+        time_budget=settings.time_budget,
+        jobs=settings.jobs,
+        executor=settings.executor,
+        epochs=recipe.schedule.epochs,
+        prepare=lambda candidate: _prepare(search, candidate),
+    )
+
+
+def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
+    """What is trained for a candidate, None for the baseline; or why it is not worth a training."""
+    from detsearch_cli.search.plan import Prepared, Refused
+
+    if candidate is None:
+        recipe, fragment = search.method.baseline(search.recipe), {}
+    else:
+        reason = search.method.refuse(search.recipe, candidate)
+        if reason is not None:
+            return Refused(reason)
+        fragment = search.method.fragment(search.recipe, candidate)
+        recipe = search.recipe.with_(fragment)
+    return Prepared(recipe.to_yaml(), recipe.hash(), fragment)
+
+
+def refuse_untrainable(recipe: Recipe, num_classes: int, here: bool = True) -> None:
+    """Raise now, before anything is written, what would fail every training: an unknown backbone, weights or
+    counts that do not fit, a missing GPU. here: it trains on this machine; of another its GPU says nothing."""
+    from detsearch_cli.detectors import build
+    from detsearch_cli.engine.machine import pick_device
+
+    if here:
+        pick_device(recipe.runtime.device)
+    build(recipe, num_classes)
+
+
+def _write_settings(search: Search) -> None:
+    write_signed_json(search.folder / SETTINGS, "search", asdict(search.settings))
+
+
+def _withdraw(folder: Path) -> None:
+    """Take back a folder that was made for a search that the ledger, a shared database say, then refused.
+
+    Only the two files that were written a moment ago go, and the folder only if nothing else is in it.
+    """
+    for name in (SETTINGS, "lock"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _write_best(search: Search, outcome: Outcome) -> Fragment:
+    """best.yaml: the fragment of the best trial; an empty one, saying so, when that is the baseline."""
+    import yaml
+
+    best = outcome.best
+    assert best is not None and best.value is not None
+    about = (
+        f"{search.method.name()} search {search.settings.name}: {label(best)}, "
+        f"AP {100 * best.value:.1f} on held-out images"
+    )
+    if best.baseline:
+        body = "# Nothing better than the recipe as given was found, so this fragment changes nothing.\n{}\n"
+    else:
+        body = yaml.safe_dump(dict(best.fragment), sort_keys=False, default_flow_style=None)
+    # best.yaml lies in a folder that was claimed, so it is that of an earlier end of this search
+    write_text(search.folder / BEST, signed_yaml(about, body))
+    return dict(best.fragment)
+
+
+def label(trial: Trial) -> str:
+    """`baseline` or `trial 7`."""
+    return "baseline" if trial.baseline else f"trial {trial.number}"
+
+
+# ---------------------------------------------------------------------- what a study found
+
+
+def found(folder: Path) -> Fragment:
+    """What a finished search has found, {} for nothing better. Raises StudyError where it has not ended."""
+    from detsearch_cli.recipe import read_fragment
+
+    if not (folder / BEST).is_file():
+        raise StudyError(
+            f"the search in {folder} has not ended, it holds no {BEST} yet; go on with it by "
+            f"`detsearch study resume {folder}`"
+        )
+    return read_fragment(folder / BEST)
+
+
+def final(recipe: Recipe) -> Recipe:
+    """A study's recipe for the final training: all training images, scored on what the search never saw."""
+    return recipe.with_({"data": {"subset": None, "val_fraction": None}})
+
+
+def final_recipe(folder: Path) -> Recipe:
+    """The recipe as given to the search in this folder, for the final training. Raises StudyError."""
+    return final(recipe_of(study_of(folder), read_settings(folder)))

@@ -129,13 +129,16 @@ def search(
     options: the method's own. time_budget: seconds. Raises what session.search.run_search raises.
     """
     from detsearch_cli.methods.base import load_method
+    from detsearch_cli.recipe import with_fragment
 
     made = load_method(method, options or {})
     settings = Settings(name, storage, trials, time_budget, jobs, executor)
     wanted = new_search(made, recipe_of(recipe), settings, Path(out), sampler)
     result = run_search(wanted, on_event)
     whole = final(wanted.recipe)
-    return SearchFinding(result.folder, result.outcome, result.fragment, whole, whole.with_(result.fragment))
+    return SearchFinding(
+        result.folder, result.outcome, result.fragment, whole, with_fragment(whole, result.fragment)
+    )
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""Print the counts a search has found, and what they do to a batch: the Python interface in one page.
+"""Print the counts a search has found, and what they do to a batch.
 
     python examples/export_counts.py studies/NAME/best.yaml --detector fcos --data path/to/set
     python examples/export_counts.py            # the paper's counts for FCOS, on rendered images

@@ -16,7 +16,7 @@ detsearch assign search --executor slurm --jobs "${JOBS:-8}" --trials "${TRIALS:
     --image-size "${IMAGE_SIZE:-800,1333}" --epochs "${EPOCHS:-12}" --batch-size "${BATCH_SIZE:-16}" \
     --name "${NAME:-slurm}" --out "${OUT:-studies}"
 
-# The proof, its trainings side by side on the same cluster; there is none to give where nothing better was found.
+# The comparison, its trainings side by side on the same cluster; there is none where nothing better was found.
 if grep -q '^assign:' "${OUT:-studies}/${NAME:-slurm}/best.yaml"; then
     detsearch assign train --study "${OUT:-studies}/${NAME:-slurm}" --baseline --seeds 3 --executor slurm --jobs 6
 fi

@@ -62,13 +62,13 @@ def test_the_gate_exits_0_or_1_by_the_limit(programs: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "passed; details in ci\n")
 
 
-def test_search_and_prove_ends_with_a_proof_or_says_that_there_is_none(programs: Path) -> None:
-    done = run("search_and_prove.sh", TINY, programs=programs)
+def test_search_and_compare_ends_with_a_comparison_or_says_that_there_is_none(programs: Path) -> None:
+    done = run("search_and_compare.sh", TINY, programs=programs)
     assert done.returncode == 0, done.stderr
     best = (programs.parent / "here" / "studies" / "example" / "best.yaml").read_text()
-    proved = re.search(r"AP \[[+-][\d.]+, [+-][\d.]+\]", done.stderr) is not None
-    assert proved == ("\nassign:" in best)
-    assert proved or done.stdout == "nothing better found\n"
+    compared = re.search(r"AP \[[+-][\d.]+, [+-][\d.]+\]", done.stderr) is not None
+    assert compared == ("\nassign:" in best)
+    assert compared or done.stdout == "nothing better found\n"
 
 
 def test_two_results_files_are_compared(programs: Path, tmp_path: Path) -> None:
@@ -118,6 +118,20 @@ def test_exported_counts_are_those_of_the_fragment(
         runpy.run_path(script, run_name="__main__")
     assert ended.value.code == 2
     assert "holds no counts" in capsys.readouterr().err
+
+
+def test_the_python_interface_searches_compares_trains_and_evaluates(programs: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    variables = {"DATA": TINY, "PYTHONPATH": str(EXAMPLES.parent), "IMAGES": str(tmp_path / "photo.png")}
+    environment = {**os.environ, **SHORT, **variables, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / "python_interface.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reason, difference, scored, image = done.stdout.splitlines()
+    assert reason.startswith("all 1 trials are done")
+    assert " AP " in difference and scored.startswith("AP ") and image.endswith("boxes")
 
 
 def test_examples_need_nothing_but_bash_and_detsearch() -> None:

@@ -237,6 +237,7 @@ def _below(method: type[Method], study: Path | None, runs: list[Path]) -> Fragme
     """What the user's options are laid over: the study's recipe with its finding, else the first run's recipe."""
     from detsearch_cli.engine.checkpoint import read_recipe
     from detsearch_cli.errors import StudyError
+    from detsearch_cli.recipe import with_fragment
     from detsearch_cli.session.search import final_recipe, found
 
     if study is not None:
@@ -246,7 +247,7 @@ def _below(method: type[Method], study: Path | None, runs: list[Path]) -> Fragme
                 f"{study} found nothing better than the recipe as given, so there is nothing to show: its best.yaml "
                 f"is empty; `detsearch study show {study}` lists its trials"
             )
-        return final_recipe(study).with_(finding).model_dump(mode="json")
+        return with_fragment(final_recipe(study), finding).model_dump(mode="json")
     if runs and runs[0].is_dir():
         return read_recipe(runs[0]).model_dump(mode="json")
     return dict(method.defaults)

@@ -91,7 +91,9 @@ def tables(method: str, recipe: Recipe, best: Trial | None) -> list[Any]:
     """
     if best is None or best.baseline:
         return []
-    return list(method_class(method)().tables(recipe.with_(best.fragment)))
+    from detsearch_cli.recipe import with_fragment
+
+    return list(method_class(method)().tables(with_fragment(recipe, best.fragment)))
 
 
 def importances(study: Study) -> Mapping[str, float]:

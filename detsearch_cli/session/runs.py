@@ -62,15 +62,17 @@ def sides(
     finding: what the method found, {} for nothing. against: further fragments by name. Raises RecipeError where there
     is nothing to train or where two sides are one recipe: their difference would be noise.
     """
+    from detsearch_cli.recipe import with_fragment
+
     every: dict[str, Recipe] = {}
     if baseline:
         every[BASELINE] = method.baseline(recipe)
     if finding:
-        every[method.side] = recipe.with_(finding)
+        every[method.side] = with_fragment(recipe, finding)
     for name, fragment in against.items():
         if name in every:
             raise RecipeError(f"two sides of a comparison would be called {name!r}; rename one of the files")
-        every[name] = recipe.with_(fragment)
+        every[name] = with_fragment(recipe, fragment)
     if not every:
         raise RecipeError("there is nothing to train; give --baseline or --against FILE as well")
     seen: dict[str, str] = {}

@@ -121,11 +121,12 @@ def scored_apart(recipe: Recipe) -> Recipe:
     """
     from detsearch_cli.data.source import open_source
     from detsearch_cli.data.splits import HELD_OUT
+    from detsearch_cli.recipe import with_fragment
 
     splits = open_source(recipe.data.source).splits
     if recipe.data.val_fraction is not None or {recipe.data.val, "test"} <= set(splits):
         return recipe
-    return recipe.with_({"data": {"val_fraction": HELD_OUT}})
+    return with_fragment(recipe, {"data": {"val_fraction": HELD_OUT}})
 
 
 def reopened(folder: Path) -> Search:
@@ -245,6 +246,7 @@ def _plan(search: Search) -> Plan:
 
 def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
     """What is trained for a candidate, None for the baseline; or why it is not worth a training."""
+    from detsearch_cli.recipe import with_fragment
     from detsearch_cli.search.plan import Prepared, Refused
 
     if candidate is None:
@@ -254,7 +256,7 @@ def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
         if reason is not None:
             return Refused(reason)
         fragment = search.method.fragment(search.recipe, candidate)
-        recipe = search.recipe.with_(fragment)
+        recipe = with_fragment(search.recipe, fragment)
     return Prepared(recipe.to_yaml(), recipe.hash(), fragment)
 
 
@@ -325,7 +327,9 @@ def found(folder: Path) -> Fragment:
 
 def final(recipe: Recipe) -> Recipe:
     """A study's recipe for the final training: all training images, scored on what the search never saw."""
-    return recipe.with_({"data": {"subset": None, "val_fraction": None}})
+    from detsearch_cli.recipe import with_fragment
+
+    return with_fragment(recipe, {"data": {"subset": None, "val_fraction": None}})
 
 
 def final_recipe(folder: Path) -> Recipe:

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from detsearch_cli.cli.app import run
 from detsearch_cli.engine.checkpoint import read_recipe
+from detsearch_cli.search.study import open_study
 from tests.cli.small import ANCHORED, DATA, SMALL
 
 Told = pytest.CaptureFixture[str]
@@ -174,8 +174,8 @@ def test_a_search_says_what_differs_from_the_one_in_its_folder(study: Path, caps
 
 def test_damaged_files_of_a_study_are_named_and_left_alone(study: Path, here: Path, capsys: Told) -> None:
     shutil.copytree(study, here / "s")
-    (here / "s" / "contest.json").write_text("{")
-    assert "s/contest.json is damaged" in refused(["report", "s"], capsys)
+    (here / "s" / "comparison.json").write_text("{")
+    assert "s/comparison.json is damaged" in refused(["report", "s"], capsys)
     (here / "s" / "study.db").write_bytes((study / "study.db").read_bytes()[:5000])
     before = contents(here)
     for command in (["study", "show", "s"], ["study", "resume", "s"], ["report", "s"]):
@@ -188,19 +188,19 @@ def test_damaged_files_of_a_study_are_named_and_left_alone(study: Path, here: Pa
 def test_a_search_that_found_nothing_has_no_counts_to_show(study: Path, here: Path, capsys: Told) -> None:
     shutil.copytree(study, here / "s")
     (here / "s" / "best.yaml").write_text("{}\n")
-    assert "s found nothing better than the detector's own" in refused(
+    assert "s found nothing better than the recipe as given" in refused(
         ["assign", "show", "--study", "s"], capsys
     )
 
 
-def test_after_a_search_that_found_nothing_the_detectors_own_is_trained(
+def test_after_a_search_that_found_nothing_the_recipe_as_given_is_trained(
     study: Path, here: Path, capsys: Told
 ) -> None:
     shutil.copytree(study, here / "s")
     (here / "s" / "best.yaml").write_text("{}\n")
     assert run(["assign", "train", "--study", "s", "--baseline", "--json"]) == 0
     told = capsys.readouterr()
-    assert "s found nothing better than the detector's own" in told.err
+    assert "s found nothing better than the recipe as given" in told.err
     (only,) = json.loads(told.out)["runs"]
     assert read_recipe(Path(only["run"])).assign is None
 
@@ -246,11 +246,11 @@ def test_a_study_of_failing_trials_exits_1_with_the_reasons(here: Path, capsys: 
     assert run(["report", "studies/s"]) == 0
     page = (here / "studies" / "s" / "report.html").read_text(encoding="utf-8")
     assert "All 2 trials failed" in page and "Diverged" in page
-    settings = json.loads((here / "studies" / "s" / "search.json").read_text())
-    assert yaml.safe_load(settings["recipe"])["optim"]["lr"] == 1e30
+    kept = open_study(here / "studies" / "s").config.identity["recipe"]
+    assert kept["optim"]["lr"] == 1e30
 
 
-def test_a_search_that_has_not_ended_has_no_proof_yet(study: Path, here: Path, capsys: Told) -> None:
+def test_a_search_that_has_not_ended_has_no_finding_to_test(study: Path, here: Path, capsys: Told) -> None:
     shutil.copytree(study, here / "s")
     (here / "s" / "best.yaml").unlink()
     said = refused(["assign", "train", "--study", "s", "--baseline"], capsys)

@@ -9,6 +9,7 @@ import pytest
 
 from detsearch_cli.cli.app import run
 from detsearch_cli.cli.evaluate import judge
+from detsearch_cli.engine.checkpoint import read_recipe
 from tests.cli.small import SMALL
 
 
@@ -75,19 +76,32 @@ def test_a_search_writes_its_files_and_the_study_can_be_read(
     assert run(["study", "show", str(study)]) == 0
 
 
-def test_assign_train_with_baseline_compares_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recipe_as_given_is_the_baseline_of_every_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("three", 3), ("nine", 9)):
+        (tmp_path / f"{name}.yaml").write_text(f"assign: {{name: dynamic, counts: [[{count}]]}}\n")
+    against = [word for name in ("three", "nine") for word in ("--against", str(tmp_path / f"{name}.yaml"))]
+    given = [*SMALL, "--set", "assign=simota", *against, "--out", str(tmp_path / "out")]
+    assert run(["assign", "train", *given, "--baseline", "--seeds", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sides"] == ["baseline", "three", "nine"]
+    assert [r["side"] for r in told["runs"]] == told["sides"] * 2
+    for found in told["comparisons"].values():
+        over = found["over_seeds"]
+        assert over["low"] <= over["difference"] <= over["high"]
+    first = read_recipe(tmp_path / "out" / "baseline-seed0").assign
+    assert first is not None and first.name == "simota"
+    assert run(["assign", "train", *given, "--baseline", "--seeds", "2"]) == 0  # nothing is trained again
+    assert "difference of nine" in capsys.readouterr().err
+
+
+def test_a_fragment_is_shown_as_counts_and_pictures(tmp_path: Path) -> None:
     fragment = tmp_path / "f.yaml"
     fragment.write_text("assign: {name: dynamic, counts: [[3]]}\n")
-    common = [*SMALL, "--recipe", str(fragment)]
-    out = ["--out", str(tmp_path / "out")]
-    assert run(["assign", "train", *common, *out, "--baseline", "--seeds", "2", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [r["side"] for r in told["runs"]] == ["baseline", "searched"] * 2
-    assert told["over_seeds"]["low"] <= told["over_seeds"]["difference"] <= told["over_seeds"]["high"]
-    assert (
-        run(["assign", "show", *common, "--images", "4", "--samples", "1", "--out", str(tmp_path / "show")])
-        == 0
-    )
+    show = ["assign", "show", *SMALL, "--recipe", str(fragment), "--images", "4", "--samples", "1"]
+    for _ in range(2):  # the second time over pictures of our own
+        assert run([*show, "--out", str(tmp_path / "show")]) == 0
     assert len(list((tmp_path / "show").glob("*.png"))) == 3
 
 

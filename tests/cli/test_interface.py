@@ -94,6 +94,7 @@ def test_json_is_the_only_thing_on_stdout(
     from PIL import Image
 
     Image.new("RGB", (80, 50)).save(tmp_path / "image.png")
+    (tmp_path / "f.yaml").write_text("assign: {name: dynamic, counts: [[3]]}\n")
     again = ["--bins", "1", "--trials", "2", "--name", "s", "--out", str(study.parent)]
     counts = ["--set", "assign={name: dynamic, counts: [[3]]}"]
     every = {
@@ -102,7 +103,14 @@ def test_json_is_the_only_thing_on_stdout(
         "predict": [str(trained), str(tmp_path / "image.png")],
         "data inspect": [DATA],
         "assign search": [*SMALL, *again],
-        "assign train": [*SMALL, *counts, "--baseline", "--out", str(tmp_path / "both")],
+        "assign train": [
+            *SMALL,
+            "--against",
+            str(tmp_path / "f.yaml"),
+            "--baseline",
+            "--out",
+            str(tmp_path / "both"),
+        ],
         "assign show": [*SMALL, *counts, "--images", "2", "--samples", "0", "--out", str(tmp_path / "show")],
         "anchors fit": [*ANCHORED, "--out", str(tmp_path / "anchors.yaml")],
         "anchors train": [*ANCHORED, "--baseline", "--out", str(tmp_path / "anchors")],
@@ -111,7 +119,7 @@ def test_json_is_the_only_thing_on_stdout(
             "--run",
             str(tmp_path / "anchors" / "learned-seed0"),
             "--out",
-            str(tmp_path),
+            str(tmp_path / "pictures"),
         ],
         "study list": [str(study.parent)],
         "study show": [str(study)],

@@ -58,9 +58,10 @@ class Anchors(Method):
     def baseline(self, recipe: Recipe) -> Recipe:
         """The initial shapes fixed, within the bounds of learning, so that both sides begin alike."""
         from detsearch_cli.detectors import build
+        from detsearch_cli.recipe import with_fragment
 
         data, _ = opened(recipe)
-        learning = recipe.with_(self.fragment(recipe, {}))
+        learning = with_fragment(recipe, self.fragment(recipe, {}))
         return build(learning, len(data.train.classes)).deployed_recipe(learning)
 
     def notes(self, recipe: Recipe) -> Sequence[str]:

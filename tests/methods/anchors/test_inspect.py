@@ -12,7 +12,7 @@ from PIL import Image
 
 from detsearch_cli.errors import CheckpointError
 from detsearch_cli.methods.anchors import figures
-from detsearch_cli.methods.anchors.inspect import Way, look, read_way, read_ways, spread
+from detsearch_cli.methods.anchors.inspect import ShapeHistory, inspect, read_histories, read_history, spread
 
 SIZES = np.exp(np.random.default_rng(0).normal(4, 1, (300, 2)))
 
@@ -26,34 +26,34 @@ def a_run(folder: Path, ends: tuple[float, ...] = (30.0, 20.0)) -> Path:
     return folder
 
 
-def test_the_way_of_a_run_is_read_from_its_log(tmp_path: Path) -> None:
-    way = read_way(a_run(tmp_path / "run"))
-    assert way.epochs.tolist() == [0, 1, 2]
-    assert way.initial.tolist() == [[[40, 50]]]
-    assert way.learned.tolist() == [[[20, 10]]]
+def test_the_history_of_a_run_is_read_from_its_log(tmp_path: Path) -> None:
+    history = read_history(a_run(tmp_path / "run"))
+    assert history.epochs.tolist() == [0, 1, 2]
+    assert history.initial.tolist() == [[[40, 50]]]
+    assert history.learned.tolist() == [[[20, 10]]]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / start / "learned-seed0") for start in ("uniform", "identical")]
-    assert [w.name for w in read_ways([*runs, runs[0]])] == [
+    assert [w.name for w in read_histories([*runs, runs[0]])] == [
         "uniform/learned-seed0",
         "identical/learned-seed0",
     ]
-    assert [w.name for w in read_ways(runs[:1])] == ["learned-seed0"]
-    assert read_ways([]) == []
+    assert [w.name for w in read_histories(runs[:1])] == ["learned-seed0"]
+    assert read_histories([]) == []
 
 
 def test_a_folder_without_learned_shapes_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no log\.jsonl"):
-        read_way(tmp_path)
+        read_history(tmp_path)
     (tmp_path / "log.jsonl").write_text('{"epoch": 1, "AP": 0.1}\n')
     with pytest.raises(CheckpointError, match="its recipe has fixed priors"):
-        read_way(tmp_path)
+        read_history(tmp_path)
 
 
 def test_shares_and_recall_are_counted_over_all_levels() -> None:
     sizes = np.array([[10.0, 10.0], [11.0, 10.0], [100.0, 100.0], [1.0, 2000.0]])
-    (found,) = look(sizes, [("two levels", np.array([[[10.0, 10.0]], [[100.0, 100.0]]]))])
+    (found,) = inspect(sizes, [("two levels", np.array([[[10.0, 10.0]], [[100.0, 100.0]]]))])
     assert found.shares.tolist() == [[0.5], [0.5]]
     assert found.recall == 0.75 and found.idle == 0
     assert found.mean_iou == pytest.approx((1 + 10 / 11 + 1 + 100 / (10_000 + 1900)) / 4)
@@ -69,9 +69,12 @@ def test_the_spread_matches_shapes_by_area_whatever_their_order() -> None:
 @pytest.mark.parametrize("runs", [0, 1, 4])
 def test_the_pictures_are_drawn_for_any_number_of_runs_and_levels(levels: int, runs: int) -> None:
     rng = np.random.default_rng(1)
-    ways = [Way(f"$run_{i}$", np.arange(3), np.exp(rng.normal(4, 1, (3, levels, 2, 2)))) for i in range(runs)]
+    histories = [
+        ShapeHistory(f"$run_{i}$", np.arange(3), np.exp(rng.normal(4, 1, (3, levels, 2, 2))))
+        for i in range(runs)
+    ]
     fixed = {"k-means": np.exp(rng.normal(4, 1, (levels, 2, 2)))}
-    drawn = figures.plane(SIZES, fixed, ways, 3), figures.shares(look(SIZES, list(fixed.items())), 3)
+    drawn = figures.plane(SIZES, fixed, histories, 3), figures.shares(inspect(SIZES, list(fixed.items())), 3)
     for figure in drawn:
         assert min(Image.open(io.BytesIO(figure.png)).size) > 200
     assert drawn[0].alt.count(" to ") == runs
@@ -81,4 +84,4 @@ def test_one_ground_truth_or_equal_ones_are_drawn_too() -> None:
     one = np.array([[[32.0, 32.0]]])
     for sizes in (np.array([[7.0, 90.0]]), np.full((50, 2), 32.0)):
         assert figures.plane(sizes, {"k-means": one}, []).png
-        assert figures.shares(look(sizes, [("k-means", one)])).png
+        assert figures.shares(inspect(sizes, [("k-means", one)])).png

@@ -12,7 +12,7 @@ from detsearch_cli.data.source import open_source
 from detsearch_cli.detectors import build
 from detsearch_cli.errors import DataError
 from detsearch_cli.methods.assign import figures
-from detsearch_cli.methods.assign.inspect import look, positives, summarise
+from detsearch_cli.methods.assign.inspect import inspect, positives, summarise
 from detsearch_cli.methods.assign.space import Bins, parse_bins
 from detsearch_cli.slots.assigners.dynamic import Dynamic
 from tests.recipes import small
@@ -29,7 +29,7 @@ def case(request):
     split = open_source(recipe.data.source).load("train")
     detector = build(recipe, len(split.classes))
     searched = Dynamic(counts=((2, 4, 3), (5, 1, 6), (7, 8, 9)))
-    found = look(
+    found = inspect(
         detector,
         {"baseline": detector.assigner, "searched": searched},
         recipe,

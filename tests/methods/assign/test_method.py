@@ -11,8 +11,9 @@ import yaml
 
 from detsearch_cli.detectors import build
 from detsearch_cli.errors import SpaceError
-from detsearch_cli.methods.assign.method import ALPHA, MIN_IOU, AssignMethod
-from detsearch_cli.recipe import build_part, compose, read_fragment
+from detsearch_cli.methods.assign.method import Assign
+from detsearch_cli.methods.assign.options import Options
+from detsearch_cli.recipe import build_part, compose, read_fragment, with_fragment
 from detsearch_cli.slots.assigners.dynamic import Dynamic
 from detsearch_cli.structures import Targets
 from tests.recipes import small
@@ -34,46 +35,47 @@ TABLE_5 = {
 @pytest.mark.parametrize(("detector", "largest"), [("retinanet", 80), ("fcos", 25), ("atss", 32)])
 def test_the_largest_count_is_the_papers_for_each_detector(detector, largest):
     recipe = small(detector=detector)
-    assert {p.high for p in AssignMethod().space(recipe).parameters} == {largest}
-    assert {p.high for p in AssignMethod(max_count=7).space(recipe).parameters} == {7}
+    assert {p.high for p in Assign().space(recipe).parameters} == {largest}
+    assert {p.high for p in Assign(Options(max_count=7)).space(recipe).parameters} == {7}
 
 
 @pytest.mark.parametrize("bins", [None, "3,3,3", "1,1,1", "5", "3", "1"])
 def test_every_candidate_becomes_a_recipe_with_its_counts_and_nothing_else_changed(bins):
-    recipe, method = small(), AssignMethod(bins=bins)
+    recipe, method = small(), Assign(Options(bins=bins))
     candidate = method.space(recipe).sample(np.random.default_rng(3))
-    made = method.apply(recipe, candidate)
+    made = with_fragment(recipe, method.fragment(recipe, candidate))
     assigner = build_part("slots.assigners", made.assign, "assign")
     assert isinstance(assigner, Dynamic)
     assert [c for row in assigner.counts for c in row] == list(candidate.values())
     assert assigner.edge_rows() == method.groups(recipe).edges
-    assert made.with_({"assign": None}) == recipe
+    assert with_fragment(made, {"assign": None}) == recipe
 
 
 def test_a_fragment_survives_yaml_and_gives_the_same_recipe():
-    recipe, method = small(), AssignMethod(bins="3", edges=(1.0, 3.0), alpha=0.7)
+    recipe, method = small(), Assign(Options(bins="3", edges="1,3", alpha=0.7))
     candidate = method.space(recipe).sample(np.random.default_rng(0))
-    text = yaml.safe_dump(method.fragment(recipe, candidate))
-    assert recipe.with_(yaml.safe_load(text)).hash() == method.apply(recipe, candidate).hash()
+    fragment = method.fragment(recipe, candidate)
+    again = with_fragment(recipe, yaml.safe_load(yaml.safe_dump(fragment)))
+    assert again.hash() == with_fragment(recipe, fragment).hash()
 
 
 def test_a_searched_assignment_replaces_an_earlier_one_whole():
     before = small(assign={"name": "dynamic", "counts": [[4]], "alpha": 9.0, "min_iou": 0.3})
-    method = AssignMethod(bins="1")
-    after = method.apply(before, {"all": 6})
-    assert after.assign.options == {"counts": [[6]], "edges": [[]], "alpha": ALPHA, "min_iou": MIN_IOU}
+    method = Assign(Options(bins="1"))
+    after = with_fragment(before, method.fragment(before, {"all": 6}))
+    assert after.assign.options == {"counts": [[6]], "edges": [[]], "alpha": 1.5, "min_iou": 0.1}
 
 
 def test_defaults_are_the_assigners():
-    assert (AssignMethod().alpha, AssignMethod().min_iou) == (Dynamic().alpha, Dynamic().min_iou)
-    assert AssignMethod.sampler == "dycors"
+    assert (Options().alpha, Options().min_iou) == (Dynamic().alpha, Dynamic().min_iou)
+    assert Assign.sampler == "dycors"
 
 
 def test_a_candidate_outside_the_space_is_refused():
     with pytest.raises(SpaceError, match=r"all must lie in 1\.\.25, got 26"):
-        AssignMethod(bins="1").apply(small(), {"all": 26})
+        Assign(Options(bins="1")).fragment(small(), {"all": 26})
     with pytest.raises(SpaceError, match="3 levels P3 to P5"):
-        AssignMethod(bins="3,3,3,3,3").space(small())
+        Assign(Options(bins="3,3,3,3,3")).space(small())
 
 
 def numbers(name: str) -> str:
@@ -104,6 +106,6 @@ def test_published_recipes_train_as_they_are(path):
 @pytest.mark.parametrize("detector", ["faster_rcnn", {"name": "faster_rcnn", "fpn": False}, "ssd", "yolov2"])
 def test_counts_by_level_fit_detectors_with_levels_of_their_own(detector):
     recipe = small(detector=detector)
-    candidate = AssignMethod().space(recipe).sample(np.random.default_rng(0))
-    made = build(AssignMethod().apply(recipe, candidate), 5)
+    candidate = Assign().space(recipe).sample(np.random.default_rng(0))
+    made = build(with_fragment(recipe, Assign().fragment(recipe, candidate)), 5)
     assert isinstance(made.assigner, Dynamic) and len(made.assigner.counts) == len(made.strides)

@@ -106,10 +106,6 @@ def test_bins_are_labelled_by_their_range():
     assert bin_labels(()) == ("any",)
 
 
-def test_space_and_assigner_have_the_same_edges():
-    assert space.PAPER_EDGES == dynamic.PAPER_EDGES
-
-
 def test_describing_a_space_imports_neither_torch_nor_numpy():
     code = (
         "import sys; from detsearch_cli.methods.assign.space import parse_bins, build; "

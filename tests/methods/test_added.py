@@ -1,0 +1,184 @@
+"""A method is one file: with nothing else touched it is in --help, searches, resumes, is compared, shown and reported."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from detsearch_cli import discovery
+from detsearch_cli.methods.base import load_method, method_class, methods
+from detsearch_cli.search.study import open_study
+from tests.cli.small import ENVIRONMENT, SMALL
+from tests.methods.added.program import add
+
+PACKAGE = Path(discovery.__file__).parent
+FAST = [*SMALL, "--set", "optim.name=adamw", "--kernels", "off"]
+
+
+def program(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.methods.added.program", *words]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def done(folder: Path, *words: str) -> str:
+    ended = program(folder, *words)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("rate")
+    search = [
+        "rate",
+        "search",
+        *FAST,
+        "--trials",
+        "2",
+        "--refused-above",
+        "0.004",
+        "--name",
+        "s",
+        "--out",
+        ".",
+    ]
+    told = json.loads(done(root, *search, "--json"))
+    assert told["trials"] == 3 and told["refused"] >= 0
+    return root / "s"
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import detsearch_cli.methods
+
+    before = list(detsearch_cli.methods.__path__)
+    add()
+    yield
+    detsearch_cli.methods.__path__[:] = before
+    discovery.forget()
+
+
+def test_an_added_method_is_in_the_help_with_its_own_options(tmp_path: Path) -> None:
+    assert "Search the learning rate: a method of one file" in done(tmp_path, "--help")
+    shown = done(tmp_path, "rate", "search", "--help")
+    assert "--highest" in shown and "Largest learning rate" in shown and "Find the learning rate" in shown
+    refused = program(tmp_path, "rate", "search", *FAST, "--highest", "7")
+    assert refused.returncode == 2 and "highest" in refused.stderr
+
+
+def test_the_candidate_and_its_fragment_are_kept_and_best_yaml_is_the_best_trials(searched: Path) -> None:
+    study = open_study(searched)
+    assert study.config.identity["method"] == "rate"
+    candidates = [trial for trial in study.trials if not trial.baseline]
+    assert [t.fragment for t in candidates] == [{"optim": {"lr": t.candidate["lr"]}} for t in candidates]  # type: ignore[index]
+    assert all(t.candidate["lr"] <= 0.004 for t in candidates)  # type: ignore[index]
+    best = yaml.safe_load((searched / "best.yaml").read_text())
+    assert study.best is not None and best == dict(study.best.fragment)
+
+
+def test_a_study_goes_on_from_its_folder_alone(searched: Path) -> None:
+    told = json.loads(done(searched.parent, "study", "resume", str(searched), "--trials", "3", "--json"))
+    assert told["trials"] == 4
+    again = program(searched.parent, "rate", "search", *FAST, "--highest", "0.5", "--name", "s", "--out", ".")
+    assert again.returncode == 2
+    assert "highest" in again.stderr and "another --name" in again.stderr
+
+
+def test_its_finding_is_compared_shown_and_reported(searched: Path) -> None:
+    root = searched.parent
+    told = json.loads(done(root, "rate", "train", "--study", "s", "--baseline", "--seeds", "2", "--json"))
+    sides = [run["side"] for run in told["runs"]]
+    if sides != ["baseline", "searched"] * 2:  # nothing better was found: the recipe as given alone
+        assert open_study(searched).best.baseline  # type: ignore[union-attr]
+        return
+    shown = json.loads(done(root, "rate", "show", "--study", "s", "--json"))
+    assert shown["tables"][0]["columns"] == ["", "lr"]
+    done(root, "report", "s")
+    page = (searched / "report.html").read_text(encoding="utf-8")
+    assert "The rate" in page and "within noise" in page or "AP over the baseline" in page or "worse" in page
+
+
+def test_candidates_that_are_no_product_are_kept_as_json_and_their_search_goes_on(tmp_path: Path) -> None:
+    words = ["wording", "search", *FAST, "--name", "w", "--out", "."]
+    done(tmp_path, *words, "--trials", "1")
+    told = json.loads(done(tmp_path, *words, "--trials", "2", "--json"))
+    assert told["trials"] == 3
+    study = open_study(tmp_path / "w")
+    assert all("sum" in (t.candidate or {}) for t in study.trials if not t.baseline)
+    assert study.config.space is None  # only its method can read it
+    refused = program(tmp_path, *words[:-3], "other", "--sampler", "dycors", "--out", ".")
+    assert refused.returncode == 2 and "dycors" in refused.stderr and "random" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_options_are_checked_where_python_gives_them(added: None) -> None:
+    assert {"assign", "anchors", "rate", "wording"} <= set(methods())
+    assert load_method("rate", {"highest": 0.5}).options.highest == 0.5
+    from detsearch_cli.errors import StudyError
+
+    with pytest.raises(StudyError, match="highest must be at least 1e-05 and at most 1, got 7"):
+        load_method("rate", {"highest": 7})
+    with pytest.raises(StudyError, match="'lowest' is none of the options"):
+        load_method("rate", {"lowest": 1})
+
+
+def test_the_methods_of_the_program_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from detsearch_cli.methods.base import methods; methods();"
+        "print([m for m in ('torch', 'numpy', 'pydantic', 'yaml', 'typer') if m in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert shown.stdout == "[]\n"
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Every text in a file that is code: no docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documents = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+            yield node.value
+
+
+def test_no_method_is_named_outside_its_folder() -> None:
+    for name in methods():
+        for path in PACKAGE.rglob("*.py"):
+            if (PACKAGE / "methods" / name) in path.parents or path == PACKAGE / "cli" / f"{name}.py":
+                continue
+            text = path.read_text(encoding="utf-8")
+            assert f"methods.{name}" not in text, f"{path} imports the method {name}"
+            if path.parent == PACKAGE / "cli" and path.name != "demo.py":  # the demo shows one method at work
+                assert name not in strings(path), f"{path} names the method {name}"
+
+
+def test_a_method_knows_its_name_by_its_place() -> None:
+    assert {name: cls.name() for name, cls in methods().items()} == {name: name for name in methods()}
+    assert method_class("assign")().options == method_class("assign").Options()
+
+
+def test_every_default_of_an_option_is_within_its_limits() -> None:
+    import dataclasses
+
+    for cls in methods().values():
+        for options in (cls.Options, cls.ShowOptions):
+            for field in dataclasses.fields(options):
+                about: Any = field.metadata
+                assert about["help"].endswith(".")
+                if field.default is not None and about["min"] is not None:
+                    assert field.default >= about["min"]

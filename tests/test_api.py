@@ -37,7 +37,7 @@ def test_train_returns_the_metrics_and_finds_a_finished_run(
 ) -> None:
     steps = []
     again = api.train(RECIPE, run.folder, steps.append)
-    assert again.metrics == run.metrics and again.AP == run.metrics["coco"]["AP"] and not steps
+    assert again.metrics == run.metrics and run.metrics["coco"]["AP"] == again.AP and not steps
     assert capfd.readouterr().out == ""
 
 

@@ -103,7 +103,9 @@ def test_its_finding_is_compared_shown_and_reported(searched: Path) -> None:
     assert shown["tables"][0]["columns"] == ["", "lr"]
     done(root, "report", "s")
     page = (searched / "report.html").read_text(encoding="utf-8")
-    assert "The rate" in page and "within noise" in page or "AP over the baseline" in page or "worse" in page
+    assert (
+        ("The rate" in page and "within noise" in page) or "AP over the baseline" in page or "worse" in page
+    )
 
 
 def test_candidates_that_are_no_product_are_kept_as_json_and_their_search_goes_on(tmp_path: Path) -> None:

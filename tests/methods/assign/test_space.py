@@ -8,9 +8,7 @@ import sys
 import pytest
 
 from detsearch_cli.errors import SpaceError
-from detsearch_cli.methods.assign import space
 from detsearch_cli.methods.assign.space import bin_labels, build, parse_bins, parse_edges
-from detsearch_cli.slots.assigners import dynamic
 
 LEVELS = (3, 7)
 THREE, FIVE = (0.5, 2.0), (0.25, 0.5, 2.0, 4.0)

@@ -185,11 +185,11 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Where a training stands before a step: step from 0, steps in all, images seen before it."""
+class TrainingStep:
+    """The step that a training is about to take. index: from 0; total: steps of the training; images: seen before."""
 
-    step: int
-    steps: int
+    index: int
+    total: int
     images: int
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.recipe import Recipe, compose, merge, parse_set, read_fragment, validate
+from detsearch_cli.recipe import Recipe, compose, merge, parse_set, read_fragment, validate, with_fragment
 
 
 def test_later_fragments_win_key_by_key() -> None:
@@ -34,8 +34,8 @@ def test_a_default_written_or_left_out_gives_one_hash() -> None:
 
 def test_where_it_runs_does_not_change_the_hash_and_what_it_trains_does() -> None:
     base = validate({})
-    assert base.with_({"runtime": {"device": "cpu", "workers": 3}}).hash() == base.hash()
-    assert base.with_({"seed": 1}).hash() != base.hash()
+    assert with_fragment(base, {"runtime": {"device": "cpu", "workers": 3}}).hash() == base.hash()
+    assert with_fragment(base, {"seed": 1}).hash() != base.hash()
 
 
 def test_a_recipe_survives_yaml_and_with() -> None:

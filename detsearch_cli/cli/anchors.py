@@ -221,8 +221,9 @@ def _sides(recipe: Recipe, start: np.ndarray, num_classes: int, here: bool) -> t
     """
     from detsearch_cli.cli.hunt import refuse_untrainable
     from detsearch_cli.detectors import build
+    from detsearch_cli.recipe import with_fragment
 
-    learning = recipe.with_({"priors": {"name": "learned", "init": start.tolist()}})
+    learning = with_fragment(recipe, {"priors": {"name": "learned", "init": start.tolist()}})
     refuse_untrainable(learning, num_classes, here)
     # within the bounds of those that learn, so that both begin alike
-    return learning, build(learning, num_classes).plain_recipe(learning)
+    return learning, build(learning, num_classes).deployed_recipe(learning)

@@ -77,16 +77,19 @@ def searchable(recipe: Recipe) -> Recipe:
     A set with val and test scores on val; any other has a part of its training images held out.
     """
     from detsearch_cli.data.source import open_source
+    from detsearch_cli.recipe import with_fragment
 
     splits = open_source(recipe.data.source).splits
     if recipe.data.val_fraction is not None or {recipe.data.val, "test"} <= set(splits):
         return recipe
-    return recipe.with_({"data": {"val_fraction": HOLD_OUT}})
+    return with_fragment(recipe, {"data": {"val_fraction": HOLD_OUT}})
 
 
 def final(recipe: Recipe) -> Recipe:
     """The study's recipe for the final training: all training images, scored on what the search never saw."""
-    return recipe.with_({"data": {"subset": None, "val_fraction": None}})
+    from detsearch_cli.recipe import with_fragment
+
+    return with_fragment(recipe, {"data": {"subset": None, "val_fraction": None}})
 
 
 def read_settings(folder: Path) -> Settings:

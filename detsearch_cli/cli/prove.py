@@ -77,8 +77,9 @@ def train_alone(
     """One recipe alone, once a seed; returns folder and metrics of each, and tells them unless as JSON."""
     from detsearch_cli.engine.contest import Entrant
     from detsearch_cli.engine.trial import load_data, train_with_retry
+    from detsearch_cli.recipe import with_fragment
 
-    entrants = [Entrant(side, recipe.with_({"seed": s}), folder / f"{side}-seed{s}") for s in seeds]
+    entrants = [Entrant(side, with_fragment(recipe, {"seed": s}), folder / f"{side}-seed{s}") for s in seeds]
     train_in_workers(entrants, folder, "detsearch_cli.engine.trial:run_trial", train)
     results = []
     for one in entrants:

@@ -8,7 +8,7 @@ from detsearch_cli import parts
 
 if TYPE_CHECKING:
     from detsearch_cli.detectors.base import Detector
-    from detsearch_cli.recipe import Recipe
+    from detsearch_cli.schema import Recipe
 
 
 def build(recipe: Recipe, num_classes: int) -> Detector:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detsearch_cli import recipe as recipes
+from detsearch_cli import schema
 from detsearch_cli.detectors import _darknet, _small
 from detsearch_cli.detectors._weights import load_backbone_weights
 from detsearch_cli.errors import RecipeError
@@ -185,7 +185,7 @@ def _stage_names(body: nn.Module) -> list[str]:
     return names
 
 
-def build_backbone(backbone: recipes.Backbone, levels: tuple[int, int]) -> Backbone:
+def build_backbone(backbone: schema.Backbone, levels: tuple[int, int]) -> Backbone:
     """The backbone a recipe names, its weights loaded and its frozen parts frozen.
 
     levels: first and last of the pyramid. Raises RecipeError for an unknown name, CheckpointError for weights

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detsearch_cli import boxes
-from detsearch_cli import recipe as recipes
+from detsearch_cli import boxes, schema
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._fpn import FPN
 from detsearch_cli.detectors._heads import rows
@@ -93,7 +92,7 @@ class FasterRCNN(Detector):
     default_nms_iou: ClassVar[float] = 0.5
     max_count: ClassVar[int] = 80  # as RetinaNet: HPS-Det names no two-stage detector
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         stage5 = self.options.region_head == "stage5"
         if self.options.region_head == "auto":
@@ -126,7 +125,7 @@ class FasterRCNN(Detector):
         )
 
     @classmethod
-    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+    def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         options = cls.Options.model_validate(recipe.detector.options)
         return recipe.neck.levels if options.fpn else SINGLE_LEVEL
 
@@ -212,7 +211,7 @@ class FasterRCNN(Detector):
             return terms | region_loss(logits, deltas, regions)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: Tensor, test: schema.Test) -> list[Detections]:
         """As every detector; the detections carry their image's proposals."""
         how = self.selection(test)
         features = self.features(images)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detsearch_cli import boxes, recipe
+from detsearch_cli import boxes, schema
 from detsearch_cli.detectors._heads import DenseHead
 from detsearch_cli.detectors._pyramid import PyramidDetector
 from detsearch_cli.errors import RecipeError
@@ -44,7 +44,7 @@ class FCOS(PyramidDetector):
     default_nms_iou: ClassVar[float] = 0.6
     max_count: ClassVar[int] = 25
 
-    def __init__(self, recipe: recipe.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         if self.prior_grid.per_cell != 1:
             raise RecipeError(

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detsearch_cli import boxes
-from detsearch_cli import recipe as recipes
+from detsearch_cli import boxes, schema
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._heads import rows
 from detsearch_cli.detectors._learning import SizeNorm
@@ -58,7 +57,7 @@ class SSD(Detector):
     default_max_detections: ClassVar[int] = 200
     max_count: ClassVar[int] = 80  # as RetinaNet: HPS-Det does not name SSD
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         vgg = recipe.backbone.name.removeprefix("timm/").startswith("vgg")
         self.backbone = build_backbone(recipe.backbone, (FIRST, 4 if vgg else 5))
@@ -80,7 +79,7 @@ class SSD(Detector):
         )
 
     @classmethod
-    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+    def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         return FIRST, LAST[cls.Options.model_validate(recipe.detector.options).size]
 
     def default_priors(self) -> Shapes:

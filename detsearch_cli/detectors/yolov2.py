@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detsearch_cli import recipe as recipes
+from detsearch_cli import schema
 from detsearch_cli.boxes import MAX_LOG_SIZE
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._darknet import conv_bn_leaky
@@ -63,7 +63,7 @@ class YOLOv2(Detector):
     max_count: ClassVar[int] = 25
     options: Options
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         if self.prior_grid.ranges(self.levels) is not None:
             raise RecipeError(
@@ -93,7 +93,7 @@ class YOLOv2(Detector):
         )
 
     @classmethod
-    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+    def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         return LEVEL, LEVEL
 
     def default_priors(self) -> Shapes:
@@ -119,19 +119,19 @@ class YOLOv2(Detector):
             objectness=objectness.float(),
         )
 
-    def compare(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
-        terms = super().compare(dense, assignment, targets)
+    def assigned_loss(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
+        terms = super().assigned_loss(dense, assignment, targets)
         if self._warming():
             terms["warmup"] = losses.coordinate_warmup(dense, assignment, WARMUP_WEIGHT)
         return terms
 
     def _warming(self) -> bool:
         """The original's 12,800 images are .25% of its training; of a short one they would be the whole."""
-        early = self.moment.step < self.options.warmup_fraction * self.moment.steps
-        return early and self.moment.images < self.options.warmup_images
+        early = self.step.index < self.options.warmup_fraction * self.step.total
+        return early and self.step.images < self.options.warmup_images
 
     @torch.no_grad()
-    def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: Tensor, test: schema.Test) -> list[Detections]:
         dense, how = self(images), self.selection(test)
         assert dense.objectness is not None
         scores = dense.logits.softmax(-1) * dense.objectness.sigmoid()[..., None]

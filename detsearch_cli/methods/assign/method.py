@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from detsearch_cli.methods.assign.space import Bins, bin_labels, build, parse_bins
-from detsearch_cli.recipe import Fragment, Recipe, detector_class
+from detsearch_cli.recipe import Fragment, Recipe, detector_class, with_fragment
 from detsearch_cli.report.figures import Figure
 from detsearch_cli.report.page import Table
 from detsearch_cli.search.space import Space
@@ -66,7 +66,7 @@ class AssignMethod:
         below = recipe.model_copy(
             update={"assign": None}
         )  # replace the slot, do not merge with another dynamic
-        return below.with_(self.fragment(recipe, candidate))
+        return with_fragment(below, self.fragment(recipe, candidate))
 
     def found(self, recipe: Recipe, candidate: Mapping[str, Any]) -> tuple[list[Table], list[Figure]]:
         """The counts as a level x aspect-ratio table; rows with fewer bins leave the rest empty."""

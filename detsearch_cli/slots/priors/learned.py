@@ -14,7 +14,7 @@ from detsearch_cli.errors import RecipeError
 from detsearch_cli.slots.priors import _lists
 from detsearch_cli.slots.priors.base import PriorGrid
 from detsearch_cli.slots.priors.shapes import Shapes
-from detsearch_cli.structures import Moment
+from detsearch_cli.structures import TrainingStep
 
 COOLING = 10
 """The temperature falls with this power of what is left of the warm-up. The paper anneals lambda "linearly" and the
@@ -93,15 +93,15 @@ class Learned(PriorGrid):
 
     # ------------------------------------------------------------------ schedules
 
-    def warmth(self, moment: Moment) -> float:
+    def warmth(self, step: TrainingStep) -> float:
         """1 at the first step, linear to 0 at the end of the warm-ups, 0 after it."""
-        length = min(self.warmup_steps, self.warmup_fraction * moment.steps)
-        return max(0.0, 1 - moment.step / length) if length > 0 else 0.0
+        length = min(self.warmup_steps, self.warmup_fraction * step.total)
+        return max(0.0, 1 - step.index / length) if length > 0 else 0.0
 
-    def temperature_at(self, moment: Moment) -> float:
+    def temperature_at(self, step: TrainingStep) -> float:
         """T of Eq. 10; 0 once the assignment is hard, or without the warm-up."""
-        return self.temperature * self.warmth(moment) ** COOLING if self.soft else 0.0
+        return self.temperature * self.warmth(step) ** COOLING if self.soft else 0.0
 
-    def clustering_at(self, moment: Moment) -> float:
+    def clustering_at(self, step: TrainingStep) -> float:
         """lambda of Eq. 11; 0 after the warm-up, or without it."""
-        return self.clustering_weight * self.warmth(moment) if self.clustering else 0.0
+        return self.clustering_weight * self.warmth(step) if self.clustering else 0.0

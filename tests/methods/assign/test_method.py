@@ -12,7 +12,7 @@ import yaml
 from detsearch_cli.detectors import build
 from detsearch_cli.errors import SpaceError
 from detsearch_cli.methods.assign.method import ALPHA, MIN_IOU, AssignMethod
-from detsearch_cli.recipe import build_part, compose, read_fragment
+from detsearch_cli.recipe import build_part, compose, read_fragment, with_fragment
 from detsearch_cli.slots.assigners.dynamic import Dynamic
 from detsearch_cli.structures import Targets
 from tests.recipes import small
@@ -47,14 +47,14 @@ def test_every_candidate_becomes_a_recipe_with_its_counts_and_nothing_else_chang
     assert isinstance(assigner, Dynamic)
     assert [c for row in assigner.counts for c in row] == list(candidate.values())
     assert assigner.edge_rows() == method.groups(recipe).edges
-    assert made.with_({"assign": None}) == recipe
+    assert with_fragment(made, {"assign": None}) == recipe
 
 
 def test_a_fragment_survives_yaml_and_gives_the_same_recipe():
     recipe, method = small(), AssignMethod(bins="3", edges=(1.0, 3.0), alpha=0.7)
     candidate = method.space(recipe).sample(np.random.default_rng(0))
     text = yaml.safe_dump(method.fragment(recipe, candidate))
-    assert recipe.with_(yaml.safe_load(text)).hash() == method.apply(recipe, candidate).hash()
+    assert with_fragment(recipe, yaml.safe_load(text)).hash() == method.apply(recipe, candidate).hash()
 
 
 def test_a_searched_assignment_replaces_an_earlier_one_whole():

@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         last = names[names.index(ends[-2]) + 1 :]
         self.tail = nn.Sequential(*(getattr(self.body, name) for name in last))
         for name in last:
-            delattr(self.body, name)
+            delattr(self.body, name)  # or the stage would run, and be saved, twice
         channels = self.channels[-1]
         self.levels, self.channels = self.levels[:-1], self.channels[:-1]
         return channels
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
         self._always_eval = frozen
-        self.train(self.training)
+        self.train(self.training)  # they are in training mode until `train` is called again
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
@@ -112,7 +112,7 @@ class SmallBackbone(Backbone):
 class TimmBackbone(Backbone):
     """A timm model's features, cut after the coarsest level that is needed.
 
-    Swin's features are layer-normalised each, as its detectors do. Source: Liu et al. 2021, released code.
+    Each of Swin's features is layer-normalised, as in the detectors of its paper. Source: Liu et al. 2021, released code.
     """
 
     def __init__(self, name: str, first: int, last: int) -> None:

@@ -35,8 +35,8 @@ def select(
 ) -> list[Detections]:
     """The detections of every image, best first. sizes (B, 2) height, width px: boxes are clipped to it.
 
-    The class score alone must exceed the threshold; where there is a centerness, ranking and the final score
-    use sqrt(class * centerness), as in FCOS's and ATSS's code.
+    The class score alone must exceed the threshold. With a centerness branch, ranking and the final score use
+    sqrt(class * centerness), as in FCOS's and ATSS's code.
     """
     if probabilities is not DetectionLoss.probabilities:  # where one class depends on the others
         scores = _ranked(probabilities(dense.logits.float()), _centrality(dense), how.score_threshold)
@@ -88,13 +88,14 @@ def _suppressed(
 ) -> list[Detections]:
     """chosen (B, K, 4) xyxy px, best (B, K) scores, label (B, K) -> what is left of every image, best first."""
     chosen = boxes.clip(chosen.float(), sizes.to(chosen.device))
+    # after clipping: a box that lies outside its image is empty only now
     keep = (best >= 0) & (chosen[..., 2:] > chosen[..., :2]).all(-1)
     results = []
     for image in range(best.shape[0]):
         kept = keep[image]
-        found, score, kind = chosen[image, kept], best[image, kept].float(), label[image, kept]
-        order = nms(found, score, kind, most_iou=how.nms_iou, limit=how.max_detections)
-        results.append(Detections(found[order], score[order], kind[order]))
+        own, score, kind = chosen[image, kept], best[image, kept].float(), label[image, kept]
+        order = nms(own, score, kind, most_iou=how.nms_iou, limit=how.max_detections)
+        results.append(Detections(own[order], score[order], kind[order]))
     return results
 
 

@@ -20,7 +20,7 @@ from detsearch_cli.slots.priors.points import Points
 from detsearch_cli.structures import Priors
 
 INITIAL_STRIDES = 4.0
-"""Every distance starts at 4 strides: half the 64 px that are level 3's largest, likewise on every level.
+"""Every distance starts at 4 strides: on every level half of the level's largest distance, which is 64 px on level 3.
 
 The paper's exp(s x) px starts at 1 px everywhere. This is the same function with s x shifted by a constant a
 level, which a short training need not learn first: 36 AP, not 12, on bccd after 10 epochs at 192 px."""

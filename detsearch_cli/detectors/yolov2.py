@@ -110,6 +110,7 @@ class YOLOv2(Detector):
         coarse = features[LEVEL]
         logits, deltas, objectness = self.head(features[LEVEL - 1], coarse)
         priors = self.priors([(coarse.shape[2], coarse.shape[3])], images.device)
+        # float32 under autocast too: exp and box areas overflow half precision
         deltas = deltas.float()
         return Dense(
             maps=(logits.float(),),
@@ -126,7 +127,10 @@ class YOLOv2(Detector):
         return terms
 
     def _warming(self) -> bool:
-        """The original's 12,800 images are .25% of its training; of a short one they would be the whole."""
+        """Whether priors are still drawn to their own shapes.
+
+        12,800 images are .25% of darknet's training, but may be the whole of a short one: hence the fraction.
+        """
         early = self.step.index < self.options.warmup_fraction * self.step.total
         return early and self.step.images < self.options.warmup_images
 
@@ -181,6 +185,7 @@ def decode(priors: Priors, deltas: Tensor) -> Tensor:
 
     priors: the A priors; deltas (B, A, 4) tx ty tw th -> (B, A, 4) xyxy px.
     """
+    # with the gradient to the shape: a learned shape is also moved by losses that compare decoded boxes
     shape = priors.boxes[:, 2:] - priors.boxes[:, :2]
     center = priors.points + (deltas[..., :2].sigmoid() - 0.5) * priors.strides[priors.level][:, None]
     half = deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * shape / 2

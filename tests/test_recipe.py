@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,21 @@ def test_where_it_runs_does_not_change_the_hash_and_what_it_trains_does() -> Non
     assert with_fragment(base, {"seed": 1}).hash() != base.hash()
 
 
-def test_a_recipe_survives_yaml_and_with() -> None:
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("detsearch_cli.schema", "torch"),
+        ("detsearch_cli.recipe", "torch"),
+        ("detsearch_cli.slots.assigners._dynamic_defaults", "torch, pydantic, numpy"),
+    ],
+)
+def test_who_reads_a_recipe_or_shows_a_default_waits_for_no_heavy_import(module: str, heavy: str) -> None:
+    code = f"import sys, {module}; print([m for m in '{heavy}'.split(', ') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_a_recipe_survives_yaml() -> None:
     recipe = validate({"augment": {"image_size": 192}, "assign": {"name": "dynamic", "counts": [[5]]}})
     assert validate(yaml.safe_load(recipe.to_yaml())) == recipe
     assert recipe.augment.image_size == (192, 192)

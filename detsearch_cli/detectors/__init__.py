@@ -18,5 +18,5 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
     """
     from detsearch_cli.detectors.base import Detector
 
-    found: type[Detector] = parts.find("detectors", recipe.detector.name, Detector)  # type: ignore[type-abstract]
-    return found(recipe, num_classes)
+    named: type[Detector] = parts.find("detectors", recipe.detector.name, Detector)  # type: ignore[type-abstract]
+    return named(recipe, num_classes)

@@ -55,7 +55,7 @@ class Backbone(nn.Module):
     def split_tail(self, level: int) -> int:
         """Let the last stage, after `level`, run on its own as `tail`; returns the channels it gives.
 
-        Raises RecipeError for a backbone that cannot be taken apart there.
+        Raises RecipeError for a backbone that cannot be split after that level.
         """
         ends = self.ends()
         if ends is None or self.levels[-2:] != (level, level + 1):
@@ -124,6 +124,7 @@ class TimmBackbone(Backbone):
         options: dict[str, Any] = {"pretrained": False, "features_only": True, **swin}
         try:
             strides = [2**level for level in range(2, last + 1)]
+            # made twice: only a model tells its strides, and `out_indices` is needed to make one
             reductions = feature_info(timm.create_model(name, **options)).reduction()
             wanted = tuple(i for i, reduction in enumerate(reductions) if reduction in strides)
             self.body = timm.create_model(name, out_indices=wanted, **options)

@@ -62,6 +62,7 @@ class LearnedShapes(nn.Module):
         low = torch.tensor(quarter).log()[:, None, None]
         # not saved: they follow from the recipe
         self.register_buffer("low", low, persistent=False)
+        # clamped from below: at a coarse level a quarter of the stride may exceed a small image
         self.register_buffer("high", low.clamp(min=math.log(image)), persistent=False)
         self.log_shapes = nn.Parameter(torch.clamp(initial, self.low, self.high))
 
@@ -88,6 +89,7 @@ class LearnedShapes(nn.Module):
 
     def rounded(self) -> tuple[tuple[tuple[float, float], ...], ...]:
         """Width and height in px, level by level, as they are written down."""
+        # within the bounds, as they are scored; double, so that rounding is that of Python
         sizes = self().detach().exp().double().cpu()
         return tuple(
             tuple((round(w, DIGITS), round(h, DIGITS)) for w, h in level) for level in sizes.tolist()
@@ -138,6 +140,7 @@ class LearnedShapes(nn.Module):
         # several positive shapes of one cell become one pair here, so that the cell counts once
         pair = torch.unique(hard.gt * cells + hard.prior // shapes)
         gt, cell = pair // cells, pair % cells
+        # without gradient here: a weight says how much, the loss says where to
         own = self()[priors.level[cell * shapes]]
         weight = softened(own, log_sizes(targets.boxes[gt])[:, None], temperature, self.options.distance)
         prior = cell[:, None] * shapes + torch.arange(shapes, device=cell.device)
@@ -197,12 +200,14 @@ class _NormedSizes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cells: Tensor, scale: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normed cells, mean and variance (2 S,) of the columns."""
+        # two passes: the mean of squares less the square of the mean loses what is small beside it
         average = cells.mean(0)
         mean = _of_sizes(average, width)
         var = _of_sizes((cells - average).square_().mean(0), width)
         factor = scale * torch.rsqrt(var + EPSILON)
         ctx.save_for_backward(cells, scale, mean, var)
         ctx.width = width
+        # the running statistics read them, and must send no gradient
         ctx.mark_non_differentiable(mean, var)
         shift = _columns(-mean * factor, width, 0.0)
         return torch.addcmul(shift, cells, _columns(factor, width, 1.0)), mean, var
@@ -277,8 +282,10 @@ class SizeNorm(nn.Module):
         """Change the convolution so that it writes what this norm gives in eval mode, and return it."""
         (convolution,) = self._convolution
         factor = self.scale / (self.var + EPSILON).sqrt()
+        # third and fourth channel of every prior: w and h
         weight = convolution.weight.view(len(self.scale) // 2, -1, *convolution.weight.shape[1:])[:, 2:4]
         bias = convolution.bias.view(len(self.scale) // 2, -1)[:, 2:4]  # type: ignore[union-attr]
+        # views of the convolution's own parameters, changed in place
         weight.mul_(factor.view(-1, 2, 1, 1, 1))
         bias.sub_(self.mean.view(-1, 2)).mul_(factor.view(-1, 2))
         return convolution

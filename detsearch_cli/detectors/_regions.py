@@ -86,6 +86,7 @@ def with_ground_truths(proposals: Proposals, targets: Targets) -> Proposals:
     counts = targets.splits.diff()
     most = int(counts.max()) if len(targets.boxes) else 0
     image = targets.image_index()
+    # rows behind the proposals of the image
     column = torch.arange(len(image), device=image.device) - targets.splits[image] + proposals.boxes.shape[1]
     together = F.pad(proposals.boxes, (0, 0, 0, most))
     scores = F.pad(proposals.scores, (0, most), value=-1.0)
@@ -103,6 +104,7 @@ def match(regions: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     matched = torch.full(regions.shape[:2], BACKGROUND, device=regions.device)
     highest = regions.new_zeros(regions.shape[:2])
     num_gt, index = len(targets.boxes), targets.image_index()
+    # in pieces: a crowded batch times 2000 regions may not fit into memory
     for part in chunks(num_gt, regions.shape[1]):
         image = index[part, None].expand(-1, regions.shape[1])
         overlap = boxes.iou(targets.boxes[part][:, None].to(regions), regions[index[part]])
@@ -110,6 +112,7 @@ def match(regions: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         row = torch.arange(num_gt, device=regions.device)[part, None].expand_as(overlap)
         row = torch.where(overlap == highest_of_part.gather(0, image), row, num_gt)
         first = torch.full_like(matched, num_gt).scatter_reduce(0, image, row, "amin")
+        # strictly above: of equal overlaps an earlier piece, so a lower ground truth, wins
         matched = torch.where(highest_of_part > highest, first, matched)
         highest = torch.maximum(highest_of_part, highest)
     return matched, highest

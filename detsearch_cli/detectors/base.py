@@ -52,6 +52,7 @@ class Detector(nn.Module, ABC):
         self.shapes: LearnedShapes | None = None  # resume.safetensors holds this name
         if isinstance(self.prior_grid, Learned):
             self.prior_grid = self.prior_grid.started(self.default_priors(), self.levels)
+            # after `started`: only then is it known how many shapes there are, and where they begin
             self.shapes = LearnedShapes(self.prior_grid, self.levels, recipe.augment.largest_side)
         self.prior_grid.check(self.levels)
         self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
@@ -109,6 +110,7 @@ class Detector(nn.Module, ABC):
         copied.prior_grid = self.shapes.fixed()
         copied.shapes = None
         copied._priors.clear()  # they were tiled from the initial shapes
+        # a list: children are replaced while we walk
         for module in list(copied.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, SizeNorm):

@@ -29,7 +29,7 @@ from detsearch_cli.structures import Dense, Detections, Priors, Targets
 SIDES, RATIOS = (128, 256, 512), (0.5, 1.0, 2.0)
 """Of the anchors without FPN, in px. Source: Ren et al. 2015, section 3.1.1."""
 SINGLE_LEVEL = (4, 4)
-"""Stride 16, the last feature before the stage that looks at regions. Source: as above; He et al. 2016."""
+"""Stride 16, the last feature before the stage that runs on regions. Source: as above; He et al. 2016."""
 CANDIDATES, CANDIDATES_FPN = 6000, 1000
 """Source: Ren et al. 2015's released code; torchvision's faster_rcnn."""
 TRAINING_FACTOR = 2
@@ -102,6 +102,7 @@ class FasterRCNN(Detector):
             raise RecipeError(
                 "detector.region_head: stage5 looks at the backbone's own features; set fpn: false"
             )
+        # no backbone has a level beyond 5; levels above are made in `features`
         first, last = self.levels[0], min(self.levels[1], 5)
         self.backbone = build_backbone(recipe.backbone, (first, 5 if stage5 else last))
         tail_channels = self.backbone.split_tail(last) if stage5 else 0
@@ -158,6 +159,7 @@ class FasterRCNN(Detector):
             return features[-1:]
         features = self.neck(features)
         while len(features) < len(self.strides):
+            # a pool of 1 with stride 2 takes every second cell
             features.append(F.max_pool2d(features[-1], 1, 2))
         return features
 
@@ -179,7 +181,7 @@ class FasterRCNN(Detector):
         return self.first_stage(self.features(images))
 
     def propose(self, dense: Dense, sizes: Tensor, factor: int = 1) -> Proposals:
-        """What the second stage looks at. sizes (B, 2): height, width px that boxes are clipped to."""
+        """Regions for the second stage. sizes (B, 2): height, width px that boxes are clipped to."""
         own = CANDIDATES_FPN if self.options.fpn else CANDIDATES
         return propose(
             dense,
@@ -194,6 +196,7 @@ class FasterRCNN(Detector):
     ) -> tuple[Tensor, Tensor]:
         """logits (R, C + 1) and offsets (R, C, 4) of regions (R, 4) px, image after image, counts (B,) of each."""
         size = (images.shape[2], images.shape[3])
+        # the added levels are for proposals alone
         levels = features[: self.num_region_levels]
         logits, offsets = self.regions(levels, regions, counts, size, self.backbone.tail)
         return logits, offsets
@@ -226,6 +229,7 @@ class FasterRCNN(Detector):
         scores = probability.new_full((*real.shape, self.num_classes), -1.0)
         scores[real] = torch.where(probability > how.score_threshold, probability, -1.0)
         predicted = scores.new_zeros((*scores.shape, 4))
+        # classes first, so that the regions (R, 4) broadcast over offsets (C, R, 4)
         predicted[real] = boxes.decode_deltas(proposals.boxes[real], deltas.transpose(0, 1)).transpose(0, 1)
         detections = select_scored(scores, predicted, (real.shape[1],), sizes, how)
         return [

@@ -75,7 +75,9 @@ class FCOS(PyramidDetector):
         """exp gives multiples of INITIAL_STRIDES strides; with norm_on_bbox a ReLU gives strides."""
         strides = priors.strides[priors.level][:, None]
         if self.options.norm_on_bbox:
+            # ReLU instead of exp, as the released code has it with this option
             distances = F.relu(deltas) * strides
         else:
+            # clamped before exp: an early overshoot would give infinite boxes, and NaN in the loss
             distances = deltas.clamp(max=boxes.MAX_LOG_DISTANCE).exp() * strides * INITIAL_STRIDES
         return boxes.decode_distances(priors.points, distances)

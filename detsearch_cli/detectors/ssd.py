@@ -67,6 +67,7 @@ class SSD(Detector):
         self.vgg: VGGLayers | None = None
         if vgg:
             self.vgg = VGGLayers(*channels)
+            # fc7 replaces conv5_3 as the last feature of the backbone
             channels[-1] = FC_CHANNELS
         self.extra = nn.ModuleList()
         while len(channels) < len(self.strides):
@@ -133,6 +134,7 @@ class LevelHead(nn.Module):
         self.cls = nn.Conv2d(channels, per_cell * (num_classes + 1), 3, padding=1)
         self.reg = nn.Conv2d(channels, per_cell * 4, 3, padding=1)
         _start(self)
+        # the head predicts offsets already multiplied by DELTA_WEIGHTS
         scale = 0.2 * boxes.DELTA_WEIGHTS[2]
         self.size_norm = SizeNorm(self.reg, per_cell, scale) if norm_sizes else None
 
@@ -141,6 +143,7 @@ class LevelHead(nn.Module):
         logits, offsets = rows(self.cls(feature), self.num_classes + 1), rows(self.reg(feature), 4)
         if self.size_norm is not None:
             offsets = self.size_norm(offsets)
+        # every other detector has C logits; a common offset changes no softmax, so background may count as 0
         return logits[..., 1:] - logits[..., :1], offsets
 
 
@@ -152,6 +155,7 @@ class VGGLayers(nn.Module):
     def __init__(self, fine: int, coarse: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((fine,), L2_SCALE))
+        # pool5 with stride 1 and a dilated fc6 see what VGG's own did, at twice the resolution
         self.fc = nn.Sequential(
             nn.MaxPool2d(3, 1, 1),
             nn.Conv2d(coarse, FC_CHANNELS, 3, padding=6, dilation=6),

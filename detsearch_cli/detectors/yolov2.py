@@ -86,6 +86,7 @@ class YOLOv2(Detector):
         self.head = YOLOHead(
             (features[LEVEL - 1], features[LEVEL]),
             channels,
+            # rounded up: a narrow head still gets one channel
             self.options.passthrough or -(-channels // 16),
             self.num_classes,
             self.prior_grid.per_cell,
@@ -139,6 +140,7 @@ class YOLOv2(Detector):
         dense, how = self(images), self.selection(test)
         assert dense.objectness is not None
         scores = dense.logits.softmax(-1) * dense.objectness.sigmoid()[..., None]
+        # darknet compares the product with the threshold, not the class score alone
         scores = torch.where(scores > how.score_threshold, scores, -1.0)
         return select_scored(scores, dense.boxes, dense.priors.counts, sizes, how)
 

@@ -200,6 +200,7 @@ class Dynamic(Assigner):
             + FOCAL_ALPHA * _negative_focal(-own)
         )
         overlap = iou(boxes[row].float(), targets.boxes[gt].float())
+        # at least 0: rounding may go below, and `order_by` reads the bits of floats >= 0
         return (cls - self.alpha * overlap.clamp_(min=MIN_IOU_OF_LOSS).log_()).clamp_(min=0)
 
 

@@ -48,6 +48,7 @@ class MaxIoU(Assigner):
         rescued = gt[:0], prior[:0]
         if self.low_quality:
             highest = overlap.new_zeros(targets.boxes.shape[0]).scatter_reduce(0, gt, overlap, "amax")
+            # all of equal overlap, not one: so does the Matcher
             best = overlap == highest[gt]
             rescued = _rivals(gt[best], prior[best], targets, num_priors)
         enough = overlap >= self.negative_iou
@@ -63,6 +64,7 @@ class MaxIoU(Assigner):
         All of IoU at least negative_iou; for a ground truth without such a pair, all that overlap at all, so
         that its best is among them.
         """
+        # without ranges the search goes by IoU, also for points
         anchors = replace(priors, ranges=None)
         near = find_candidates(anchors, gt_boxes, max(0.0, self.negative_iou - MARGIN))
         lonely = (torch.bincount(near.gt, minlength=gt_boxes.shape[0]) == 0).nonzero()[:, 0]

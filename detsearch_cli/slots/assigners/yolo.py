@@ -59,6 +59,7 @@ class Yolo(Assigner):
         best = self._likeness(gt[:, 2:] - gt[:, :2], shapes.view(-1, 2)).argmax(1)
         level = best // per_cell
         size = torch.tensor(priors.sizes, device=gt.device)[level]
+        # the first prior of each level
         first = torch.tensor([sum(priors.counts[:i]) for i in range(num_levels)], device=gt.device)[level]
         # a centre on the far border, or beyond it, belongs to the last cell
         cell = (boxes.centers(gt) / priors.strides[level][:, None]).floor().long().clamp(min=0)

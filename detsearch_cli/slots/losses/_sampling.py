@@ -23,6 +23,7 @@ def balanced(positive: Tensor, negative: Tensor, count: int, share: float) -> Ba
     positive, negative (B, N) bool. Drawn uniformly from torch's random state, which every step of a training sets
     (engine/state.py). Source: Ren et al. 2015 (Faster R-CNN), section 3.1.3; Girshick 2015 (Fast R-CNN), 2.3.
     """
+    # one draw for both: a candidate is positive or negative, never both
     draws = torch.rand(positive.shape, device=positive.device)
     chosen_positive, is_positive = _draw(draws, positive, int(count * share))
     chosen_negative, is_negative = _draw(draws, negative, count)
@@ -36,5 +37,6 @@ def balanced(positive: Tensor, negative: Tensor, count: int, share: float) -> Ba
 
 def _draw(draws: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Columns of the `count` highest draws that are allowed, and which of them exist. Both (B, <= count)."""
+    # topk of random numbers is a uniform sample without replacement, for all images at once
     highest, columns = torch.where(allowed, draws, -1.0).topk(min(count, draws.shape[1]), dim=1)
     return columns, highest >= 0

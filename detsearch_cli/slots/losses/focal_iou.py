@@ -69,5 +69,6 @@ def iou_loss(predicted: Tensor, gt: Tensor, kind: Literal["iou", "linear_iou", "
         return 1 - aligned_iou(predicted, gt, "giou", eps=1e-7)
     if kind == "linear_iou":
         return 1 - aligned_iou(predicted, gt, "iou")
+    # by parts: the IoU itself is 0 for all boxes that miss, without a gradient
     overlap = aligned_overlap(predicted, gt)
     return -((overlap.intersection + 1) / (overlap.union + 1)).log()

@@ -68,5 +68,6 @@ def _pairs(assignment: Assignment, sample: BalancedSample) -> tuple[Tensor, Tens
         return image, prior, gt, torch.ones(gt.shape, device=gt.device)
     pairs, positive = assignment.matches(), assignment.positive
     drawn = torch.bincount(image, minlength=positive.shape[0])
+    # of an image without a positive the share is 0 / 1
     share = drawn / positive.sum(1).clamp(min=1)
     return pairs.image, pairs.prior, pairs.gt, pairs.weight * share[pairs.image]

@@ -92,6 +92,7 @@ def coordinate_warmup(dense: Dense, assignment: Assignment, weight: float) -> Te
     Half the squared errors times `weight`, divided by the number of images. Source: darknet's region layer, which
     does so with weight .01 while it has seen fewer than 12,800 images.
     """
+    # also the ignored ones: darknet draws every prior that no object took
     free = dense.deltas[~assignment.positive]
     errors = (free[:, :2].sigmoid() - 0.5).square().sum() + free[:, 2:].square().sum()
     return 0.5 * weight * errors / mean_over_ranks(dense.logits.new_tensor(dense.logits.shape[0]))

@@ -72,6 +72,7 @@ class Learned(PriorGrid):
         if not isinstance(self.init, str | None):
             _lists.check_levels("priors.init", self.init, levels)
         lists = tuple(tuple(shapes) for shapes in grid.level_boxes(levels))
+        # model_copy validates nothing, and need not: the lists come from a grid that is valid
         return self.model_copy(update={"init": lists})
 
     @property
@@ -96,6 +97,7 @@ class Learned(PriorGrid):
 
     def remaining_warmup(self, step: TrainingStep) -> float:
         """1 at the first step, linear to 0 at the end of the warm-ups, 0 after it."""
+        # the paper's length, unless the training is too short for it
         length = min(self.warmup_steps, self.warmup_fraction * step.total)
         return max(0.0, 1 - step.index / length) if length > 0 else 0.0
 

@@ -34,8 +34,8 @@ from detsearch_cli.data.source import open_source
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine.optimise import make_optimizer
-from detsearch_cli.recipe import Recipe, compose
-from detsearch_cli.structures import Moment
+from detsearch_cli.recipe import Recipe, compose, with_fragment
+from detsearch_cli.structures import TrainingStep
 
 LAPTOP: dict[str, Any] = {"neck": {"channels": 64}, "head": {"convs": 2}, "augment": {"image_size": 192}}
 LARGE: dict[str, Any] = {"neck": {"channels": 128}, "head": {"convs": 4}, "augment": {"image_size": 512}}
@@ -47,7 +47,7 @@ DETECTORS = ("retinanet", "atss", "yolov2", "faster_rcnn")
 LIMIT = 0.015
 WARMUP_SHARE = 0.4
 UNTIMED = 2
-EARLY, LATE = Moment(0, 1000, 0), Moment(900, 1000, 10**6)
+EARLY, LATE = TrainingStep(0, 1000, 0), TrainingStep(900, 1000, 10**6)
 
 
 @dataclass
@@ -66,12 +66,12 @@ class Side:
         detector = build(recipe, classes).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         return Side(detector, make_optimizer(recipe.optim, detector, steps=1), device)
 
-    def step(self, batch: Batch, moment: Moment) -> None:
+    def step(self, batch: Batch, step: TrainingStep) -> None:
         """One training step, timed."""
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time
         torch.manual_seed(0)  # both sides draw the same samples
         began = clock()
-        self.detector.at(moment)
+        self.detector.before_step(step)
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
             losses = self.detector.training_loss(batch.images, batch.targets)
         torch.stack(list(losses.values())).sum().backward()
@@ -93,28 +93,28 @@ def batch_of(size: int, images: int, device: torch.device) -> tuple[Batch, int]:
 
 
 def steps_of(
-    recipe: Recipe, batch: Batch, classes: int, moment: Moment, steps: int, *, thin: bool = False
+    recipe: Recipe, batch: Batch, classes: int, step: TrainingStep, steps: int, *, thin: bool = False
 ) -> tuple[Side, Side]:
     """(fixed, learning), after steps in turns. thin: the backbone runs once."""
     device = batch.images.device
     grid = build(recipe, classes)
     fixed = {"priors": {"name": "shapes", "shapes": grid.prior_grid.level_boxes(grid.levels)}}
     learned = {"priors": {"name": "learned", "lr_factor": 1}}
-    sides = tuple(Side.of(recipe.with_(priors), classes, device) for priors in (fixed, learned))
+    sides = tuple(Side.of(with_fragment(recipe, priors), classes, device) for priors in (fixed, learned))
     for side in sides if thin else ():
         features = [feature.detach() for feature in side.detector.backbone(batch.images)]  # type: ignore[operator]
         side.detector.backbone.forward = lambda _, kept=features: kept  # type: ignore[union-attr]
     for number in range(steps + UNTIMED):
         for side in sides if number % 2 else sides[::-1]:
-            side.step(batch, moment)
+            side.step(batch, step)
     for side in sides:
         del side.seconds[:UNTIMED]
     return sides[0], sides[1]
 
 
-def added(recipe: Recipe, batch: Batch, classes: int, moment: Moment, steps: int) -> float:
+def added(recipe: Recipe, batch: Batch, classes: int, step: TrainingStep, steps: int) -> float:
     """Milliseconds that learning adds to a step of a thin network: median over the steps."""
-    fixed, learning = steps_of(recipe, batch, classes, moment, steps, thin=True)
+    fixed, learning = steps_of(recipe, batch, classes, step, steps, thin=True)
     gaps = [b - a for a, b in zip(fixed.seconds, learning.seconds, strict=True)]
     return 1000 * statistics.median(gaps)
 
@@ -125,8 +125,8 @@ def row(
     """One line of the table, and the overhead of a training."""
     about = {"detector": name, "backbone": backbone, "optim": {"name": "sgd", "lr": 1e-7}}
     whole = compose([("size", size), ("detector", about), ("levels", {"neck": {"levels": LEVELS}})])
-    thin = whole.with_(THIN).with_({"detector": THIN_OPTIONS.get(name, {})})
-    early, late = (added(thin, batch, classes, moment, 10 * steps) for moment in (EARLY, LATE))
+    thin = with_fragment(with_fragment(whole, THIN), {"detector": THIN_OPTIONS.get(name, {})})
+    early, late = (added(thin, batch, classes, step, 10 * steps) for step in (EARLY, LATE))
     fixed, learning = steps_of(whole, batch, classes, LATE, steps)
     step = 1000 * statistics.median(fixed.seconds)
     overhead = (WARMUP_SHARE * early + (1 - WARMUP_SHARE) * late) / step

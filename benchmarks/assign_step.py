@@ -27,7 +27,7 @@ from detsearch_cli.data.source import open_source
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine.train import make_optimizer
-from detsearch_cli.recipe import Recipe, compose, read_fragment
+from detsearch_cli.recipe import Recipe, compose, read_fragment, with_fragment
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
 LAPTOP = {"neck": {"channels": 64}, "head": {"convs": 2}, "augment": {"image_size": 192}}
@@ -87,7 +87,7 @@ def compare(
 ) -> tuple[Side, Side]:
     """(the detector's own, dynamic): steps in turns over all batches, then the assignments alone."""
     own = compose([("size", size), ("detector", {"detector": name, "backbone": backbone})])
-    dynamic = own.with_(read_fragment(RECIPES / f"hps_{name}.yaml"))
+    dynamic = with_fragment(own, read_fragment(RECIPES / f"hps_{name}.yaml"))
     sides = Side.of(own, classes), Side.of(dynamic, classes)
     for number, batch in enumerate(batches):
         for side in sides if number % 2 else sides[::-1]:

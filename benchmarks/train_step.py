@@ -30,7 +30,7 @@ from torchvision.ops import box_iou
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine.optimise import make_optimizer
-from detsearch_cli.recipe import Recipe, compose, read_fragment
+from detsearch_cli.recipe import Recipe, compose, read_fragment, with_fragment
 from detsearch_cli.structures import Targets
 
 RECIPE = Path(__file__).resolve().parents[1] / "examples" / "recipes" / "hps_retinanet.yaml"
@@ -112,7 +112,7 @@ def main() -> int:
             ("size", {"neck": {"channels": args.channels}, "head": {"convs": args.convs}}),
         ]
     )
-    ours = Side(recipe.with_(read_fragment(RECIPE)), args.classes)
+    ours = Side(with_fragment(recipe, read_fragment(RECIPE)), args.classes)
     theirs = Torchvision(recipe, args.classes)
     images, targets = batch(args)
     for number in range(args.steps + 1):

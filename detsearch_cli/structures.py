@@ -29,6 +29,7 @@ class Targets:
     def image_index(self) -> Tensor:
         """Image of every ground truth, (ΣG,) int64."""
         counts = self.splits.diff()
+        # output_size: without it a GPU would be waited for, to learn how long the result is
         return torch.repeat_interleave(
             torch.arange(self.num_images, device=counts.device), counts, output_size=self.boxes.shape[0]
         )
@@ -40,6 +41,7 @@ class Targets:
     def from_lists(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
         """One entry an image: boxes (G_i, 4), labels (G_i,)."""
         counts = torch.tensor([0] + [len(b) for b in boxes])
+        # reshape: the boxes of a batch without any may come as (0,)
         return Targets(torch.cat(boxes).reshape(-1, 4), torch.cat(labels), counts.cumsum(0))
 
 
@@ -121,7 +123,7 @@ class Dense:
         return [x.unflatten(-1, (count // (x.shape[1] * x.shape[2]), -1)) for x, count in counts]
 
     def detached(self) -> Dense:
-        """The same without gradient, in float32: what assigners look at."""
+        """The same without gradient, in float32: what assigners get."""
         centerness = None if self.centerness is None else self.centerness.detach().float()
         objectness = None if self.objectness is None else self.objectness.detach().float()
         return replace(
@@ -185,11 +187,11 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Where a training stands before a step: step from 0, steps in all, images seen before it."""
+class TrainingStep:
+    """The step that a training is about to take. index: from 0; total: steps of the training; images: seen before."""
 
-    step: int
-    steps: int
+    index: int
+    total: int
     images: int
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.recipe import Recipe, compose, merge, parse_set, read_fragment, validate
+from detsearch_cli.recipe import Recipe, compose, merge, parse_set, read_fragment, validate, with_fragment
 
 
 def test_later_fragments_win_key_by_key() -> None:
@@ -34,11 +36,25 @@ def test_a_default_written_or_left_out_gives_one_hash() -> None:
 
 def test_where_it_runs_does_not_change_the_hash_and_what_it_trains_does() -> None:
     base = validate({})
-    assert base.with_({"runtime": {"device": "cpu", "workers": 3}}).hash() == base.hash()
-    assert base.with_({"seed": 1}).hash() != base.hash()
+    assert with_fragment(base, {"runtime": {"device": "cpu", "workers": 3}}).hash() == base.hash()
+    assert with_fragment(base, {"seed": 1}).hash() != base.hash()
 
 
-def test_a_recipe_survives_yaml_and_with() -> None:
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("detsearch_cli.schema", "torch"),
+        ("detsearch_cli.recipe", "torch"),
+        ("detsearch_cli.slots.assigners._dynamic_defaults", "torch, pydantic, numpy"),
+    ],
+)
+def test_who_reads_a_recipe_or_shows_a_default_waits_for_no_heavy_import(module: str, heavy: str) -> None:
+    code = f"import sys, {module}; print([m for m in '{heavy}'.split(', ') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_a_recipe_survives_yaml() -> None:
     recipe = validate({"augment": {"image_size": 192}, "assign": {"name": "dynamic", "counts": [[5]]}})
     assert validate(yaml.safe_load(recipe.to_yaml())) == recipe
     assert recipe.augment.image_size == (192, 192)

@@ -23,7 +23,7 @@ from detsearch_cli.data import _pool
 from detsearch_cli.data.transforms import Sample, Transform, resize_image, seed_of
 from detsearch_cli.data.types import Split
 from detsearch_cli.errors import DataError, DetsearchError, RecipeError
-from detsearch_cli.recipe import Augment
+from detsearch_cli.schema import Augment
 from detsearch_cli.structures import Targets
 
 DIVISOR = 32

@@ -10,7 +10,7 @@ import numpy as np
 from detsearch_cli.data.source import load_split
 from detsearch_cli.data.types import Source, Split
 from detsearch_cli.errors import DataError
-from detsearch_cli.recipe import Data
+from detsearch_cli.schema import Data
 
 HELD_OUT = 0.2
 

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from detsearch_cli.recipe import Augment
+from detsearch_cli.schema import Augment
 
 _MASK = 2**64 - 1
 
@@ -150,7 +150,7 @@ class Transform:
         self.crop = augment.crop if train else 0.0
         self.photometric = augment.photometric if train else 0.0
         self.flip = augment.flip if train else 0.0
-        self.places = train and augment.places
+        self.random_canvas = train and augment.random_canvas
         self.colours = train and (augment.hue > 0 or augment.saturation > 1 or augment.exposure > 1)
         self._distort = v2.RandomPhotometricDistort()
         self._crop = v2.Compose([v2.RandomIoUCrop(), v2.SanitizeBoundingBoxes()])
@@ -159,7 +159,7 @@ class Transform:
     @property
     def fixed_size(self) -> Rule | None:
         """The rule by which every image is resized; None when the original is needed each time."""
-        return None if self.scales or self.crop or self.places else self.rule
+        return None if self.scales or self.crop or self.random_canvas else self.rule
 
     def __call__(self, sample: Sample, seed: int, short: int | None = None) -> Sample:
         """An original, or where `fixed_size` is set an already resized, sample -> what the detector sees.
@@ -193,7 +193,7 @@ class Transform:
         if self.scales:
             short = short or self.scales[int(torch.randint(len(self.scales), ()))]
             rule = Rule(short, round(rule.long * short / rule.short))
-        if self.places:
+        if self.random_canvas:
             return self._placed(sample, rule)
         return scaled(sample, resize_image(sample.image, rule))
 

@@ -8,7 +8,7 @@ from detsearch_cli import parts
 
 if TYPE_CHECKING:
     from detsearch_cli.detectors.base import Detector
-    from detsearch_cli.recipe import Recipe
+    from detsearch_cli.schema import Recipe
 
 
 def build(recipe: Recipe, num_classes: int) -> Detector:
@@ -18,5 +18,5 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
     """
     from detsearch_cli.detectors.base import Detector
 
-    found: type[Detector] = parts.find("detectors", recipe.detector.name, Detector)  # type: ignore[type-abstract]
-    return found(recipe, num_classes)
+    named: type[Detector] = parts.find("detectors", recipe.detector.name, Detector)  # type: ignore[type-abstract]
+    return named(recipe, num_classes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detsearch_cli import recipe as recipes
+from detsearch_cli import schema
 from detsearch_cli.detectors import _darknet, _small
 from detsearch_cli.detectors._weights import load_backbone_weights
 from detsearch_cli.errors import RecipeError
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
     def split_tail(self, level: int) -> int:
         """Let the last stage, after `level`, run on its own as `tail`; returns the channels it gives.
 
-        Raises RecipeError for a backbone that cannot be taken apart there.
+        Raises RecipeError for a backbone that cannot be split after that level.
         """
         ends = self.ends()
         if ends is None or self.levels[-2:] != (level, level + 1):
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         last = names[names.index(ends[-2]) + 1 :]
         self.tail = nn.Sequential(*(getattr(self.body, name) for name in last))
         for name in last:
-            delattr(self.body, name)
+            delattr(self.body, name)  # or the stage would run, and be saved, twice
         channels = self.channels[-1]
         self.levels, self.channels = self.levels[:-1], self.channels[:-1]
         return channels
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
         self._always_eval = frozen
-        self.train(self.training)
+        self.train(self.training)  # they are in training mode until `train` is called again
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
@@ -112,7 +112,7 @@ class SmallBackbone(Backbone):
 class TimmBackbone(Backbone):
     """A timm model's features, cut after the coarsest level that is needed.
 
-    Swin's features are layer-normalised each, as its detectors do. Source: Liu et al. 2021, released code.
+    Each of Swin's features is layer-normalised, as in the detectors of its paper. Source: Liu et al. 2021, released code.
     """
 
     def __init__(self, name: str, first: int, last: int) -> None:
@@ -124,6 +124,7 @@ class TimmBackbone(Backbone):
         options: dict[str, Any] = {"pretrained": False, "features_only": True, **swin}
         try:
             strides = [2**level for level in range(2, last + 1)]
+            # made twice: only a model tells its strides, and `out_indices` is needed to make one
             reductions = feature_info(timm.create_model(name, **options)).reduction()
             wanted = tuple(i for i, reduction in enumerate(reductions) if reduction in strides)
             self.body = timm.create_model(name, out_indices=wanted, **options)
@@ -185,7 +186,7 @@ def _stage_names(body: nn.Module) -> list[str]:
     return names
 
 
-def build_backbone(backbone: recipes.Backbone, levels: tuple[int, int]) -> Backbone:
+def build_backbone(backbone: schema.Backbone, levels: tuple[int, int]) -> Backbone:
     """The backbone a recipe names, its weights loaded and its frozen parts frozen.
 
     levels: first and last of the pyramid. Raises RecipeError for an unknown name, CheckpointError for weights

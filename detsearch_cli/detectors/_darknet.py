@@ -43,8 +43,8 @@ def build(last: int) -> SmallNet:
     ends, inputs = {}, 64
     for level, widths in STAGES.items():
         layers: list[nn.Module] = [nn.MaxPool2d(2)]
-        for place, outputs in enumerate(widths):
-            layers.append(conv_bn_leaky(inputs, outputs, 1 if place % 2 else 3))
+        for index, outputs in enumerate(widths):
+            layers.append(conv_bn_leaky(inputs, outputs, 1 if index % 2 else 3))
             inputs = outputs
         blocks[f"stage{level}"] = nn.Sequential(*layers)
         ends[f"stage{level}"] = (level, inputs)
@@ -71,6 +71,7 @@ def load_darknet(net: nn.Module, path: Path) -> None:
     if len(version) < 2:
         raise CheckpointError(f"{path} is no darknet weights file: it ends within its head")
     head = 20 if int(version[0]) * 10 + int(version[1]) >= 2 else 16
+    # int64 images seen from version 0.2 on, int32 before
     body = content[head:]
     numbers = np.frombuffer(body[: len(body) // 4 * 4], "<f4")
     wanted = _in_file_order(net)
@@ -80,6 +81,7 @@ def load_darknet(net: nn.Module, path: Path) -> None:
             f"{path} must begin with {needed} finite numbers for {NAME}, it holds {len(numbers)}; "
             f"give darknet19_448.conv.23 or another file of DarkNet-19"
         )
+    # a copy: numpy reads bytes as read-only memory, which torch must not be given
     values = torch.from_numpy(numbers[:needed].copy())
     with torch.no_grad():
         for tensor, part in zip(wanted, values.split([t.numel() for t in wanted]), strict=True):
@@ -87,12 +89,13 @@ def load_darknet(net: nn.Module, path: Path) -> None:
 
 
 def _in_file_order(net: nn.Module) -> list[Tensor]:
-    found: list[Tensor] = []
+    ordered: list[Tensor] = []
     weights: list[Tensor] = []
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             weights.append(module.weight)
         elif isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
-            found += [module.bias, module.weight, module.running_mean, module.running_var, weights.pop()]
-    return found
+            # the file has the numbers of a batch norm before the weights of its convolution
+            ordered += [module.bias, module.weight, module.running_mean, module.running_var, weights.pop()]
+    return ordered

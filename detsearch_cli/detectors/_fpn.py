@@ -12,7 +12,7 @@ class FPN(nn.Module):
     """Source: Lin et al. 2017 (FPN), section 3; P6 and P7 as in Lin et al. 2017 (focal loss), section 4.
 
     Levels the backbone has get a lateral and an output convolution; those above come from the one below by a
-    3x3 convolution of stride 2, with a ReLU before all but the first. No norm layers, as there.
+    3x3 convolution of stride 2, with a ReLU before all but the first. No norm layers, as in both papers.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class FPN(nn.Module):
         for i in range(len(used) - 2, -1, -1):
             lateral = self.lateral[i](used[i])
             merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
-            pyramid.insert(0, self.output[i](merged))
+            pyramid.insert(
+                0, self.output[i](merged)
+            )  # `merged` itself goes on, without the output convolution
         top = used[-1] if self.extra_from_backbone else pyramid[-1]
         for i, conv in enumerate(self.extra):
             top = conv(F.relu(top) if i else top)

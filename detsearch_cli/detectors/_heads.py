@@ -61,6 +61,7 @@ class DenseHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # after the loop, which sets every bias to 0
         nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[arg-type]
 
     def forward(self, pyramid: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
@@ -82,6 +83,7 @@ class DenseHead(nn.Module):
     def _scaled(self, offsets: list[Tensor]) -> Tensor:
         """Offsets of all levels, normalised and scaled where the head does so. (B, A_level, 4) each -> (B, A, 4)."""
         counts = [o.shape[1] for o in offsets]
+        # one tensor of all levels: the norm takes its statistics over all of them
         joined = torch.cat(offsets, 1)
         if self.size_norm is not None:
             joined = self.size_norm(joined)
@@ -108,4 +110,5 @@ def _groups(channels: int) -> int:
 
 def rows(x: Tensor, width: int) -> Tensor:
     """(B, n * width, H, W) -> (B, H * W * n, width)."""
+    # channels last, so that the priors of a cell lie together, as PriorGrid lays them out
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)

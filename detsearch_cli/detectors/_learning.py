@@ -1,9 +1,9 @@
 """Anchor shapes that learn: the parameters, and the three techniques that help them.
 
-    gradient     through log(g / a) in the encoded target or the decoded box          Eq. 8, 9
-    share        soft assignment: every shape of a cell has its part in a match       Eq. 10
-    cluster      pulls shapes to the boxes they answer for                            Eq. 11, 12
-    SizeNorm     batch norm without shift on the predicted widths and heights         section 3.2.3
+    gradient           through log(g / a) in the encoded target or the decoded box    Eq. 8, 9
+    soften             soft assignment: every shape of a cell gets a part of a match  Eq. 10
+    clustering_loss    pulls shapes to the boxes that they are assigned to            Eq. 11, 12
+    SizeNorm           batch norm without shift on the predicted widths and heights   section 3.2.3
 
 Source: Zhong et al. 2020 (anchor box optimization), section 3.2.
 """
@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detsearch_cli.detectors._learned_part import LearnedGroup
+from detsearch_cli.fragments import Fragment
+from detsearch_cli.schema import Optim, Recipe
 from detsearch_cli.slots.losses.base import mean_over_ranks
 from detsearch_cli.slots.priors.learned import Learned
 from detsearch_cli.slots.priors.shapes import Shapes
-from detsearch_cli.structures import Assignment, Matches, Moment, Priors, Targets
+from detsearch_cli.structures import Assignment, Matches, Priors, Targets, TrainingStep
 
 SMALLEST = 1.01
 """px. Encoding counts smaller sides as 1 px, and a clamped side has no gradient."""
@@ -30,10 +33,19 @@ COLDEST = 1e-4
 """Temperature at which a softmax of distances is an assignment to the nearest; colder ones would overflow."""
 DIGITS = 3
 """Decimals of a pixel that learned shapes are kept with; they are scored with these too."""
+RATE_TIMES_STEPS, LARGEST_RATE = 100.0, 0.1
+"""Where the recipe gives no lr_factor: the shapes' learning rate times the steps, and their largest learning rate, both
+with momentum counted in. The paper's schedule for VOC comes to 162 with one rate for all, over 30,000 steps; with
+the rate of weights, shapes of a few hundred steps would stay where they are, and with more than this the
+network's early errors throw them about."""
+ADAM_EPSILON = 1e4
+"""Of Adam, for shapes, whose rate is as many times larger: a step is then the rate times the mean gradient, as with the
+paper's SGD. Adam's own eps divides by the size of past gradients: a shape would move equally fast however few boxes
+ask for it, and where it began far away, for a thousand steps hardly."""
 
 
 class LearnedShapes(nn.Module):
-    """log_shapes (L, S, 2): log width and log height in px of the S shapes of each of L levels.
+    """A `LearnedPart`. log_shapes (L, S, 2): log width and log height in px of the S shapes of each of L levels.
 
     A level's shapes stay between a quarter of its stride and the largest side of a training image: the bounds are
     applied to whatever reads the shapes, without taking their gradient, and to the parameters before each step.
@@ -50,6 +62,7 @@ class LearnedShapes(nn.Module):
         low = torch.tensor(quarter).log()[:, None, None]
         # not saved: they follow from the recipe
         self.register_buffer("low", low, persistent=False)
+        # clamped from below: at a coarse level a quarter of the stride may exceed a small image
         self.register_buffer("high", low.clamp(min=math.log(image)), persistent=False)
         self.log_shapes = nn.Parameter(torch.clamp(initial, self.low, self.high))
 
@@ -60,10 +73,11 @@ class LearnedShapes(nn.Module):
 
     def forward(self) -> Tensor:
         """Log width and height within the bounds, (L, S, 2)."""
+        # added, not clamped: a clamped shape would have no gradient, and never come back from its bound
         beyond = torch.clamp(self.log_shapes, self.low, self.high) - self.log_shapes
         return self.log_shapes + beyond.detach()
 
-    def place(self, priors: Priors) -> Priors:
+    def anchors_at(self, priors: Priors) -> Priors:
         """These priors with boxes of the present shapes. priors: of a grid with as many shapes a cell."""
         half = self().exp() / 2
         cell = torch.cat((-half, half), -1)
@@ -75,6 +89,7 @@ class LearnedShapes(nn.Module):
 
     def rounded(self) -> tuple[tuple[tuple[float, float], ...], ...]:
         """Width and height in px, level by level, as they are written down."""
+        # within the bounds, as they are scored; double, so that rounding is that of Python
         sizes = self().detach().exp().double().cpu()
         return tuple(
             tuple((round(w, DIGITS), round(h, DIGITS)) for w, h in level) for level in sizes.tolist()
@@ -84,26 +99,48 @@ class LearnedShapes(nn.Module):
         """The priors that these shapes have become."""
         return Shapes(shapes=self.rounded())
 
+    # ------------------------------------------------------------------ as a LearnedPart
+
+    def optimizer_group(self, optim: Optim, steps: int) -> LearnedGroup:
+        """Without weight decay, which would pull the shapes towards 1 px."""
+        factor = self.options.lr_factor or default_lr_factor(optim, steps)
+        if optim.name == "adamw":
+            factor *= ADAM_EPSILON
+        return LearnedGroup((self.log_shapes,), factor, ADAM_EPSILON)
+
+    def log_entry(self) -> dict[str, Any]:
+        """The present shapes, [w, h] in px level by level."""
+        return {"anchors": self.rounded()}
+
+    def fragment(self, deployed: Recipe) -> Fragment:
+        """The fixed shapes of the kept weights: not those of the last step, which may be others."""
+        assert deployed.priors is not None, "Detector.deployed_recipe names the shapes"
+        return Shapes.model_validate(deployed.priors.options).fragment()
+
     # ------------------------------------------------------------------ the warm-ups
 
     @torch.no_grad()
-    def share(self, assignment: Assignment, priors: Priors, targets: Targets, moment: Moment) -> Assignment:
+    def soften(
+        self, assignment: Assignment, priors: Priors, targets: Targets, step: TrainingStep
+    ) -> Assignment:
         """The assignment with soft matches while the warm-up lasts; `matched` stays as it is.
 
-        For each ground truth and each cell that holds one of its positives, the shapes of the cell share it:
-        delta = softmax(-distance / T), Eq. 10. They share one match, however many of them were positive, so
-        that a cell counts as in YOLOv2, where the paper tried it. The distance is between shapes, as if prior
-        and ground truth had one centre (YOLOv2 assigns so, too): how far the cell lies off is not the shapes'
-        affair. "L2" is the plain distance; the paper writes "squared" where it means the square (Eq. 12).
+        Take a ground truth and a cell that holds one of its positives. All shapes of the cell share the match by
+        delta = softmax(-distance / T), Eq. 10. The match counts once, however many of the shapes were positive:
+        a cell counts once in YOLOv2, where the paper tried it. The distance compares width and height alone, as
+        YOLOv2 assigns; the offset to the cell is learned by the head. "log_l2" is the L2 distance itself; the paper
+        writes "squared" where it means the square (Eq. 12).
         """
-        temperature = self.options.temperature_at(moment)
+        temperature = self.options.temperature_at(step)
         shapes = self.log_shapes.shape[1]
         if temperature == 0 or shapes == 1:
             return assignment
         hard = assignment.matches()
         cells = len(priors.points) // shapes
-        place = torch.unique(hard.gt * cells + hard.prior // shapes)
-        gt, cell = place // cells, place % cells
+        # several positive shapes of one cell become one pair here, so that the cell counts once
+        pair = torch.unique(hard.gt * cells + hard.prior // shapes)
+        gt, cell = pair // cells, pair % cells
+        # without gradient here: a weight says how much, the loss says where to
         own = self()[priors.level[cell * shapes]]
         weight = softened(own, log_sizes(targets.boxes[gt])[:, None], temperature, self.options.distance)
         prior = cell[:, None] * shapes + torch.arange(shapes, device=cell.device)
@@ -111,15 +148,16 @@ class LearnedShapes(nn.Module):
         pairs = (image, prior, gt[:, None].expand_as(prior), weight)
         return replace(assignment, soft=Matches(*(t.reshape(-1) for t in pairs)))
 
-    def cluster(
-        self, assignment: Assignment, priors: Priors, targets: Targets, moment: Moment
+    def clustering_loss(
+        self, assignment: Assignment, priors: Priors, targets: Targets, step: TrainingStep
     ) -> dict[str, Tensor]:
-        """The term of online clustering, Eq. 11 and 12; 0 after the warm-up, nothing where it is switched off.
+        """The term of online clustering, Eq. 11 and 12; 0 after the warm-up, no term where it is switched off.
 
-        Its normaliser, the sum of the assignments, is averaged over ranks as those of the other terms are.
+        The term is divided by the sum of the assignments, averaged over ranks like every normaliser.
         """
-        weight = self.options.clustering_at(moment)
+        weight = self.options.clustering_at(step)
         if weight == 0:
+            # a term of 0, not a missing one: every step then logs the same columns
             return {"clustering": self.log_shapes.new_zeros(())} if self.options.clustering else {}
         pairs = assignment.matches()
         shapes = self.log_shapes.shape[1]
@@ -127,6 +165,13 @@ class LearnedShapes(nn.Module):
         distance = (own - log_sizes(targets.boxes[pairs.gt])).square().sum(-1)
         total = mean_over_ranks(pairs.weight.sum())
         return {"clustering": weight / 2 * (pairs.weight * distance).sum() / total}
+
+
+def default_lr_factor(optim: Optim, steps: int) -> float:
+    """lr_factor of shapes in a training of so many steps: they are never slower than the weights."""
+    rate = min(LARGEST_RATE, RATE_TIMES_STEPS / max(1, steps))
+    # momentum m makes every step of SGD 1 / (1 - m) times as long; Adam's steps are averages
+    return max(1.0, rate * (1 - optim.momentum if optim.name == "sgd" else 1) / optim.lr)
 
 
 def log_sizes(boxes: Tensor) -> Tensor:
@@ -139,26 +184,30 @@ def softened(shapes: Tensor, gt: Tensor, temperature: float, distance: str) -> T
     if distance == "log_l2":
         apart = torch.linalg.vector_norm(shapes - gt, dim=-1)
     else:
-        # logs of areas, so that neither a giant nor an empty box can overflow
+        # logs of areas, so that neither a giant nor an empty box can overflow; a sum of logs is that of a product
         shared, own, other = (t.sum(-1) for t in (torch.minimum(shapes, gt), shapes, gt))
         apart = 1 - 1 / ((own - shared).exp() + (other - shared).exp() - 1)
     return torch.softmax(-apart / max(temperature, COLDEST), dim=1)
 
 
 class _NormedSizes(torch.autograd.Function):
-    """Batch norm without shift of the w and h columns of cells (N, S K); the others pass. Its own gradient, because
-    whole rows go through a few passes then: a third of the time of cutting columns out and putting them back.
+    """Batch norm without shift of the w and h columns of cells (N, S K); the other columns pass unchanged.
+
+    The gradient is written out, because whole rows then go through a few passes: that takes a third of the time of
+    cutting columns out and putting them back.
     """
 
     @staticmethod
     def forward(ctx: Any, cells: Tensor, scale: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normed cells, mean and variance (2 S,) of the columns."""
+        # two passes: the mean of squares less the square of the mean loses what is small beside it
         average = cells.mean(0)
         mean = _of_sizes(average, width)
         var = _of_sizes((cells - average).square_().mean(0), width)
         factor = scale * torch.rsqrt(var + EPSILON)
         ctx.save_for_backward(cells, scale, mean, var)
         ctx.width = width
+        # the running statistics read them, and must send no gradient
         ctx.mark_non_differentiable(mean, var)
         shift = _columns(-mean * factor, width, 0.0)
         return torch.addcmul(shift, cells, _columns(factor, width, 1.0)), mean, var
@@ -193,12 +242,12 @@ class SizeNorm(nn.Module):
     """Batch norm without shift on the widths and heights that a convolution predicts.
 
     The statistics of a shape's w and h are those of all cells, images and levels together, because one
-    convolution serves all levels; with several processes each uses its own share's, as every batch norm here.
-    `scale` is the standard deviation that the prediction begins with; the paper names none. 0.2 in logs is a
-    fifth more or less, what a regression of well-fitting shapes has to say; give five times that where offsets
-    count five times (boxes.DELTA_WEIGHTS).
+    convolution serves all levels. With several processes each uses the statistics of its own images, like every
+    batch norm here. `scale` is the standard deviation that the prediction begins with; the paper names none. 0.2 in
+    logs is a fifth more or less, which is what well-fitting shapes leave to predict. Where the offsets are multiplied
+    by five (boxes.DELTA_WEIGHTS), give five times that.
 
-    convolution: whose output it follows; it writes S x K channels, K a prior, w and h third and fourth of them.
+    convolution: writes the S x K channels that are normalised, K a prior, w and h third and fourth of them.
     """
 
     mean: Tensor
@@ -206,7 +255,8 @@ class SizeNorm(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, per_cell: int, scale: float = 0.2) -> None:
         super().__init__()
-        self._convolution = (convolution,)  # in a tuple: it belongs to the head, and keeps its name there
+        # in a tuple, or the convolution would be a submodule twice, with two names in the weights file
+        self._convolution = (convolution,)
         self.scale = nn.Parameter(torch.full((per_cell * 2,), scale))
         self.register_buffer("mean", torch.zeros(per_cell * 2))
         self.register_buffer("var", torch.ones(per_cell * 2))
@@ -219,19 +269,23 @@ class SizeNorm(nn.Module):
             normed, mean, var = _NormedSizes.apply(cells, self.scale, width)
             with torch.no_grad():
                 self.mean.lerp_(mean, MOMENTUM)
+                # the running variance is unbiased, that of the batch is not: so do torch's batch norms
                 self.var.lerp_(var * (len(cells) / (len(cells) - 1)), MOMENTUM)
             return normed.view(rows.shape)
-        factor = self.scale * torch.rsqrt(self.var + EPSILON)  # one cell alone has no deviation
+        # also in training where there is one cell alone, which has no deviation
+        factor = self.scale * torch.rsqrt(self.var + EPSILON)
         shift = _columns(-self.mean * factor, width, 0.0)
         return torch.addcmul(shift, cells, _columns(factor, width, 1.0)).view(rows.shape)
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
-        """Give the convolution the norm's effect in eval mode; it then needs the norm no more."""
+        """Change the convolution so that it writes what this norm gives in eval mode, and return it."""
         (convolution,) = self._convolution
         factor = self.scale / (self.var + EPSILON).sqrt()
+        # third and fourth channel of every prior: w and h
         weight = convolution.weight.view(len(self.scale) // 2, -1, *convolution.weight.shape[1:])[:, 2:4]
         bias = convolution.bias.view(len(self.scale) // 2, -1)[:, 2:4]  # type: ignore[union-attr]
+        # views of the convolution's own parameters, changed in place
         weight.mul_(factor.view(-1, 2, 1, 1, 1))
         bias.sub_(self.mean.view(-1, 2)).mul_(factor.view(-1, 2))
         return convolution

@@ -35,10 +35,11 @@ def select(
 ) -> list[Detections]:
     """The detections of every image, best first. sizes (B, 2) height, width px: boxes are clipped to it.
 
-    The class score alone must exceed the threshold; where there is a centerness, ranking and the final score
-    use sqrt(class * centerness), as in FCOS's and ATSS's code.
+    The class score alone must exceed the threshold. With a centerness branch, ranking and the final score use
+    sqrt(class * centerness), as in FCOS's and ATSS's code.
     """
-    if probabilities is not DetectionLoss.probabilities:  # where one class depends on the others
+    # a sigmoid is monotonous in each logit alone, which lets `_best_of_level` skip most classes; a softmax is not
+    if probabilities is not DetectionLoss.probabilities:
         scores = _ranked(probabilities(dense.logits.float()), _centrality(dense), how.score_threshold)
         return select_scored(scores, dense.boxes, dense.priors.counts, sizes, how)
     levels, first = [], 0
@@ -64,6 +65,7 @@ def select_scored(
     """
     best, prior, label = best_per_level(scores, counts, how.pre_nms_top_k)
     own_box = predicted.ndim == 4
+    # with a box for each class, boxes are flattened as (prior, class)
     row = prior * scores.shape[2] + label if own_box else prior
     chosen = (predicted.flatten(1, 2) if own_box else predicted).gather(1, row[..., None].expand(-1, -1, 4))
     return _suppressed(chosen, best, label, sizes, how)
@@ -77,6 +79,7 @@ def best_per_level(scores: Tensor, counts: tuple[int, ...], top_k: int) -> Ranke
         flat = scores[:, start : start + count].reshape(num_images, -1)
         top, index = flat.topk(min(top_k, flat.shape[1]), dim=1)
         best.append(top)
+        # indices into all (prior, class) pairs, so that one division below tells them apart
         where.append(index + start * num_classes)
         start += count
     index = torch.cat(where, 1)
@@ -88,13 +91,14 @@ def _suppressed(
 ) -> list[Detections]:
     """chosen (B, K, 4) xyxy px, best (B, K) scores, label (B, K) -> what is left of every image, best first."""
     chosen = boxes.clip(chosen.float(), sizes.to(chosen.device))
+    # after clipping: a box that lies outside its image is empty only now
     keep = (best >= 0) & (chosen[..., 2:] > chosen[..., :2]).all(-1)
     results = []
     for image in range(best.shape[0]):
         kept = keep[image]
-        found, score, kind = chosen[image, kept], best[image, kept].float(), label[image, kept]
-        order = nms(found, score, kind, most_iou=how.nms_iou, limit=how.max_detections)
-        results.append(Detections(found[order], score[order], kind[order]))
+        own, score, kind = chosen[image, kept], best[image, kept].float(), label[image, kept]
+        order = nms(own, score, kind, most_iou=how.nms_iou, limit=how.max_detections)
+        results.append(Detections(own[order], score[order], kind[order]))
     return results
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from detsearch_cli import recipe as recipes
+from detsearch_cli import schema
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._fpn import FPN
 from detsearch_cli.detectors._heads import DenseHead
@@ -21,7 +21,7 @@ class PyramidDetector(Detector):
     extra_from_backbone: ClassVar[bool] = False
     """Whether P6 is made from the backbone's last feature (C5) instead of the pyramid's (P5)."""
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         self.backbone = build_backbone(recipe.backbone, self.levels)
         self.neck = FPN(

@@ -32,7 +32,7 @@ BETA = 1 / 9
 class Proposals:
     """Class-agnostic boxes of every image, best first. boxes (B, K, 4) xyxy px, scores (B, K) in [0, 1].
 
-    Where there is none, -1 is the score and the box is empty.
+    Rows behind an image's last proposal have score -1 and an empty box.
     """
 
     boxes: Tensor
@@ -47,25 +47,32 @@ class Proposals:
 @torch.no_grad()
 def propose(dense: Dense, sizes: Tensor, *, before: int, keep: int, nms_iou: float) -> Proposals:
     """The best `before` of a level, clipped to sizes (B, 2) height, width px, suppressed within their level, and
-    of these the best `keep` of an image. An image without any gets itself: the head then has something to look at.
+    of these the best `keep` of an image. An image without any proposal gets one of its own size, so that the
+    second stage has a region in every image.
     """
     # logits, because many sure scores are all 1 in float32
     best, prior, _ = best_per_level(dense.logits.detach().float(), dense.priors.counts, before)
     best = best.sigmoid()
-    found = dense.boxes.detach().float().gather(1, prior[..., None].expand(-1, -1, 4))
-    found = boxes.clip(found, sizes.to(found.device))
-    image, column = (found[..., 2:] - found[..., :2]).ge(MIN_SIDE).all(-1).nonzero(as_tuple=True)
-    found, best, level = found[image, column], best[image, column], dense.priors.level[prior[image, column]]
-    order = batched_nms(found, best, image * dense.priors.num_levels + level, nms_iou)
+    proposed = dense.boxes.detach().float().gather(1, prior[..., None].expand(-1, -1, 4))
+    proposed = boxes.clip(proposed, sizes.to(proposed.device))
+    image, column = (proposed[..., 2:] - proposed[..., :2]).ge(MIN_SIDE).all(-1).nonzero(as_tuple=True)
+    proposed, best, level = (
+        proposed[image, column],
+        best[image, column],
+        dense.priors.level[prior[image, column]],
+    )
+    # one group for each image and level: neither images nor levels suppress each other
+    order = batched_nms(proposed, best, image * dense.priors.num_levels + level, nms_iou)
+    # stable: within an image the order stays that of the scores
     order = order[image[order].argsort(stable=True)]
-    found, best, image = found[order], best[order], image[order]
+    proposed, best, image = proposed[order], best[order], image[order]
     count = torch.bincount(image, minlength=sizes.shape[0])
     rank = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
     (first,) = torch.nonzero(rank < keep, as_tuple=True)
     image, rank = image[first], rank[first]
-    result = Proposals(found.new_zeros(len(sizes), keep, 4), best.new_full((len(sizes), keep), -1.0))
-    result.boxes[image, rank], result.scores[image, rank] = found[first], best[first]
-    whole = F.pad(sizes.flip(1), (2, 0)).to(found)
+    result = Proposals(proposed.new_zeros(len(sizes), keep, 4), best.new_full((len(sizes), keep), -1.0))
+    result.boxes[image, rank], result.scores[image, rank] = proposed[first], best[first]
+    whole = F.pad(sizes.flip(1), (2, 0)).to(proposed)
     result.boxes[:, 0] = torch.where(count[:, None] == 0, whole, result.boxes[:, 0])
     result.scores[:, 0] = torch.where(count == 0, 0.0, result.scores[:, 0])
     return result
@@ -79,32 +86,35 @@ def with_ground_truths(proposals: Proposals, targets: Targets) -> Proposals:
     counts = targets.splits.diff()
     most = int(counts.max()) if len(targets.boxes) else 0
     image = targets.image_index()
+    # rows behind the proposals of the image
     column = torch.arange(len(image), device=image.device) - targets.splits[image] + proposals.boxes.shape[1]
-    found = F.pad(proposals.boxes, (0, 0, 0, most))
+    together = F.pad(proposals.boxes, (0, 0, 0, most))
     scores = F.pad(proposals.scores, (0, most), value=-1.0)
     whole = (targets.boxes[:, 2:] - targets.boxes[:, :2] >= MIN_SIDE).all(1)
-    found[image[whole], column[whole]] = targets.boxes[whole].to(found)
+    together[image[whole], column[whole]] = targets.boxes[whole].to(together)
     scores[image[whole], column[whole]] = 1.0
-    return Proposals(found, scores)
+    return Proposals(together, scores)
 
 
-def match(found: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """The ground truth that each box overlaps most. found (B, K, 4) -> row of targets.boxes, IoU, both (B, K).
+def match(regions: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """The ground truth that each box overlaps most. regions (B, K, 4) -> row of targets.boxes, IoU, both (B, K).
 
     BACKGROUND and 0 where it overlaps none; of equal overlaps the first ground truth.
     """
-    matched = torch.full(found.shape[:2], BACKGROUND, device=found.device)
-    highest = found.new_zeros(found.shape[:2])
+    matched = torch.full(regions.shape[:2], BACKGROUND, device=regions.device)
+    highest = regions.new_zeros(regions.shape[:2])
     num_gt, index = len(targets.boxes), targets.image_index()
-    for part in chunks(num_gt, found.shape[1]):
-        image = index[part, None].expand(-1, found.shape[1])
-        overlap = boxes.iou(targets.boxes[part][:, None].to(found), found[index[part]])
-        here = torch.zeros_like(highest).scatter_reduce(0, image, overlap, "amax")
-        row = torch.arange(num_gt, device=found.device)[part, None].expand_as(overlap)
-        row = torch.where(overlap == here.gather(0, image), row, num_gt)
+    # in pieces: a crowded batch times 2000 regions may not fit into memory
+    for part in chunks(num_gt, regions.shape[1]):
+        image = index[part, None].expand(-1, regions.shape[1])
+        overlap = boxes.iou(targets.boxes[part][:, None].to(regions), regions[index[part]])
+        highest_of_part = torch.zeros_like(highest).scatter_reduce(0, image, overlap, "amax")
+        row = torch.arange(num_gt, device=regions.device)[part, None].expand_as(overlap)
+        row = torch.where(overlap == highest_of_part.gather(0, image), row, num_gt)
         first = torch.full_like(matched, num_gt).scatter_reduce(0, image, row, "amin")
-        matched = torch.where(here > highest, first, matched)
-        highest = torch.maximum(here, highest)
+        # strictly above: of equal overlaps an earlier piece, so a lower ground truth, wins
+        matched = torch.where(highest_of_part > highest, first, matched)
+        highest = torch.maximum(highest_of_part, highest)
     return matched, highest
 
 
@@ -166,16 +176,16 @@ class RegionHead(nn.Module):
     def forward(
         self,
         features: list[Tensor],
-        found: Tensor,
+        regions: Tensor,
         counts: Tensor,
         size: tuple[int, int],
         stage: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """found (R, 4) px, image after image; counts (B,); size: height, width of the batch; stage: see above.
+        """regions (R, 4) px, image after image; counts (B,); size: height, width of the batch; stage: see above.
 
         -> logits (R, C + 1), the last one background; offsets (R, C, 4) as boxes.encode_deltas. float32.
         """
-        each = list(found.split(counts.tolist()))
+        each = list(regions.split(counts.tolist()))
         pooled = self.pool(dict(zip(self.names, features, strict=True)), each, [size] * len(each))
         hidden = self.body(pooled if stage is None else stage(pooled))
         return self.cls(hidden).float(), self.reg(hidden).float().view(-1, self.num_classes, 4)
@@ -187,10 +197,11 @@ def region_loss(logits: Tensor, deltas: Tensor, regions: Regions) -> dict[str, T
     logits (R, C + 1), deltas (R, C, 4). Source: Girshick 2015 (Fast R-CNN), Eq. 1; torchvision's fastrcnn_loss.
     """
     number = mean_over_ranks(torch.tensor(len(regions.labels), device=logits.device))
+    # without a positive these are sums over nothing, not constants: every parameter still gets a gradient
     (row,) = torch.nonzero(regions.labels < deltas.shape[1], as_tuple=True)
     wanted = boxes.encode_deltas(regions.boxes[row], regions.gt[row])
-    found = deltas[row, regions.labels[row]]
+    predicted = deltas[row, regions.labels[row]]
     return {
         "classification": F.cross_entropy(logits, regions.labels, reduction="sum") / number,
-        "regression": F.smooth_l1_loss(found, wanted, beta=BETA, reduction="sum") / number,
+        "regression": F.smooth_l1_loss(predicted, wanted, beta=BETA, reduction="sum") / number,
     }

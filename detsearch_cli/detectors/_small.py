@@ -25,6 +25,7 @@ class SmallNet(nn.Module):
 
     def stages(self) -> list[list[nn.Module]]:
         """Stem and stages, each one block; a block without parameters belongs to the stage before it."""
+        # a max pool has nothing to freeze, so it must not count as a stage
         return [[block] for block in self.children() if any(True for _ in block.parameters())]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -141,6 +142,7 @@ class _Shuffle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.branch_proj is not None:
             return torch.cat((self.branch_proj(x), self.branch_main(x)), 1)
+        # even and odd, not two halves: that shuffles the channels of the unit before without moving them
         return torch.cat((x[:, 0::2], self.branch_main(x[:, 1::2])), 1)
 
 

@@ -33,21 +33,22 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
     body: nn.Module = backbone.body  # type: ignore[assignment]
     # batch norm's step counter is no weight: absent from converted files, and unused with a momentum
     wanted = {k: v for k, v in body.state_dict().items() if not k.endswith("num_batches_tracked")}
-    found = _best_match(read_state_dict(path), set(wanted))
-    for key in wanted.keys() & found.keys():
-        if found[key].shape != wanted[key].shape:
+    state = _best_match(read_state_dict(path), set(wanted))
+    for key in wanted.keys() & state.keys():
+        if state[key].shape != wanted[key].shape:
             raise CheckpointError(
-                f"{path}: {key} has shape {tuple(found[key].shape)} where the backbone has "
+                f"{path}: {key} has shape {tuple(state[key].shape)} where the backbone has "
                 f"{tuple(wanted[key].shape)}; the weights belong to another backbone"
             )
-    missing = sorted(wanted.keys() - found.keys())
+    missing = sorted(wanted.keys() - state.keys())
     if missing:
         raise CheckpointError(
             f"{path} fits {len(wanted) - len(missing)} of the backbone's {len(wanted)} weights, without "
             f"{missing[0]!r}; name the backbone these weights were made for"
         )
-    body.load_state_dict({k: found[k] for k in wanted}, strict=False)
-    return LoadReport(len(wanted), tuple(sorted(found.keys() - body.state_dict().keys())))
+    # not strict: the step counters of batch norms are neither wanted nor given
+    body.load_state_dict({k: state[k] for k in wanted}, strict=False)
+    return LoadReport(len(wanted), tuple(sorted(state.keys() - body.state_dict().keys())))
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -66,6 +67,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f".safetensors file, or one of torch.save(model.state_dict(), FILE)"
         ) from error
     while isinstance(content, dict):
+        # wrappers may lie in wrappers
         inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), dict)), None)
         if inner is None:
             break
@@ -92,13 +94,14 @@ def _best_match(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]
 
 def _prefixes(state: dict[str, Tensor], wanted: set[str]) -> list[str]:
     """Every prefix, such as "module.body.", under which some key of the file ends with a wanted key."""
-    found = {""}
+    prefixes = {""}
     for key in state:
         parts = key.split(".")
         for cut in range(1, min(len(parts), 5)):
             if ".".join(parts[cut:]) in wanted:
-                found.add(".".join(parts[:cut]) + ".")
-    return sorted(found)
+                prefixes.add(".".join(parts[:cut]) + ".")
+    # sorted: of equally good prefixes the same one wins in every process
+    return sorted(prefixes)
 
 
 def _same(key: str) -> str:

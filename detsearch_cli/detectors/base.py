@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from detsearch_cli import recipe as recipes
+from detsearch_cli import schema
+from detsearch_cli.detectors._learned_part import LearnedPart
 from detsearch_cli.detectors._learning import LearnedShapes, SizeNorm
 from detsearch_cli.detectors._postprocess import Selection, select
 from detsearch_cli.errors import RecipeError
@@ -18,7 +20,7 @@ from detsearch_cli.slots.assigners.base import Assigner
 from detsearch_cli.slots.losses.base import DetectionLoss
 from detsearch_cli.slots.priors.base import PriorGrid
 from detsearch_cli.slots.priors.learned import Learned
-from detsearch_cli.structures import Assignment, Dense, Detections, Moment, Priors, Targets
+from detsearch_cli.structures import Assignment, Dense, Detections, Priors, Targets, TrainingStep
 
 T = TypeVar("T", bound=Part)
 N = TypeVar("N", int, float)
@@ -38,18 +40,19 @@ class Detector(nn.Module, ABC):
     max_count: ClassVar[int]
     """Largest number of positives a ground truth that HPS-Det's search considers (section 4.2)."""
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__()
         self.options = self.Options.model_validate(recipe.detector.options)
         self.num_classes = num_classes
         self.image_side = recipe.augment.image_size[0]  # for priors that are parts of the image
         self.levels = self.pyramid_levels(recipe)
         self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
-        self.moment = Moment(step=0, steps=1, images=0)
+        self.step = TrainingStep(index=0, total=1, images=0)
         self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
-        self.shapes: LearnedShapes | None = None
+        self.shapes: LearnedShapes | None = None  # resume.safetensors holds this name
         if isinstance(self.prior_grid, Learned):
             self.prior_grid = self.prior_grid.started(self.default_priors(), self.levels)
+            # after `started`: only then is it known how many shapes there are, and where they begin
             self.shapes = LearnedShapes(self.prior_grid, self.levels, recipe.augment.largest_side)
         self.prior_grid.check(self.levels)
         self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
@@ -58,7 +61,7 @@ class Detector(nn.Module, ABC):
         self._priors: dict[tuple[object, ...], Priors] = {}
 
     @classmethod
-    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+    def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         """First and last level it predicts on; level i has stride 2^i px."""
         return recipe.neck.levels
 
@@ -83,24 +86,31 @@ class Detector(nn.Module, ABC):
     def forward(self, images: Tensor) -> Dense:
         """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32."""
 
-    def at(self, moment: Moment) -> None:
+    def before_step(self, step: TrainingStep) -> None:
         """Called before every training step."""
-        self.moment = moment
+        self.step = step
         if self.shapes is not None:
+            # the optimiser knows no bounds: a shape beyond one would need as many steps to come back
             self.shapes.bound()
 
-    def plain(self) -> Detector:
-        """The detector as it is scored and kept: itself, or without what serves the learning of shapes.
+    def learned_parts(self) -> Sequence[LearnedPart]:
+        """What is learned beside the network's weights; the engine optimises, logs and keeps it."""
+        return () if self.shapes is None else (self.shapes,)
 
-        Then it is a copy with fixed shapes, and norms folded into their convolutions: the detector that a recipe
-        with `Shapes` builds, at its cost. Its outputs are those of eval mode, but for shapes rounded to .001 px.
+    def deployed(self) -> Detector:
+        """The detector that is scored and kept: this one, or a copy without what only serves learning.
+
+        In the copy the shapes are fixed and the norms of sizes are folded into their convolutions. A recipe with
+        `priors: shapes` builds the same detector, so it costs nothing more. The outputs are those of eval mode, but
+        for shapes rounded to .001 px.
         """
         if self.shapes is None:
             return self
         copied = copy.deepcopy(self)
         copied.prior_grid = self.shapes.fixed()
         copied.shapes = None
-        copied._priors.clear()
+        copied._priors.clear()  # they were tiled from the initial shapes
+        # a list: children are replaced while we walk
         for module in list(copied.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, SizeNorm):
@@ -108,9 +118,11 @@ class Detector(nn.Module, ABC):
                     setattr(module, name, None)
         return copied
 
-    def plain_recipe(self, recipe: recipes.Recipe) -> recipes.Recipe:
-        """The recipe of `plain`. recipe: the one this detector was built from."""
-        return recipe if self.shapes is None else recipe.with_(self.shapes.fixed().fragment())
+    def deployed_recipe(self, recipe: schema.Recipe) -> schema.Recipe:
+        """The recipe that builds `deployed()`. recipe: the one this detector was built from."""
+        if self.shapes is None:
+            return recipe
+        return recipe.model_copy(update={"priors": schema.slot_of("shapes", self.shapes.fixed())})
 
     def priors(self, sizes: list[tuple[int, int]], device: torch.device) -> Priors:
         """Priors of feature maps of these heights and widths; the last few sizes are kept.
@@ -120,35 +132,39 @@ class Detector(nn.Module, ABC):
         key = (*sizes, device)
         if key not in self._priors:
             if len(self._priors) >= PRIOR_CACHE:
-                self._priors.pop(next(iter(self._priors)))
+                self._priors.pop(next(iter(self._priors)))  # the oldest: dicts keep the order of insertion
             # priors made under inference_mode could never take part in training
             with torch.inference_mode(False):
                 self._priors[key] = self.prior_grid(sizes, self.levels, device)
         kept = self._priors[key]
-        return kept if self.shapes is None else self.shapes.place(kept)
+        return kept if self.shapes is None else self.shapes.anchors_at(kept)
 
     def assign(self, dense: Dense, targets: Targets) -> Assignment:
-        """Which prior answers for which ground truth at this moment of the training, without gradient."""
+        """Which prior is matched to which ground truth in this training step, without gradient."""
+        # half precision would rank IoUs and losses by rounding
         with torch.no_grad(), torch.autocast(dense.logits.device.type, enabled=False):
             assignment = self.assigner(dense.detached(), targets)
             if self.shapes is None:
                 return assignment
-            return self.shapes.share(assignment, dense.priors, targets, self.moment)
+            return self.shapes.soften(assignment, dense.priors, targets, self.step)
 
     def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named scalar terms to be summed. images (B, 3, H, W); targets in the images' pixels."""
         return self.dense_loss(self(images), targets)
 
     def dense_loss(self, dense: Dense, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar terms of the dense predictions: assigned, then compared. targets: as `dense_targets`."""
+        """Named scalar terms of the dense predictions: they are assigned, then compared with their ground truths.
+
+        targets: as `dense_targets` gives them.
+        """
         assignment = self.assign(dense, targets)
         with torch.autocast(dense.logits.device.type, enabled=False):
-            terms = self.compare(dense, assignment, targets)
+            terms = self.assigned_loss(dense, assignment, targets)
             if self.shapes is None:
                 return terms
-            return terms | self.shapes.cluster(assignment, dense.priors, targets, self.moment)
+            return terms | self.shapes.clustering_loss(assignment, dense.priors, targets, self.step)
 
-    def compare(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
+    def assigned_loss(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         """Named scalar terms of the assigned predictions."""
         return self.loss(dense, assignment, targets)
 
@@ -157,7 +173,7 @@ class Detector(nn.Module, ABC):
         return targets
 
     @torch.no_grad()
-    def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: Tensor, test: schema.Test) -> list[Detections]:
         """Detections of every image, best first, in the images' pixels.
 
         sizes (B, 2): height and width before padding; boxes are clipped to it. Call it in eval mode;
@@ -165,7 +181,7 @@ class Detector(nn.Module, ABC):
         """
         return select(self(images), sizes, self.selection(test), self.loss.probabilities)
 
-    def selection(self, test: recipes.Test) -> Selection:
+    def selection(self, test: schema.Test) -> Selection:
         """How detections are selected: the recipe's values, the detector's own where it leaves them open."""
         return Selection(
             score_threshold=_or(test.score_threshold, self.default_score_threshold),
@@ -179,13 +195,12 @@ def _or(value: N | None, own: N) -> N:
     return own if value is None else value
 
 
-def _slot(recipe: recipes.Recipe, key: str, base: type[T]) -> T | None:
+def _slot(recipe: schema.Recipe, key: str, base: type[T]) -> T | None:
     """The recipe's own part of that slot, None where it leaves the choice to the detector."""
     slot = getattr(recipe, key)
     if slot is None:
         return None
-    package = {"priors": "slots.priors", "assign": "slots.assigners", "loss": "slots.losses"}[key]
-    part = recipes.build_part(package, slot, key)
+    part = schema.build_part(schema.SLOT_PACKAGES[key], slot, key)
     if not isinstance(part, base):
         raise RecipeError(
             f"{key}: {slot.name!r} is no {base.__name__}; see docs/recipe.md for what a slot holds"

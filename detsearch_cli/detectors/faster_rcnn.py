@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detsearch_cli import boxes
-from detsearch_cli import recipe as recipes
+from detsearch_cli import boxes, schema
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._fpn import FPN
 from detsearch_cli.detectors._heads import rows
@@ -30,7 +29,7 @@ from detsearch_cli.structures import Dense, Detections, Priors, Targets
 SIDES, RATIOS = (128, 256, 512), (0.5, 1.0, 2.0)
 """Of the anchors without FPN, in px. Source: Ren et al. 2015, section 3.1.1."""
 SINGLE_LEVEL = (4, 4)
-"""Stride 16, the last feature before the stage that looks at regions. Source: as above; He et al. 2016."""
+"""Stride 16, the last feature before the stage that runs on regions. Source: as above; He et al. 2016."""
 CANDIDATES, CANDIDATES_FPN = 6000, 1000
 """Source: Ren et al. 2015's released code; torchvision's faster_rcnn."""
 TRAINING_FACTOR = 2
@@ -64,9 +63,10 @@ class RPNHead(nn.Module):
 class FasterRCNN(Detector):
     """Source: Ren et al. 2015; with FPN Lin et al. 2017, section 4; numbers from torchvision's faster_rcnn.
 
-    The dense predictions are the first stage's: one class, an object. Priors, assigner and loss of a recipe are
-    its, so anchors learn here as everywhere. Differences from torchvision: proposals are clipped to the padded
-    batch in training; an image without any proposal is looked at whole.
+    The dense predictions are those of the first stage: one class, an object. The recipe's slots priors, assign and
+    loss belong to the first stage, so the RPN's anchors are learned like those of a one-stage detector. Differences
+    from torchvision: proposals are clipped to the padded batch in training; an image without any proposal becomes
+    one region as a whole.
     """
 
     class Options(Part):
@@ -93,7 +93,7 @@ class FasterRCNN(Detector):
     default_nms_iou: ClassVar[float] = 0.5
     max_count: ClassVar[int] = 80  # as RetinaNet: HPS-Det names no two-stage detector
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         stage5 = self.options.region_head == "stage5"
         if self.options.region_head == "auto":
@@ -102,6 +102,7 @@ class FasterRCNN(Detector):
             raise RecipeError(
                 "detector.region_head: stage5 looks at the backbone's own features; set fpn: false"
             )
+        # no backbone has a level beyond 5; levels above are made in `features`
         first, last = self.levels[0], min(self.levels[1], 5)
         self.backbone = build_backbone(recipe.backbone, (first, 5 if stage5 else last))
         tail_channels = self.backbone.split_tail(last) if stage5 else 0
@@ -126,7 +127,7 @@ class FasterRCNN(Detector):
         )
 
     @classmethod
-    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+    def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         options = cls.Options.model_validate(recipe.detector.options)
         return recipe.neck.levels if options.fpn else SINGLE_LEVEL
 
@@ -158,14 +159,16 @@ class FasterRCNN(Detector):
             return features[-1:]
         features = self.neck(features)
         while len(features) < len(self.strides):
+            # a pool of 1 with stride 2 takes every second cell
             features.append(F.max_pool2d(features[-1], 1, 2))
         return features
 
-    def proposing(self, features: list[Tensor]) -> Dense:
-        """The first stage."""
+    def first_stage(self, features: list[Tensor]) -> Dense:
+        """Dense predictions of one class, an object: what proposals are chosen from."""
         logits, offsets = self.head(features)
         priors = self.priors([(f.shape[2], f.shape[3]) for f in features], logits.device)
-        # plain offsets here, as in all RPNs, scaled ones in `Dense`: the same speed of learning, one convention
+        # an RPN predicts plain offsets, `Dense` holds scaled ones: the RPN learns as fast as in the sources, and
+        # losses and decoding need one convention
         deltas = offsets.float() * offsets.new_tensor(boxes.DELTA_WEIGHTS, dtype=torch.float32)
         return Dense((logits.float(),), self.decode(priors, deltas), deltas, priors)
 
@@ -175,10 +178,10 @@ class FasterRCNN(Detector):
 
     def forward(self, images: Tensor) -> Dense:
         """The first stage's predictions: logits (B, A, 1)."""
-        return self.proposing(self.features(images))
+        return self.first_stage(self.features(images))
 
     def propose(self, dense: Dense, sizes: Tensor, factor: int = 1) -> Proposals:
-        """What the second stage looks at. sizes (B, 2): height, width px that boxes are clipped to."""
+        """Regions for the second stage. sizes (B, 2): height, width px that boxes are clipped to."""
         own = CANDIDATES_FPN if self.options.fpn else CANDIDATES
         return propose(
             dense,
@@ -188,44 +191,48 @@ class FasterRCNN(Detector):
             nms_iou=self.options.proposal_nms_iou,
         )
 
-    def look(
-        self, features: list[Tensor], found: Tensor, counts: Tensor, images: Tensor
+    def second_stage(
+        self, features: list[Tensor], regions: Tensor, counts: Tensor, images: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The second stage: logits (R, C + 1) and offsets (R, C, 4) of regions (R, 4), counts (B,) of an image."""
+        """logits (R, C + 1) and offsets (R, C, 4) of regions (R, 4) px, image after image, counts (B,) of each."""
         size = (images.shape[2], images.shape[3])
+        # the added levels are for proposals alone
         levels = features[: self.num_region_levels]
-        logits, offsets = self.regions(levels, found, counts, size, self.backbone.tail)
+        logits, offsets = self.regions(levels, regions, counts, size, self.backbone.tail)
         return logits, offsets
 
     def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named scalar terms to be summed: those of the first stage begin with "rpn_"."""
         features = self.features(images)
-        dense = self.proposing(features)
+        dense = self.first_stage(features)
         terms = {f"rpn_{k}": v for k, v in self.dense_loss(dense, self.dense_targets(targets)).items()}
+        # half precision would rank proposals and overlaps by rounding
         with torch.autocast(images.device.type, enabled=False):
             sizes = images.new_tensor([images.shape[2:]]).expand(len(images), 2)
             proposals = self.propose(dense, sizes, TRAINING_FACTOR)
             share = self.options.positive_share
             regions = sample_regions(proposals, targets, self.num_classes, self.options.regions, share)
-        logits, deltas = self.look(features, regions.boxes, regions.counts, images)
+        logits, deltas = self.second_stage(features, regions.boxes, regions.counts, images)
         with torch.autocast(images.device.type, enabled=False):
             return terms | region_loss(logits, deltas, regions)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:
-        """As every detector; the detections carry their image's proposals."""
+    def detect(self, images: Tensor, sizes: Tensor, test: schema.Test) -> list[Detections]:
+        """As every detector does; the detections carry the proposals of their image."""
         how = self.selection(test)
         features = self.features(images)
-        found = self.propose(self.proposing(features), sizes.to(images.device))
-        real = found.real
-        logits, deltas = self.look(features, found.boxes[real], real.sum(1), images)
+        proposals = self.propose(self.first_stage(features), sizes.to(images.device))
+        real = proposals.real
+        logits, deltas = self.second_stage(features, proposals.boxes[real], real.sum(1), images)
         probability = logits.softmax(-1)[:, :-1]
+        # back to rows of equal length, one an image: -1 and empty boxes where an image has fewer proposals
         scores = probability.new_full((*real.shape, self.num_classes), -1.0)
         scores[real] = torch.where(probability > how.score_threshold, probability, -1.0)
         predicted = scores.new_zeros((*scores.shape, 4))
-        predicted[real] = boxes.decode_deltas(found.boxes[real], deltas.transpose(0, 1)).transpose(0, 1)
+        # classes first, so that the regions (R, 4) broadcast over offsets (C, R, 4)
+        predicted[real] = boxes.decode_deltas(proposals.boxes[real], deltas.transpose(0, 1)).transpose(0, 1)
         detections = select_scored(scores, predicted, (real.shape[1],), sizes, how)
         return [
-            Detections(d.boxes, d.scores, d.labels, proposals=own[there])
-            for d, own, there in zip(detections, found.boxes, real, strict=True)
+            Detections(d.boxes, d.scores, d.labels, proposals=own[own_real])
+            for d, own, own_real in zip(detections, proposals.boxes, real, strict=True)
         ]

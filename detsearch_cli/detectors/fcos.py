@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detsearch_cli import boxes, recipe
+from detsearch_cli import boxes, schema
 from detsearch_cli.detectors._heads import DenseHead
 from detsearch_cli.detectors._pyramid import PyramidDetector
 from detsearch_cli.errors import RecipeError
@@ -20,7 +20,7 @@ from detsearch_cli.slots.priors.points import Points
 from detsearch_cli.structures import Priors
 
 INITIAL_STRIDES = 4.0
-"""Every distance starts at 4 strides: half the 64 px that are level 3's largest, likewise on every level.
+"""Every distance starts at 4 strides: on every level half of the level's largest distance, which is 64 px on level 3.
 
 The paper's exp(s x) px starts at 1 px everywhere. This is the same function with s x shifted by a constant a
 level, which a short training need not learn first: 36 AP, not 12, on bccd after 10 epochs at 192 px."""
@@ -44,7 +44,7 @@ class FCOS(PyramidDetector):
     default_nms_iou: ClassVar[float] = 0.6
     max_count: ClassVar[int] = 25
 
-    def __init__(self, recipe: recipe.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         if self.prior_grid.per_cell != 1:
             raise RecipeError(
@@ -75,7 +75,9 @@ class FCOS(PyramidDetector):
         """exp gives multiples of INITIAL_STRIDES strides; with norm_on_bbox a ReLU gives strides."""
         strides = priors.strides[priors.level][:, None]
         if self.options.norm_on_bbox:
+            # ReLU instead of exp, as the released code has it with this option
             distances = F.relu(deltas) * strides
         else:
+            # clamped before exp: an early overshoot would give infinite boxes, and NaN in the loss
             distances = deltas.clamp(max=boxes.MAX_LOG_DISTANCE).exp() * strides * INITIAL_STRIDES
         return boxes.decode_distances(priors.points, distances)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detsearch_cli import boxes
-from detsearch_cli import recipe as recipes
+from detsearch_cli import boxes, schema
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._heads import rows
 from detsearch_cli.detectors._learning import SizeNorm
@@ -58,7 +57,7 @@ class SSD(Detector):
     default_max_detections: ClassVar[int] = 200
     max_count: ClassVar[int] = 80  # as RetinaNet: HPS-Det does not name SSD
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         vgg = recipe.backbone.name.removeprefix("timm/").startswith("vgg")
         self.backbone = build_backbone(recipe.backbone, (FIRST, 4 if vgg else 5))
@@ -68,6 +67,7 @@ class SSD(Detector):
         self.vgg: VGGLayers | None = None
         if vgg:
             self.vgg = VGGLayers(*channels)
+            # fc7 replaces conv5_3 as the last feature of the backbone
             channels[-1] = FC_CHANNELS
         self.extra = nn.ModuleList()
         while len(channels) < len(self.strides):
@@ -80,7 +80,7 @@ class SSD(Detector):
         )
 
     @classmethod
-    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+    def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         return FIRST, LAST[cls.Options.model_validate(recipe.detector.options).size]
 
     def default_priors(self) -> Shapes:
@@ -134,6 +134,7 @@ class LevelHead(nn.Module):
         self.cls = nn.Conv2d(channels, per_cell * (num_classes + 1), 3, padding=1)
         self.reg = nn.Conv2d(channels, per_cell * 4, 3, padding=1)
         _start(self)
+        # the head predicts offsets already multiplied by DELTA_WEIGHTS
         scale = 0.2 * boxes.DELTA_WEIGHTS[2]
         self.size_norm = SizeNorm(self.reg, per_cell, scale) if norm_sizes else None
 
@@ -142,6 +143,7 @@ class LevelHead(nn.Module):
         logits, offsets = rows(self.cls(feature), self.num_classes + 1), rows(self.reg(feature), 4)
         if self.size_norm is not None:
             offsets = self.size_norm(offsets)
+        # every other detector has C logits; a common offset changes no softmax, so background may count as 0
         return logits[..., 1:] - logits[..., :1], offsets
 
 
@@ -153,6 +155,7 @@ class VGGLayers(nn.Module):
     def __init__(self, fine: int, coarse: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((fine,), L2_SCALE))
+        # pool5 with stride 1 and a dilated fc6 see what VGG's own did, at twice the resolution
         self.fc = nn.Sequential(
             nn.MaxPool2d(3, 1, 1),
             nn.Conv2d(coarse, FC_CHANNELS, 3, padding=6, dilation=6),

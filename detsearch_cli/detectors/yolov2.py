@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detsearch_cli import recipe as recipes
+from detsearch_cli import schema
 from detsearch_cli.boxes import MAX_LOG_SIZE
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._darknet import conv_bn_leaky
@@ -63,7 +63,7 @@ class YOLOv2(Detector):
     max_count: ClassVar[int] = 25
     options: Options
 
-    def __init__(self, recipe: recipes.Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
         if self.prior_grid.ranges(self.levels) is not None:
             raise RecipeError(
@@ -86,6 +86,7 @@ class YOLOv2(Detector):
         self.head = YOLOHead(
             (features[LEVEL - 1], features[LEVEL]),
             channels,
+            # rounded up: a narrow head still gets one channel
             self.options.passthrough or -(-channels // 16),
             self.num_classes,
             self.prior_grid.per_cell,
@@ -93,7 +94,7 @@ class YOLOv2(Detector):
         )
 
     @classmethod
-    def pyramid_levels(cls, recipe: recipes.Recipe) -> tuple[int, int]:
+    def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         return LEVEL, LEVEL
 
     def default_priors(self) -> Shapes:
@@ -110,6 +111,7 @@ class YOLOv2(Detector):
         coarse = features[LEVEL]
         logits, deltas, objectness = self.head(features[LEVEL - 1], coarse)
         priors = self.priors([(coarse.shape[2], coarse.shape[3])], images.device)
+        # float32 under autocast too: exp and box areas overflow half precision
         deltas = deltas.float()
         return Dense(
             maps=(logits.float(),),
@@ -119,22 +121,26 @@ class YOLOv2(Detector):
             objectness=objectness.float(),
         )
 
-    def compare(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
-        terms = super().compare(dense, assignment, targets)
+    def assigned_loss(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
+        terms = super().assigned_loss(dense, assignment, targets)
         if self._warming():
             terms["warmup"] = losses.coordinate_warmup(dense, assignment, WARMUP_WEIGHT)
         return terms
 
     def _warming(self) -> bool:
-        """The original's 12,800 images are .25% of its training; of a short one they would be the whole."""
-        early = self.moment.step < self.options.warmup_fraction * self.moment.steps
-        return early and self.moment.images < self.options.warmup_images
+        """Whether priors are still drawn to their own shapes.
+
+        12,800 images are .25% of darknet's training, but may be the whole of a short one: hence the fraction.
+        """
+        early = self.step.index < self.options.warmup_fraction * self.step.total
+        return early and self.step.images < self.options.warmup_images
 
     @torch.no_grad()
-    def detect(self, images: Tensor, sizes: Tensor, test: recipes.Test) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: Tensor, test: schema.Test) -> list[Detections]:
         dense, how = self(images), self.selection(test)
         assert dense.objectness is not None
         scores = dense.logits.softmax(-1) * dense.objectness.sigmoid()[..., None]
+        # darknet compares the product with the threshold, not the class score alone
         scores = torch.where(scores > how.score_threshold, scores, -1.0)
         return select_scored(scores, dense.boxes, dense.priors.counts, sizes, how)
 
@@ -181,6 +187,7 @@ def decode(priors: Priors, deltas: Tensor) -> Tensor:
 
     priors: the A priors; deltas (B, A, 4) tx ty tw th -> (B, A, 4) xyxy px.
     """
+    # with the gradient to the shape: a learned shape is also moved by losses that compare decoded boxes
     shape = priors.boxes[:, 2:] - priors.boxes[:, :2]
     center = priors.points + (deltas[..., :2].sigmoid() - 0.5) * priors.strides[priors.level][:, None]
     half = deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * shape / 2

@@ -7,10 +7,10 @@
     best.safetensors      the same at the epoch of the highest validation AP, when it is evaluated every epoch
     resume.safetensors    weights, optimiser and EMA; removed when the run is finished
     detections.json       COCO results of the evaluated split
-    best.yaml             the fragment of the best weights' learned shapes, where shapes learned
+    best.yaml             what the detector learned beside its weights, as a fragment, where it did
 
-The weights of a detector with shapes that learn are kept as those of the plain one, with fixed shapes in their
-recipe; only resume.safetensors holds what learns.
+Weights are kept as those of the deployed detector (Detector.deployed) with the recipe that builds it; only
+resume.safetensors holds the parts that learn.
 
 Weights are safetensors only: opening a file never runs code.
 """
@@ -18,7 +18,7 @@ Weights are safetensors only: opening a file never runs code.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from detsearch_cli.detectors import build
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors.base import Detector, LearnedPart
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.files import replace_file, write_text
-from detsearch_cli.recipe import Recipe, validate, yaml_problem
-from detsearch_cli.slots.priors.shapes import Shapes
+from detsearch_cli.recipe import Fragment, Recipe, merge, validate, yaml_problem
 
 RECIPE, METRICS, LOG, FRAGMENT = "recipe.yaml", "metrics.json", "log.jsonl", "best.yaml"
 LAST, BEST, RESUME, DETECTIONS = (
@@ -92,12 +91,13 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     return model.eval(), recipe, classes
 
 
-def save_shapes(path: Path, weights: Path) -> None:
-    """Write the fixed shapes of a weights file as a fragment."""
+def save_fragment(path: Path, weights: Path, learned: Sequence[LearnedPart]) -> None:
+    """Write what the parts have become in a weights file as a fragment."""
     recipe = validate(yaml.safe_load(load_tensors(weights)[1]["recipe"]))
-    assert recipe.priors is not None
-    shapes = Shapes.model_validate(recipe.priors.options)
-    write_text(path, yaml.safe_dump(shapes.fragment(), sort_keys=False, default_flow_style=None))
+    fragment: Fragment = {}
+    for part in learned:
+        fragment = merge(fragment, part.fragment(recipe))
+    write_text(path, yaml.safe_dump(fragment, sort_keys=False, default_flow_style=None))
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.score import detect_with, final_split
 from detsearch_cli.engine.train import Watch
 from detsearch_cli.engine.trial import load_data, train_with_retry
-from detsearch_cli.recipe import Recipe, validate
+from detsearch_cli.recipe import Recipe, validate, with_fragment
 
 SIDES, FINAL = ("baseline", "searched"), "detections.final.json"
 
@@ -124,7 +124,7 @@ def entrants(
 ) -> list[Entrant]:
     """Every training of a contest: both sides take turns, seed by seed."""
     return [
-        Entrant(side, recipe.with_({"seed": seed}), folder / f"{side}-seed{seed}")
+        Entrant(side, with_fragment(recipe, {"seed": seed}), folder / f"{side}-seed{seed}")
         for seed in seeds
         for side, recipe in zip(sides, (baseline, searched), strict=True)
     ]

@@ -29,7 +29,8 @@ class Journal:
             raise storage_error(Path(self._file.name), error) from error
         if self._board is not None:
             for name, value in entry.items():
-                if name not in ("step", "epoch", "anchors"):
+                # learned parts log lists, which are no curves
+                if name not in ("step", "epoch") and isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
 
     def evaluated(self, epoch: int) -> bool:

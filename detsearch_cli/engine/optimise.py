@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from detsearch_cli.detectors._learning import LearnedShapes
+from detsearch_cli.detectors.base import Detector
 from detsearch_cli.recipe import Optim, Schedule
 
 
@@ -28,43 +28,24 @@ def learning_rate(optim: Optim, schedule: Schedule, step: int, steps_per_epoch: 
     return optim.lr * factor
 
 
-SHAPES_WAY, SHAPES_FASTEST = 100.0, 0.1
-"""Of shapes that learn, where the recipe gives no lr_factor: their rate times the steps, and their largest rate, both
-with momentum counted in. The paper's schedule for VOC comes to 162 with one rate for all, over 30,000 steps; with
-the rate of weights, shapes of a few hundred steps would stay where they are, and with more than this the
-network's early errors throw them about."""
-SHAPES_EPSILON = 1e4
-"""Of Adam, for shapes, whose rate is as many times larger: a step is then the rate times the mean gradient, as with the
-paper's SGD. Adam's own divide by the size of past gradients: a shape would move equally fast however few boxes ask
-for it, and where it began far away, for a thousand steps hardly."""
-
-
-def shapes_factor(optim: Optim, steps: int) -> float:
-    """lr_factor of shapes in a training of so many steps: they are never slower than the weights."""
-    rate = min(SHAPES_FASTEST, SHAPES_WAY / max(1, steps))
-    return max(1.0, rate * (1 - optim.momentum if optim.name == "sgd" else 1) / optim.lr)
-
-
-def make_optimizer(optim: Optim, model: torch.nn.Module, steps: int) -> torch.optim.Optimizer:
+def make_optimizer(optim: Optim, model: Detector, steps: int) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW. Weights decay; biases, norms and scales (one axis or none) do not,
 
-    as in the code base of the paper (maskrcnn-benchmark, WEIGHT_DECAY_BIAS 0). Nor do shapes that learn, which
-    decay would pull towards 1 px; their group's `lr_factor` multiplies the learning rate of every step.
-    steps: of the whole training.
+    as in the code base of the paper (maskrcnn-benchmark, WEIGHT_DECAY_BIAS 0). Nor do learned parts; the
+    `lr_factor` of their groups multiplies the learning rate of every step. steps: of the whole training.
     """
-    learning = [m for m in model.modules() if isinstance(m, LearnedShapes)]
-    shapes = {m.log_shapes: m.options.lr_factor or shapes_factor(optim, steps) for m in learning}
-    trained = [p for p in model.parameters() if p.requires_grad and p not in shapes]
+    learned = [part.optimizer_group(optim, steps) for part in model.learned_parts()]
+    own = {p for group in learned for p in group.parameters}
+    trained = [p for p in model.parameters() if p.requires_grad and p not in own]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    groups += [{"params": [p], "weight_decay": 0.0, "lr_factor": f} for p, f in shapes.items()]
+    for group in learned:
+        groups.append({"params": list(group.parameters), "weight_decay": 0.0, "lr_factor": group.lr_factor})
+        if optim.name == "adamw":
+            groups[-1]["eps"] = group.adam_epsilon
     if optim.name == "adamw":
-        for group in groups:
-            if "lr_factor" in group:
-                group["eps"] = SHAPES_EPSILON
-                group["lr_factor"] *= SHAPES_EPSILON
         return torch.optim.AdamW(groups, lr=optim.lr)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
 

@@ -47,7 +47,7 @@ from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import DataError, Diverged, ProcessLost
 from detsearch_cli.files import write_json
 from detsearch_cli.recipe import Recipe
-from detsearch_cli.structures import Moment
+from detsearch_cli.structures import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _Run:
         every = self.recipe.schedule.eval_every
         with self._journal() as journal:
             if self.state.step == 0 and not journal.past:
-                self._log_shapes(0, journal)
+                self._log_learned(0, journal)
             # a run saved at the end of an epoch starts with that epoch's evaluation
             for epoch in range(max(1, math.ceil(self.state.step / self.steps_per_epoch)), self.epochs + 1):
                 if self.state.step < epoch * self.steps_per_epoch:
@@ -184,14 +184,14 @@ class _Run:
                     break
             self._agree_to_stop()
             if self.state.step == epoch * self.steps_per_epoch:
-                self._log_shapes(epoch, journal)
+                self._log_learned(epoch, journal)
                 self._save_weights(ckpt.LAST)
             if self.fabric.is_global_zero:
                 self.state.save(self.folder / ckpt.RESUME)
 
     def _step(self, batches: list[Batch]) -> dict[str, float]:
         """One step of the optimiser over the micro-batches; returns the losses."""
-        self.model.at(self._moment())
+        self.model.before_step(self._training_step())
         self.state.seed_step(self.recipe.seed)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate() * group.get("lr_factor", 1.0)
@@ -260,10 +260,10 @@ class _Run:
         while group := list(itertools.islice(batches, accumulate)):
             yield group
 
-    def _moment(self) -> Moment:
+    def _training_step(self) -> TrainingStep:
         epochs, steps = divmod(self.state.step, self.steps_per_epoch)
         images = epochs * len(self.loader.split) + steps * self.recipe.optim.batch_size
-        return Moment(self.state.step, self.epochs * self.steps_per_epoch, images)
+        return TrainingStep(self.state.step, self.epochs * self.steps_per_epoch, images)
 
     def _learning_rate(self) -> float:
         return learning_rate(self.recipe.optim, self.recipe.schedule, self.state.step, self.steps_per_epoch)
@@ -292,7 +292,7 @@ class _Run:
             for buffer in self.final_model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         table = detect_split(
-            self.final_model.plain(), self.val, self.recipe, self.fabric.device, rank=rank, world=world
+            self.final_model.deployed(), self.val, self.recipe, self.fabric.device, rank=rank, world=world
         )
         return DetectionTable.concatenate(_gathered(table, self.fabric))
 
@@ -310,7 +310,7 @@ class _Run:
                 "seed": self.recipe.seed,
                 "recipe_hash": self.recipe.hash(),
                 "train_seconds": round(self.state.seconds, 3),
-                "parameters": sum(p.numel() for p in self.model.plain().parameters()),
+                "parameters": sum(p.numel() for p in self.model.deployed().parameters()),
                 "versions": versions(),
             }
             self._save_fragment()
@@ -322,20 +322,20 @@ class _Run:
 
     def _save_weights(self, name: str) -> None:
         if self.fabric.is_global_zero:
-            model, recipe = self.final_model.plain(), self.final_model.plain_recipe(self.recipe)
+            model, recipe = self.final_model.deployed(), self.final_model.deployed_recipe(self.recipe)
             ckpt.save_weights(self.folder / name, model, recipe, self.classes)
 
     def _save_fragment(self) -> None:
-        """best.yaml: the learned shapes of the best weights that were kept, ready for --recipe."""
-        if self.model.shapes is not None:
+        """best.yaml: what the best weights that were kept have learned, ready for --recipe."""
+        learned = self.model.learned_parts()
+        if learned:
             name = ckpt.BEST if (self.folder / ckpt.BEST).is_file() else ckpt.LAST
-            ckpt.save_shapes(self.folder / ckpt.FRAGMENT, self.folder / name)
+            ckpt.save_fragment(self.folder / ckpt.FRAGMENT, self.folder / name, learned)
 
-    def _log_shapes(self, epoch: int, journal: Journal) -> None:
-        """The shapes that learn, [w, h] in px level by level, as they are after an epoch; 0: before the first."""
-        shapes = self.final_model.shapes
-        if shapes is not None:
-            journal.write(self.state.step, {"epoch": epoch, "anchors": shapes.rounded()})
+    def _log_learned(self, epoch: int, journal: Journal) -> None:
+        """What is learned beside the weights, as it is after an epoch; 0: before the first."""
+        for part in self.final_model.learned_parts():
+            journal.write(self.state.step, {"epoch": epoch, **part.log_entry()})
 
     def _journal(self) -> Any:
         if not self.fabric.is_global_zero:

@@ -17,7 +17,7 @@ from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.machine import processes
 from detsearch_cli.engine.processes import is_out_of_memory
 from detsearch_cli.engine.train import Watch, train
-from detsearch_cli.recipe import Data, Recipe, validate
+from detsearch_cli.recipe import Data, Recipe, validate, with_fragment
 
 
 def run_trial(recipe_yaml: str, workdir: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _halved(recipe: Recipe) -> Recipe | None:
     smaller = recipe.optim.accumulate * 2
     if recipe.optim.batch_size % (smaller * per_node * nodes):
         return None
-    return recipe.with_({"optim": {"accumulate": smaller}})
+    return with_fragment(recipe, {"optim": {"accumulate": smaller}})
 
 
 def _holds(folder: Path, recipe: Recipe) -> bool:

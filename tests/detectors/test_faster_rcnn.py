@@ -205,9 +205,9 @@ def test_detections_equal_torchvisions() -> None:
     with torch.no_grad():
         found = detector.detect(pictures, sizes, Selection(score_threshold=0.2, pre_nms_top_k=10**6))
         features = detector.features(pictures)
-        proposed = detector.propose(detector.proposing(features), sizes)
+        proposed = detector.propose(detector.first_stage(features), sizes)
         each = [b[r] for b, r in zip(proposed.boxes, proposed.real, strict=True)]
-        logits, deltas = detector.look(features, torch.cat(each), proposed.real.sum(1), pictures)
+        logits, deltas = detector.second_stage(features, torch.cat(each), proposed.real.sum(1), pictures)
     unused = dict.fromkeys(("box_roi_pool", "box_head", "box_predictor", "batch_size_per_image"))
     heads = RoIHeads(
         **unused,  # type: ignore[arg-type]
@@ -318,12 +318,12 @@ def test_regions_of_all_images_are_pooled_from_their_own() -> None:
     pictures, counts = images(3), torch.tensor([2, 0, 3])
     found = torch.cat((BOXES[:2], BOXES))
     with torch.no_grad():
-        together, _ = detector.look(detector.features(pictures), found, counts, pictures)
+        together, _ = detector.second_stage(detector.features(pictures), found, counts, pictures)
         bounds = [0, *counts.cumsum(0).tolist()]
         for image, (start, end) in enumerate(pairwise(bounds)):
             alone = pictures[image : image + 1]
             number = torch.tensor([end - start])
-            own, _ = detector.look(detector.features(alone), found[start:end], number, alone)
+            own, _ = detector.second_stage(detector.features(alone), found[start:end], number, alone)
             torch.testing.assert_close(together[start:end], own, atol=1e-5, rtol=1e-4)
 
 

@@ -18,9 +18,10 @@ from detsearch_cli.detectors import build
 from detsearch_cli.detectors._learning import SizeNorm, log_sizes, softened
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.recipe import with_fragment
 from detsearch_cli.slots.losses.focal_smooth_l1 import FocalSmoothL1
 from detsearch_cli.slots.priors.learned import Learned
-from detsearch_cli.structures import Assignment, Dense, Moment, Targets
+from detsearch_cli.structures import Assignment, Dense, Targets, TrainingStep
 from tests.detectors.test_detectors_contract import (
     BOXES,
     NAMES,
@@ -32,7 +33,7 @@ from tests.detectors.test_detectors_contract import (
 )
 
 ANCHORED = [name for name in NAMES if name != "fcos"]
-AFTER = Moment(step=50, steps=100, images=400)
+AFTER = TrainingStep(index=50, total=100, images=400)
 GIANT = torch.tensor([[-3000.0, -3000, 9000, 9000]])
 FLAT = torch.tensor([[9.0, 9, 9, 9], [5, 9, 40, 9]])
 
@@ -56,11 +57,11 @@ def regression(detector: Detector, dense: Dense, assignment: Assignment, batch: 
     return detector.loss(dense, assignment, batch)["regression"]
 
 
-@pytest.mark.parametrize("moment", [Moment(3, 100, 0), AFTER], ids=["soft", "hard"])
+@pytest.mark.parametrize("step", [TrainingStep(3, 100, 0), AFTER], ids=["soft", "hard"])
 @pytest.mark.parametrize("beta", [1e6, 0.11], ids=["L2", "smooth L1"])
-def test_the_gradient_is_equation_9_in_closed_form(beta: float, moment: Moment) -> None:
+def test_the_gradient_is_equation_9_in_closed_form(beta: float, step: TrainingStep) -> None:
     detector = learning("retinanet", bn=False)
-    detector.at(moment)
+    detector.before_step(step)
     detector.loss = FocalSmoothL1(beta=beta)
     batch = targets(BOXES, BOXES[:2] + 7)
     dense = detector(images(2))
@@ -68,7 +69,7 @@ def test_the_gradient_is_equation_9_in_closed_form(beta: float, moment: Moment) 
     found = torch.autograd.grad(regression(detector, dense, assignment, batch), log_shapes(detector))[0]
     expected = torch.zeros_like(found)
     pairs = assignment.matches()
-    assert (pairs.weight < 1).any() == (moment is not AFTER)
+    assert (pairs.weight < 1).any() == (step is not AFTER)
     shapes = found.shape[1]
     for image, prior, gt, delta in zip(*(t.tolist() for t in vars(pairs).values()), strict=True):
         level, k = int(dense.priors.level[prior]), prior % shapes
@@ -82,10 +83,10 @@ def test_the_gradient_is_equation_9_in_closed_form(beta: float, moment: Moment) 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("moment", [Moment(3, 100, 0), AFTER], ids=["soft", "hard"])
-def test_yolov2s_gradient_is_equation_9_times_its_small_box_factor(moment: Moment) -> None:
+@pytest.mark.parametrize("step", [TrainingStep(3, 100, 0), AFTER], ids=["soft", "hard"])
+def test_yolov2s_gradient_is_equation_9_times_its_small_box_factor(step: TrainingStep) -> None:
     detector = learning("yolov2", init="uniform", bn=False)
-    detector.at(moment)
+    detector.before_step(step)
     batch = targets(BOXES, BOXES[:2] + 7)
     dense = detector(images(2))
     assignment = detector.assign(dense, batch)
@@ -119,7 +120,7 @@ def size_loss(name: str, dense: Dense, assignment: Assignment, batch: Targets, s
 @pytest.mark.parametrize("name", ["retinanet", "atss"])
 def test_the_gradient_equals_finite_differences_of_the_size_terms(name: str) -> None:
     detector = learning(name, bn=False)
-    detector.at(AFTER)
+    detector.before_step(AFTER)
     batch = targets(BOXES, BOXES[:2] + 7)
     dense = detector(images(2))
     assignment = detector.assign(dense, batch)
@@ -151,7 +152,7 @@ def shape_iou(a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("distance", ["iou", "log_l2"])
 def test_every_cell_with_a_positive_shares_it_by_equation_10(distance: str) -> None:
     detector = learning("retinanet", init="uniform", distance=distance)
-    detector.at(Moment(step=4, steps=100, images=0))
+    detector.before_step(TrainingStep(index=4, total=100, images=0))
     temperature = 2 * (1 - 4 / 20) ** 10
     batch = targets(BOXES, BOXES[:0], BOXES[1:])
     dense = detector(images(3))
@@ -195,18 +196,18 @@ def test_a_hot_assignment_is_even_and_a_cold_one_is_the_nearest_shape(distance: 
 def test_after_the_warm_up_the_assignment_is_hard() -> None:
     detector = learning("retinanet")
     for step, soft in ((0, True), (19, True), (20, False), (99, False)):
-        detector.at(Moment(step, 100, 0))
+        detector.before_step(TrainingStep(step, 100, 0))
         assert (detector.assign(detector(images(1)), targets(BOXES)).soft is not None) == soft
 
 
 def test_the_clustering_term_is_equations_11_and_12() -> None:
     detector = learning("atss", init="uniform", soft=False)
-    detector.at(Moment(step=4, steps=100, images=0))
+    detector.before_step(TrainingStep(index=4, total=100, images=0))
     batch = targets(BOXES, BOXES[:2])
     dense = detector(images(2))
     assignment = detector.assign(dense, batch)
     assert detector.shapes is not None
-    found = detector.shapes.cluster(assignment, dense.priors, batch, detector.moment)["clustering"]
+    found = detector.shapes.clustering_loss(assignment, dense.priors, batch, detector.step)["clustering"]
     terms = []
     for image, prior in assignment.positive.nonzero().tolist():
         size = dense.priors.boxes[prior, 2:] - dense.priors.boxes[prior, :2]
@@ -220,7 +221,7 @@ def test_the_clustering_term_is_equations_11_and_12() -> None:
 
 def test_schedules_last_1500_steps_of_a_long_training_and_two_fifths_of_a_short_one() -> None:
     grid = Learned()
-    long, short = (lambda step: Moment(step, 30_000, 0)), (lambda step: Moment(step, 200, 0))
+    long, short = (lambda step: TrainingStep(step, 30_000, 0)), (lambda step: TrainingStep(step, 200, 0))
     assert [grid.temperature_at(long(s)) for s in (0, 750, 1500, 20_000)] == [2, 2 * 0.5**10, 0, 0]
     assert [grid.clustering_at(long(s)) for s in (0, 375, 1500)] == [30, 22.5, 0]
     assert [grid.clustering_at(short(s)) for s in (0, 20, 80)] == [30, 22.5, 0]
@@ -289,12 +290,12 @@ BATCHES = {
 
 @pytest.mark.parametrize("name", ANCHORED)
 @pytest.mark.parametrize("case", BATCHES)
-@pytest.mark.parametrize("moment", [Moment(0, 100, 0), AFTER], ids=["warm-up", "after"])
+@pytest.mark.parametrize("step", [TrainingStep(0, 100, 0), AFTER], ids=["warm-up", "after"])
 def test_every_parameter_of_a_learning_detector_gets_a_finite_gradient(
-    name: str, case: str, moment: Moment
+    name: str, case: str, step: TrainingStep
 ) -> None:
     detector = learning(name, init="uniform")
-    detector.at(moment)
+    detector.before_step(step)
     loss = total(detector.training_loss(images(2), targets(*BATCHES[case])))
     loss.backward()
     assert loss.isfinite()
@@ -311,7 +312,7 @@ def test_shapes_follow_the_boxes_while_the_detector_trains(name: str) -> None:
     batch, image = targets(BOXES), images(1)
     before = served(detector, batch)
     for step in range(40):
-        detector.at(Moment(step, 40, step))
+        detector.before_step(TrainingStep(step, 40, step))
         loss = total(detector.training_loss(image, batch))
         optimizer.zero_grad()
         loss.backward()
@@ -338,7 +339,7 @@ def trained(name: str, **options: Any) -> Detector:
     detector = learning(name, **options)
     optimizer = torch.optim.Adam(detector.parameters(), 0.01)
     for step in range(4):
-        detector.at(Moment(step, 100, step))
+        detector.before_step(TrainingStep(step, 100, step))
         optimizer.zero_grad()
         total(detector.training_loss(images(2), targets(BOXES, BOXES[:1]))).backward()
         optimizer.step()
@@ -346,19 +347,21 @@ def trained(name: str, **options: Any) -> Detector:
 
 
 @pytest.mark.parametrize("name", ANCHORED)
-def test_the_plain_detector_is_the_baselines_and_predicts_the_same(name: str) -> None:
+def test_the_deployed_detector_is_the_baselines_and_predicts_the_same(name: str) -> None:
     detector = trained(name, init="uniform").eval()
     before = copy.deepcopy(detector.state_dict())
-    plain = detector.plain()
-    baseline = build(detector.plain_recipe(recipe_of(name, priors={"name": "learned", "init": "uniform"})), 3)
+    deployed = detector.deployed()
+    baseline = build(
+        detector.deployed_recipe(recipe_of(name, priors={"name": "learned", "init": "uniform"})), 3
+    )
     keys = {key: value.shape for key, value in baseline.state_dict().items()}
-    assert {key: value.shape for key, value in plain.state_dict().items()} == keys
+    assert {key: value.shape for key, value in deployed.state_dict().items()} == keys
     fixed = build(recipe_of(name, priors={"name": "shapes", "shapes": "uniform"}), 3)
     assert {key: value.shape for key, value in fixed.state_dict().items()} == keys
-    baseline.load_state_dict(plain.state_dict())
+    baseline.load_state_dict(deployed.state_dict())
     baseline.eval()
     with torch.no_grad():
-        one, two, three = (d(images(2)) for d in (detector, plain, baseline))
+        one, two, three = (d(images(2)) for d in (detector, deployed, baseline))
     assert torch.equal(two.boxes, three.boxes) and torch.equal(two.logits, three.logits)
     torch.testing.assert_close(one.boxes, two.boxes, rtol=1e-3, atol=0.05)
     torch.testing.assert_close(one.logits, two.logits)
@@ -368,7 +371,7 @@ def test_the_plain_detector_is_the_baselines_and_predicts_the_same(name: str) ->
 
 
 @pytest.mark.parametrize("name", ANCHORED)
-def test_the_plain_detectors_graph_is_the_baselines(name: str) -> None:
+def test_the_deployed_detectors_graph_is_the_baselines(name: str) -> None:
     def operations(detector: Detector) -> list[Any]:
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
             dense = detector(x)
@@ -378,15 +381,25 @@ def test_the_plain_detectors_graph_is_the_baselines(name: str) -> None:
             run(images(1))  # priors are made once
             return [node.target for node in make_fx(run)(images(1)).graph.nodes]
 
-    plain = trained(name, init="uniform").eval().plain()
+    deployed = trained(name, init="uniform").eval().deployed()
     fixed = build(recipe_of(name, priors={"name": "shapes", "shapes": "uniform"}), 3).eval()
-    assert operations(plain) == operations(fixed)
+    assert operations(deployed) == operations(fixed)
 
 
-def test_a_detector_of_fixed_priors_is_plain_already() -> None:
+def test_a_detector_of_fixed_priors_is_deployed_as_it_is() -> None:
     recipe = recipe_of("retinanet")
     detector = build(recipe, 3)
-    assert detector.plain() is detector and detector.plain_recipe(recipe) is recipe
+    assert detector.deployed() is detector and detector.deployed_recipe(recipe) is recipe
+
+
+@pytest.mark.parametrize("name", ANCHORED)
+def test_the_deployed_recipe_is_what_validation_makes_of_its_fragment(name: str) -> None:
+    recipe = recipe_of(name, priors={"name": "learned", "init": "uniform"})
+    detector = trained(name, init="uniform")
+    (part,) = detector.learned_parts()
+    deployed = detector.deployed_recipe(recipe)
+    again = with_fragment(recipe, part.fragment(deployed))
+    assert deployed == again and deployed.to_yaml() == again.to_yaml()
 
 
 # ---------------------------------------------------------------------- bounds and what does not fit
@@ -404,7 +417,7 @@ def test_shapes_stay_between_a_quarter_of_the_stride_and_the_image() -> None:
     total(detector.training_loss(images(1), targets(BOXES))).backward()
     gradient = log_shapes(detector).grad
     assert gradient is not None and gradient.abs().sum() > 0, "a shape at its bound can come back"
-    detector.at(AFTER)
+    detector.before_step(AFTER)
     assert log_shapes(detector).min() > math.log(1.9) and log_shapes(detector).max() < math.log(128.1)
 
 

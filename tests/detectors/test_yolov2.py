@@ -15,7 +15,7 @@ from detsearch_cli.detectors.yolov2 import YOLOv2, decode
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.recipe import Test as Selection
 from detsearch_cli.recipe import compose
-from detsearch_cli.structures import Moment, Targets
+from detsearch_cli.structures import Targets, TrainingStep
 
 SHAPES = [[20, 24], [40, 70], [90, 60]]
 TRUTH = Targets.from_lists(
@@ -125,18 +125,20 @@ def test_detections_are_objectness_times_class_after_suppression_by_class(
 
 
 @pytest.mark.parametrize(
-    ("moment", "warming"),
+    ("step", "warming"),
     [
-        (Moment(0, 80_200, 0), True),
-        (Moment(199, 80_200, 12_736), True),
-        (Moment(200, 80_200, 12_800), False),
-        (Moment(9, 100, 144), True),  # a tenth of a short training
-        (Moment(10, 100, 160), False),
+        (TrainingStep(0, 80_200, 0), True),
+        (TrainingStep(199, 80_200, 12_736), True),
+        (TrainingStep(200, 80_200, 12_800), False),
+        (TrainingStep(9, 100, 144), True),  # a tenth of a short training
+        (TrainingStep(10, 100, 160), False),
     ],
 )
-def test_coordinates_warm_up_over_the_first_images_but_at_most_a_tenth(moment: Moment, warming: bool) -> None:
+def test_coordinates_warm_up_over_the_first_images_but_at_most_a_tenth(
+    step: TrainingStep, warming: bool
+) -> None:
     detector = detector_of()
-    detector.at(moment)
+    detector.before_step(step)
     terms = detector.training_loss(images(), TRUTH)
     assert terms.keys() - {"warmup"} == {"classification", "objectness", "regression"}
     assert ("warmup" in terms) == warming
@@ -159,18 +161,18 @@ def test_any_backbone_of_timm_with_features_will_do() -> None:
     assert [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_shapes_that_learn_have_their_gradient_and_leave_a_plain_detector() -> None:
+def test_shapes_that_learn_have_their_gradient_and_deploy_as_fixed_ones() -> None:
     detector = detector_of(priors={"name": "learned", "init": SHAPES})
-    detector.at(Moment(3, 100, 12))
+    detector.before_step(TrainingStep(3, 100, 12))
     terms = detector.training_loss(images(), TRUTH)
     torch.stack(list(terms.values())).sum().backward()
     assert detector.shapes is not None and detector.shapes.log_shapes.grad is not None
     assert (detector.shapes.log_shapes.grad != 0).all(), "soft assignment reaches every shape"
     detector.eval()
-    plain = detector.plain()
-    assert plain.state_dict().keys() == detector_of().state_dict().keys()
+    deployed = detector.deployed()
+    assert deployed.state_dict().keys() == detector_of().state_dict().keys()
     with torch.no_grad():
-        torch.testing.assert_close(plain(images()).boxes, detector(images()).boxes, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(deployed(images()).boxes, detector(images()).boxes, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["dynamic", "max_iou", "atss"])

@@ -10,7 +10,7 @@ from scipy import stats
 
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.contest import FINAL, contest, entrants, train_entry
-from detsearch_cli.recipe import Recipe
+from detsearch_cli.recipe import Recipe, with_fragment
 from tests.recipes import small
 
 FEW: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_a_contest_trains_each_entry_once_and_compares_over_seeds(
 
 
 def test_a_contest_of_one_seed_is_decided_over_images_and_equal_recipes_tie(tmp_path: Path) -> None:
-    short: Recipe = BASELINE.with_({"schedule": {"epochs": 1}})
+    short: Recipe = with_fragment(BASELINE, {"schedule": {"epochs": 1}})
     result = contest(short, short, (0,), tmp_path)
     assert result.over_seeds is None and result.decisive is result.over_images
     assert (result.over_images.difference, result.over_images.low, result.over_images.high) == (0, 0, 0)

@@ -12,9 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from detsearch_cli.detectors import build
+from detsearch_cli.detectors._learned_part import LearnedGroup
+from detsearch_cli.detectors._learning import ADAM_EPSILON, default_lr_factor
+from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.detections import DetectionTable
-from detsearch_cli.engine.optimise import SHAPES_EPSILON, make_optimizer, shapes_factor
+from detsearch_cli.engine.optimise import make_optimizer
 from detsearch_cli.engine.predict import detect_split
 from detsearch_cli.engine.trial import load_data
 from detsearch_cli.recipe import Optim, Recipe, compose, read_fragment
@@ -129,7 +132,39 @@ def test_shapes_do_not_decay_and_learn_at_their_own_rate(tmp_path: Path) -> None
 
         patch.setattr(torch.optim.AdamW, "step", step)
         fit(recipe, tmp_path)
-    assert all(third == pytest.approx(3 * SHAPES_EPSILON * first) for first, _, third in rates)
+    assert all(third == pytest.approx(3 * ADAM_EPSILON * first) for first, _, third in rates)
+
+
+class LearnedScale:
+    """A part that the engine has never heard of: the first level's scale of FCOS."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.factor: torch.nn.Parameter = detector.head.scales[0].factor  # type: ignore[union-attr,index,assignment]
+
+    def optimizer_group(self, optim: Optim, steps: int) -> LearnedGroup:
+        return LearnedGroup((self.factor,), lr_factor=steps / optim.lr, adam_epsilon=0.5)
+
+    def log_entry(self) -> dict[str, Any]:
+        return {"scale": [round(self.factor.item(), 4)]}
+
+    def fragment(self, deployed: Recipe) -> dict[str, Any]:
+        return {"seed": deployed.seed + 7}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_whatever_part_a_detector_learns_is_optimised_logged_and_kept(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Detector, "learned_parts", lambda self: (LearnedScale(self),))
+    recipe = small(optim={"name": name, "lr": 1e-6, "ema": 0.5}, runtime={"tensorboard": True}, seed=3)
+    group = make_optimizer(recipe.optim, build(recipe, 5), steps=6).param_groups[-1]
+    assert (len(group["params"]), group["weight_decay"], group["lr_factor"]) == (1, 0, 6e6)
+    assert group.get("eps") == (0.5 if name == "adamw" else None)
+    fit(recipe, tmp_path)
+    entries = [json.loads(line) for line in (tmp_path / ckpt.LOG).read_text().splitlines()]
+    scales = [entry["scale"] for entry in entries if "scale" in entry]
+    assert len(scales) == 3 and scales[0] == [1.0] and scales[0] != scales[1] != scales[2]
+    assert yaml.safe_load((tmp_path / ckpt.FRAGMENT).read_text()) == {"seed": 10}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +181,7 @@ def test_shapes_do_not_decay_and_learn_at_their_own_rate(tmp_path: Path) -> None
 def test_shapes_go_equally_far_in_long_trainings_and_never_slower_than_weights(
     optim: Optim, steps: int, rate: float
 ) -> None:
-    assert optim.lr * shapes_factor(optim, steps) == pytest.approx(rate)
+    assert optim.lr * default_lr_factor(optim, steps) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "atss"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from detsearch_cli.detectors._learning import softened
 from detsearch_cli.methods.anchors.fit import best_shape, bounded
 from detsearch_cli.slots.priors.learned import Learned
-from detsearch_cli.structures import Moment
+from detsearch_cli.structures import TrainingStep
 
 STEPS, BATCH = 2000, 1024
 RATE = 0.5
@@ -65,7 +65,7 @@ def cluster_online(
     for step, batch in enumerate(islice(_batches(boxes, generator), steps)):
         if step in marks:
             path.append(shapes.detach().clone())
-        temperature = schedule.temperature_at(Moment(step, steps, 0))
+        temperature = schedule.temperature_at(TrainingStep(step, steps, 0))
         (slope,) = torch.autograd.grad(_term(shapes, batch, temperature, options.distance), shapes)
         with torch.no_grad():
             shapes -= RATE * min(1.0, 2 * (1 - step / steps)) * slope

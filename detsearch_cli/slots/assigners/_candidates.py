@@ -15,11 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detsearch_cli.boxes import area, iou
 from detsearch_cli.structures import Priors
 
 BLOCK = 32
-BUDGET = 2**18  # elements of a temporary: a megabyte, which stays in a CPU's cache
-SLACK = 1 - 1e-4  # rounding must not make a bound discard what the exact comparison accepts
+"""Priors of a block. Smaller ones cost more bounds, larger ones have hulls that discard less."""
+BUDGET = 2**18
+"""Elements of a temporary: a megabyte, which stays in a CPU's cache."""
+SLACK = 1 - 1e-4
+"""Rounding must not make a bound discard what the exact comparison accepts."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,19 @@ def _by_points(priors: Priors, ranges: Tensor, boxes: Tensor) -> Pairs:
     range_low, range_high = limits[..., 0].amin(1), limits[..., 1].amax(1)
 
     def may_match(gt: Tensor) -> Tensor:
-        """The hull touches the box and a distance of half to all its long side fits. (g, N) bool."""
+        """The hull touches the box, and a distance from half the long side to all of it fits. (g, N) bool."""
         long_side = (gt[:, 2:] - gt[:, :2]).amax(1, keepdim=True)
+        # a point inside is at least half the long side, and less than all of it, from the farthest side
         fits = (range_low < long_side) & (range_high >= long_side * (0.5 * SLACK))
         across = (low[:, 0] < gt[:, 2:3]) & (high[:, 0] > gt[:, 0:1])
         return fits & across & (low[:, 1] < gt[:, 3:4]) & (high[:, 1] > gt[:, 1:2])
 
     def measure(gt: Tensor, block: Tensor) -> Tensor:
-        at, limit = points[block], limits[block]
-        distances = torch.cat([at - gt[:, None, :2], gt[:, None, 2:] - at], dim=-1)
+        point, limit = points[block], limits[block]
+        distances = torch.cat([point - gt[:, None, :2], gt[:, None, 2:] - point], dim=-1)
         largest = distances.amax(-1)
         fits = (distances.amin(-1) > 0) & (largest > limit[..., 0]) & (largest <= limit[..., 1])
-        return fits.to(at.dtype)
+        return fits.to(point.dtype)
 
     gt, prior, _ = _search(boxes, len(points), len(priors.points), may_match, measure, 0.0)
     half = (boxes[:, 2:] - boxes[:, :2]).amax(1) / 2
@@ -108,18 +113,18 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ground truth, prior and measure (P,) of all pairs whose measure exceeds `above`, in order."""
     rows = max(1, BUDGET // max(1, num_blocks))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    pieces: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, max(1, len(boxes)), rows):  # pieces bound the memory; a usual batch is one piece
         gts, blocks = torch.nonzero(may_match(boxes[start : start + rows]), as_tuple=True)
         for gt, block in zip(gts.split(BUDGET // BLOCK), blocks.split(BUDGET // BLOCK), strict=True):
             gt = gt + start
             measured = measure(boxes[gt], block)
             row, column = torch.nonzero(measured > above, as_tuple=True)
-            found.append((gt[row], block[row] * BLOCK + column, measured[row, column]))
+            pieces.append((gt[row], block[row] * BLOCK + column, measured[row, column]))
     gt, prior, measured = (
-        found[0] if len(found) == 1 else (torch.cat(part) for part in zip(*found, strict=True))
+        pieces[0] if len(pieces) == 1 else (torch.cat(part) for part in zip(*pieces, strict=True))
     )
-    if num_priors % BLOCK:
+    if num_priors % BLOCK:  # the last block is filled up with copies of the last prior
         real = prior < num_priors
         gt, prior, measured = gt[real], prior[real], measured[real]
     return gt, prior, measured
@@ -149,17 +154,3 @@ def order_by(keys: Tensor, loss: Tensor) -> Tensor:
     The bits of floats >= 0 order as the floats do, so that one sort of integers is enough.
     """
     return torch.sort((keys << 32) | loss.abs().view(torch.int32), stable=True).indices
-
-
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of paired boxes (..., 4) xyxy px, broadcast -> (...) in [0, 1]; 0 where both are empty."""
-    sides = torch.minimum(a[..., 2:], b[..., 2:]).sub_(torch.maximum(a[..., :2], b[..., :2])).clamp_(min=0)
-    inter = sides[..., 0] * sides[..., 1]
-    union = area(a) + area(b) - inter
-    return inter / union.clamp_(min=torch.finfo(inter.dtype).tiny)
-
-
-def area(boxes: Tensor) -> Tensor:
-    """(..., 4) xyxy px -> (...) px^2, 0 where a side is negative."""
-    sides = (boxes[..., 2:] - boxes[..., :2]).clamp_(min=0)
-    return sides[..., 0] * sides[..., 1]

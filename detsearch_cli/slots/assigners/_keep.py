@@ -33,6 +33,7 @@ def serve_orphans(owner: Tensor, num_gt: int, gt: Tensor, prior: Tensor, loss: T
         (rows,) = torch.nonzero(owned[asking[0]] == 0, as_tuple=True)
         if len(rows) == 0:
             return
+        # only orphans ask again, so every round is smaller
         asking = (asking[0][rows], asking[1][rows], asking[2][rows])
         if not _round(owner, owned, *asking):
             break
@@ -48,8 +49,10 @@ def _round(owner: Tensor, owned: Tensor, gt: Tensor, prior: Tensor, loss: Tensor
     if len(spare) == 0:
         return False
     gt, prior, loss, holder = gt[spare], prior[spare], loss[spare], holder[spare]
+    # sorted by ground truth, then loss: the first spare candidate of each is its cheapest
     first = torch.cat([gt.new_ones(1, dtype=torch.bool), gt[1:] != gt[:-1]])
     gt, prior, loss, holder = gt[first], prior[first], loss[first], holder[first]
+    # keyed by the free prior, or by the owner: an owner that gave up two at once might keep none
     granted = lowest_by(torch.where(holder < 0, prior + len(owned), holder), loss)
     gt, prior, holder = gt[granted], prior[granted], holder[granted]
     owner[prior] = gt
@@ -88,5 +91,6 @@ def _augment(owner: Tensor, owned: Tensor, orphans: list[int], gt: Tensor, prior
         while end >= 0:
             holder[end] = seeker[end]
             end = through[seeker[end]]
+    # on a CPU numpy shares the memory of `owner`, which is changed already
     if owner.device.type != "cpu":
         owner.copy_(torch.from_numpy(holder))

@@ -34,6 +34,7 @@ class ATSSAssigner(Assigner):
         gt_boxes = targets.boxes[:, None]
         overlap = boxes.iou(gt_boxes, priors.boxes[candidate])
         positive = (overlap >= mean_plus_deviation(overlap)) & gt_boxes.isfinite().all(-1)
+        # the margin of the released code, in px
         inside = boxes.encode_distances(priors.points[candidate], gt_boxes).amin(-1) > 0.01
         gt, column = (positive & inside).nonzero(as_tuple=True)
         matched = pick_highest(gt, candidate[gt, column], overlap[gt, column], targets, num_priors)
@@ -42,16 +43,16 @@ class ATSSAssigner(Assigner):
     def nearest(self, gt: Tensor, priors: Priors) -> Tensor:
         """Priors with the nearest centres, `top_k` on every level. gt (G, 4) -> (G, K) int64."""
         middle = boxes.centers(gt.float())
-        found, start = [], 0
+        nearest, start = [], 0
         for count in priors.counts:
             offset = middle[:, None] - priors.points[None, start : start + count]
             squared = offset[..., 0] ** 2 + offset[..., 1] ** 2
             # the bits of floats >= 0 order as the floats do; below them the prior, so that no two are equal
             key = squared.view(torch.int32).long() << 31 | torch.arange(count, device=gt.device)
             per_cell = _priors_per_cell(priors, start, count)
-            found.append(key.topk(min(self.top_k * per_cell, count), largest=False).indices + start)
+            nearest.append(key.topk(min(self.top_k * per_cell, count), largest=False).indices + start)
             start += count
-        return torch.cat(found, 1)
+        return torch.cat(nearest, 1)
 
 
 def mean_plus_deviation(overlap: Tensor) -> Tensor:

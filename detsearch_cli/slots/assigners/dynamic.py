@@ -36,14 +36,14 @@ from detsearch_kernels.assign import Scattered, Tiling, assign_topk
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from detsearch_cli.boxes import iou
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.slots.assigners._candidates import Pairs, find_candidates, iou, lowest_by, order_by
+from detsearch_cli.slots.assigners._candidates import Pairs, find_candidates, lowest_by, order_by
+from detsearch_cli.slots.assigners._dynamic_defaults import ALPHA, MIN_IOU, PAPER_EDGES
 from detsearch_cli.slots.assigners._keep import serve_orphans
 from detsearch_cli.slots.assigners.base import Assigner
 from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Priors, Targets
 
-# Aspect-ratio edges of Table 5's 1, 3 and 5 bins; bin j is (edge[j-1], edge[j]].
-PAPER_EDGES: dict[int, tuple[float, ...]] = {1: (), 3: (0.5, 2.0), 5: (0.25, 0.5, 2.0, 4.0)}
 FOCAL_ALPHA = 0.25  # and gamma 2, the squares below
 MIN_IOU_OF_LOSS = 1e-7
 CPU_PIECE, GPU_PIECE = 2**17, 2**24  # elements of a temporary; on a CPU half a megabyte stays in its cache
@@ -79,8 +79,8 @@ class Dynamic(Assigner):
     edges: tuple[tuple[float, ...], ...] | None = Field(
         None, description="aspect-ratio (height / width) bin edges"
     )
-    alpha: float = Field(1.5, ge=0, description="weight of the IoU loss against the focal loss")
-    min_iou: float = Field(0.1, ge=0, lt=1, description="IoU above which an anchor is a candidate")
+    alpha: float = Field(ALPHA, ge=0, description="weight of the IoU loss against the focal loss")
+    min_iou: float = Field(MIN_IOU, ge=0, lt=1, description="IoU above which an anchor is a candidate")
 
     @field_validator("edges", mode="before")
     @classmethod
@@ -167,33 +167,40 @@ class Dynamic(Assigner):
     def _select(self, dense: Dense, targets: Targets, pairs: Pairs, owner: Tensor) -> None:
         """Write the winners of all candidates into `owner` (B A,)."""
         num_gt, num_priors = len(targets.boxes), dense.boxes.shape[1]
-        gt, at = pairs.gt, targets.image_index()[pairs.gt] * num_priors + pairs.prior
-        loss = self._loss(dense, targets, gt, at)
+        gt, row = pairs.gt, targets.image_index()[pairs.gt] * num_priors + pairs.prior
+        loss = self._loss(dense, targets, gt, row)
         _, count = self._bins(targets.boxes.float(), pairs.level)
         order = order_by(gt, loss)
-        at, loss = at[order], loss[order]  # gt is sorted already
+        row, loss = row[order], loss[order]  # gt is sorted already
+        # the position within a ground truth's own candidates, which lie together and are sorted by loss
         start = torch.searchsorted(gt, torch.arange(num_gt, device=gt.device))
         rank = torch.arange(len(gt), device=gt.device) - start[gt]
         (chosen,) = torch.nonzero(rank < count[gt], as_tuple=True)
-        winner = chosen[lowest_by(at[chosen], loss[chosen])]
-        owner[at[winner]] = gt[winner]
-        serve_orphans(owner, num_gt, gt, at, loss)
+        winner = chosen[lowest_by(row[chosen], loss[chosen])]
+        owner[row[winner]] = gt[winner]
+        serve_orphans(owner, num_gt, gt, row, loss)
 
     def _bins(self, boxes: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Aspect bin and wanted count of boxes (G, 4) at level (G,) -> two (G,) int64."""
         table, edges = (t.to(boxes.device) for t in _tables(self))
+        # -1, no candidate, takes any row: a count of nothing is nothing
         row = level.clamp(min=0) if len(self.counts) > 1 else torch.zeros_like(level)
         sides = boxes[:, 2:] - boxes[:, :2]
         aspect = sides[:, 1:] / sides[:, :1]
         bins = (aspect > edges[row]).sum(1)
         return bins, table[row, bins]
 
-    def _loss(self, dense: Dense, targets: Targets, gt: Tensor, at: Tensor) -> Tensor:
-        """l_cls + alpha * l_reg of candidates gt (P,), at (P,), rows of B A -> (P,) float32 >= 0."""
+    def _loss(self, dense: Dense, targets: Targets, gt: Tensor, row: Tensor) -> Tensor:
+        """l_cls + alpha * l_reg of candidates gt (P,), row (P,) of B A -> (P,) float32 >= 0."""
         logits, boxes = dense.logits.flatten(0, 1), dense.boxes.flatten(0, 1)
-        own = logits[at, targets.labels[gt]].float()
-        cls = _background_loss(logits, at) - (1 - FOCAL_ALPHA) * _away(own) + FOCAL_ALPHA * _away(-own)
-        overlap = iou(boxes[at].float(), targets.boxes[gt].float())
+        own = logits[row, targets.labels[gt]].float()
+        cls = (
+            _background_loss(logits, row)
+            - (1 - FOCAL_ALPHA) * _negative_focal(own)
+            + FOCAL_ALPHA * _negative_focal(-own)
+        )
+        overlap = iou(boxes[row].float(), targets.boxes[gt].float())
+        # at least 0: rounding may go below, and `order_by` reads the bits of floats >= 0
         return (cls - self.alpha * overlap.clamp_(min=MIN_IOU_OF_LOSS).log_()).clamp_(min=0)
 
 
@@ -220,7 +227,7 @@ def _tables(assigner: Dynamic) -> tuple[Tensor, Tensor]:
     return torch.tensor(counts), torch.tensor(edges, dtype=torch.float32).reshape(len(counts), width - 1)
 
 
-def _away(logit: Tensor) -> Tensor:
+def _negative_focal(logit: Tensor) -> Tensor:
     """p^2 * -ln(1 - p) with p = sigmoid(logit): the unweighted focal loss of a target 0, elementwise.
 
     From 1 - p = sigmoid(-logit) by a logarithm, 10 times faster than softplus on a CPU. It loses digits only
@@ -230,17 +237,17 @@ def _away(logit: Tensor) -> Tensor:
     return (1 - miss).square_().mul_(miss.log_().neg_())
 
 
-def _background_loss(logits: Tensor, at: Tensor) -> Tensor:
-    """Focal loss summed over classes if none is there: logits (R, C), rows at (P,) -> (P,).
+def _background_loss(logits: Tensor, row: Tensor) -> Tensor:
+    """Focal loss summed over classes as if no object were there: logits (R, C), row (P,) -> (P,).
 
     It does not depend on the ground truth, so each row is computed once, however many ask for it.
     """
     num_rows, num_classes = logits.shape
-    asked = torch.zeros(num_rows, dtype=torch.bool, device=at.device)
-    asked[at] = True
+    asked = torch.zeros(num_rows, dtype=torch.bool, device=row.device)
+    asked[row] = True
     (rows,) = torch.nonzero(asked, as_tuple=True)
-    total = torch.zeros(num_rows, device=at.device)
-    elements = CPU_PIECE if at.device.type == "cpu" else GPU_PIECE
+    total = torch.zeros(num_rows, device=row.device)
+    elements = CPU_PIECE if row.device.type == "cpu" else GPU_PIECE
     for piece in rows.split(max(1, elements // num_classes)):
-        total[piece] = _away(logits[piece].float()).sum(1)
-    return total[at].mul_(1 - FOCAL_ALPHA)
+        total[piece] = _negative_focal(logits[piece].float()).sum(1)
+    return total[row].mul_(1 - FOCAL_ALPHA)

@@ -36,11 +36,13 @@ class FCOSAssigner(Assigner):
                 matchers.fcos_targets(targets.boxes.float(), targets.splits, tiling, radius=radius)
             )
         pairs = find_candidates(priors, targets.boxes, 0.0)
+        # an infinite side passes the open range of the last level, but such a box is to get no point
         finite = targets.boxes.isfinite().all(1)[pairs.gt]
         gt, prior = pairs.gt[finite], pairs.prior[finite]
         if self.center_sampling:
             central = self.central(targets.boxes[gt], priors, prior)
             gt, prior = gt[central], prior[central]
+        # the smallest box is to win, and the reduction picks the highest
         negative_area = -boxes.area(targets.boxes)
         return Assignment(pick_highest(gt, prior, negative_area[gt], targets, num_priors))
 

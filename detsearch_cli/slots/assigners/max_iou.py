@@ -14,14 +14,15 @@ from detsearch_cli.slots.assigners._candidates import find_candidates
 from detsearch_cli.slots.assigners.base import Assigner, compiled_tiling, pairs_with_image, pick_highest
 from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Priors, Targets
 
-MARGIN = 1e-4  # the search compares strictly and rounds otherwise; what it finds too much is sorted out here
+MARGIN = 1e-4
+"""The candidate search compares strictly and may round otherwise: it looks for a little more, which is dropped here."""
 
 
 class MaxIoU(Assigner):
     """Source: Lin et al. 2017 (focal loss), section 4; maskrcnn-benchmark's Matcher with low-quality matches.
 
-    As there, a prior that is some ground truth's best goes to the ground truth *it* overlaps most. A ground
-    truth that overlaps no prior at all (an empty box) gets none; the Matcher would give it every prior.
+    As in the Matcher, a prior that is the best of some ground truth goes to the ground truth that *the prior* overlaps
+    most. A ground truth that overlaps no prior at all (an empty box) gets none; the Matcher would give it every prior.
     """
 
     positive_iou: float = Field(default=0.5, gt=0, le=1)
@@ -47,6 +48,7 @@ class MaxIoU(Assigner):
         rescued = gt[:0], prior[:0]
         if self.low_quality:
             highest = overlap.new_zeros(targets.boxes.shape[0]).scatter_reduce(0, gt, overlap, "amax")
+            # all of equal overlap, not one: so does the Matcher
             best = overlap == highest[gt]
             rescued = _rivals(gt[best], prior[best], targets, num_priors)
         enough = overlap >= self.negative_iou
@@ -62,10 +64,12 @@ class MaxIoU(Assigner):
         All of IoU at least negative_iou; for a ground truth without such a pair, all that overlap at all, so
         that its best is among them.
         """
+        # without ranges the search goes by IoU, also for points
         anchors = replace(priors, ranges=None)
         near = find_candidates(anchors, gt_boxes, max(0.0, self.negative_iou - MARGIN))
         lonely = (torch.bincount(near.gt, minlength=gt_boxes.shape[0]) == 0).nonzero()[:, 0]
         far = find_candidates(anchors, gt_boxes[lonely], 0.0)
+        # the second search has its own numbering: rows of `lonely`
         gt, prior = torch.cat((near.gt, lonely[far.gt])), torch.cat((near.prior, far.prior))
         return gt, prior, boxes.iou(gt_boxes[gt], priors.boxes[prior])
 

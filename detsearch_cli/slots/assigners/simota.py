@@ -6,15 +6,16 @@ For every ground truth g of an image, from the current predictions and without g
   cost             BCE of the class probabilities against the one-hot target, summed over classes, + 3 x -ln IoU
                    of the predicted box; candidates not both inside g and near g's middle come after all others
   positives        the sum of g's `candidate_top_k` highest IoUs, rounded down, at least 1
-A prior that several ground truths chose goes to the one of its image that it costs least, chosen by that or not.
+A prior that several ground truths chose goes to the ground truth of the image with the lowest cost, even to one that
+did not choose it.
 
 Source: Ge et al. 2021 (YOLOX), section 2.3, and Ge et al. 2021 (OTA), appendix; the released code for the rest.
 Where we differ from it, or it leaves open what happens:
 - The code ranks by class probability x objectness; our detectors predict no objectness.
 - It adds 1e5 to the cost where we order by (outside, cost): the same order without what float32 then rounds away.
 - Equal costs: the lower prior is chosen; a contested prior goes to the lower row of the ground truths.
-- As there, a ground truth may lose all it chose to others. One that is not finite gets nothing, and logits that
-  are not numbers come last.
+- As in the code, a ground truth may lose all that it chose to others. One that is not finite gets nothing, and
+  logits that are not numbers come last.
 """
 
 from __future__ import annotations

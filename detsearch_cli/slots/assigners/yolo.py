@@ -1,4 +1,4 @@
-"""The cell a box's centre lies in, and there the shape most like the box; good predictions are ignored (YOLOv2)."""
+"""The cell a box's centre lies in, and in it the shape most like the box; good predictions are ignored (YOLOv2)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Prio
 class Yolo(Assigner):
     """Source: Redmon and Farhadi 2017 (YOLO9000), section 2; the region layer of the released code (darknet).
 
-    As there, a prior that is right for several ground truths serves the last of them, a centre on the border of
-    two cells belongs to the right or lower one, and of equally good shapes the first is taken. The code shuffles
-    an image's boxes, so its last one is any; here it is the last of the annotation, so that a seed decides all.
-    A ground truth without width or height gets no prior: darknet leaves such boxes out when it reads them. With
-    several levels the shapes of all are compared, as YOLOv3 does.
+    As in darknet, a prior that is right for several ground truths is matched to the last of them, a centre on the
+    border of two cells belongs to the right or lower one, and of equally good shapes the first is taken. darknet
+    shuffles the boxes of an image, so any may be the last; here it is the last of the annotation, so that a seed
+    decides everything. A ground truth without width or height gets no prior: darknet leaves such boxes out when it
+    reads them. With several levels the shapes of all levels are compared, as YOLOv3 does.
     """
 
     distance: Literal["iou", "log_l2"] = Field(
@@ -46,10 +46,10 @@ class Yolo(Assigner):
         matched = torch.where(self._best_overlap(dense, targets) > self.ignore_iou, IGNORE, BACKGROUND)
         gt = torch.arange(targets.boxes.shape[0], device=matched.device)
         whole = (targets.boxes[:, 2:] > targets.boxes[:, :2]).all(1)
-        place = targets.image_index() * num_priors + self._prior(priors, targets.boxes)
-        # a row, at least 0, wins over both marks, and a later row over an earlier one
+        row = targets.image_index() * num_priors + self._prior(priors, targets.boxes)
+        # amax: a ground truth, at least 0, wins over both marks, and a later one over an earlier one
         chosen = torch.where(whole, gt, BACKGROUND)
-        served = gt.new_full((matched.numel(),), BACKGROUND).scatter_reduce(0, place, chosen, "amax")
+        served = gt.new_full((matched.numel(),), BACKGROUND).scatter_reduce(0, row, chosen, "amax")
         return Assignment(torch.where(served >= 0, served, matched.view(-1)).view_as(matched))
 
     def _prior(self, priors: Priors, gt: Tensor) -> Tensor:
@@ -59,6 +59,7 @@ class Yolo(Assigner):
         best = self._likeness(gt[:, 2:] - gt[:, :2], shapes.view(-1, 2)).argmax(1)
         level = best // per_cell
         size = torch.tensor(priors.sizes, device=gt.device)[level]
+        # the first prior of each level
         first = torch.tensor([sum(priors.counts[:i]) for i in range(num_levels)], device=gt.device)[level]
         # a centre on the far border, or beyond it, belongs to the last cell
         cell = (boxes.centers(gt) / priors.strides[level][:, None]).floor().long().clamp(min=0)

@@ -40,7 +40,7 @@ def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:
     """
     value, ranks = value.detach().float(), 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
+        value = value.clone()  # all_reduce writes in place, and `value` may be the caller's
         torch.distributed.all_reduce(value)
         ranks = torch.distributed.get_world_size()
     return value.clamp(min=minimum) / ranks

@@ -15,8 +15,8 @@ from detsearch_cli.slots.losses.base import DetectionLoss, focal_sum, mean_over_
 from detsearch_cli.structures import Assignment, Dense, Targets
 
 OUTSIDE_WEIGHT = 0.1
-"""Weight of a positive whose centre lies outside its box, where centerness is 0. FCOS and ATSS never choose
-one, a dynamic assignment may, and a ground truth must not lose its regression because of that."""
+"""Weight of a positive whose centre lies outside its ground truth, where centerness is 0. FCOS and ATSS never choose one,
+but a dynamic assignment may, and a ground truth with such positives alone would have no regression loss."""
 
 
 class FocalIoU(DetectionLoss):
@@ -43,6 +43,7 @@ class FocalIoU(DetectionLoss):
             return {"classification": classification, "regression": self.regression_weight * regression}
         central = boxes.centerness(dense.priors.points[pairs.prior], gt)
         weight = torch.where(central > 0, central, OUTSIDE_WEIGHT) * pairs.weight
+        # weights are centernesses, whose sum may be far below 1: the usual minimum of 1 would shrink the loss
         total = mean_over_ranks(weight.sum(), minimum=1e-6)
         return {
             "classification": classification,
@@ -68,5 +69,6 @@ def iou_loss(predicted: Tensor, gt: Tensor, kind: Literal["iou", "linear_iou", "
         return 1 - aligned_iou(predicted, gt, "giou", eps=1e-7)
     if kind == "linear_iou":
         return 1 - aligned_iou(predicted, gt, "iou")
+    # by parts: the IoU itself is 0 for all boxes that miss, without a gradient
     overlap = aligned_overlap(predicted, gt)
     return -((overlap.intersection + 1) / (overlap.union + 1)).log()

@@ -31,8 +31,8 @@ class FocalSmoothL1(DetectionLoss):
             )
         pairs = assignment.matches()
         wanted = boxes.encode_deltas(dense.priors.boxes[pairs.prior], targets.boxes[pairs.gt])
-        found = dense.deltas[pairs.image, pairs.prior]
-        distance = F.smooth_l1_loss(found, wanted, beta=self.beta, reduction="none").sum(-1)
+        predicted = dense.deltas[pairs.image, pairs.prior]
+        distance = F.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="none").sum(-1)
         regression = (distance * pairs.weight).sum()
         num_positive = assignment.positive.sum()
         classification = focal_sum(dense, assignment, targets, self.alpha, self.gamma)

@@ -33,8 +33,8 @@ class MultiBox(DetectionLoss):
             raise RecipeError("loss multibox compares offsets from anchors, got points; use loss: focal_iou")
         pairs = assignment.matches()
         wanted = boxes.encode_deltas(dense.priors.boxes[pairs.prior], targets.boxes[pairs.gt])
-        found = dense.deltas[pairs.image, pairs.prior]
-        each = F.smooth_l1_loss(found, wanted, beta=self.beta, reduction="none").sum(-1)
+        predicted = dense.deltas[pairs.image, pairs.prior]
+        each = F.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="none").sum(-1)
         number = mean_over_ranks(assignment.positive.sum())
         return {
             "classification": self._classification(dense.logits, assignment, targets) / number,
@@ -46,6 +46,7 @@ class MultiBox(DetectionLoss):
         positive = assignment.positive
         total = F.pad(logits, (1, 0)).logsumexp(-1)  # minus the log of the background's probability
         with torch.no_grad():
+            # IGNORE and positives get -1, below every real hardness, so that they are never chosen as negatives
             hardness = torch.where(assignment.matched == BACKGROUND, total, -1.0)
             wanted = (self.negatives * positive.sum(1).clamp(min=1)).long()
             most = min(int(wanted.max()), hardness.shape[1])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detsearch_cli import boxes
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.slots.losses._sampling import Sample, balanced
+from detsearch_cli.slots.losses._sampling import BalancedSample, balanced
 from detsearch_cli.slots.losses.base import DetectionLoss, mean_over_ranks
 from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Targets
 
@@ -17,10 +17,10 @@ from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Targets
 class RPN(DetectionLoss):
     """Source: Ren et al. 2015 (Faster R-CNN), Eq. 1 and section 3.1.3; torchvision's RegionProposalNetwork.
 
-    As there, both terms are divided by the number of sampled priors, and smooth L1 compares plain offsets, not
-    scaled by boxes.DELTA_WEIGHTS. The paper's lambda of 10 only undoes its other divisor. With a soft
-    assignment every pair counts, by its weight and by the sampled share of its image's positives: a sample of
-    the priors would drop pairs that Eq. 10 of anchor box optimization wants weighed, not drawn.
+    As in torchvision, both terms are divided by the number of sampled priors, and smooth L1 compares plain offsets,
+    not those scaled by boxes.DELTA_WEIGHTS. The paper divides regression by another number, which its lambda of 10
+    undoes. With a soft assignment every pair counts, times its weight and the sampled share of the positives in the
+    image: a sample of the priors would drop pairs that Eq. 10 of anchor box optimization wants weighed, not drawn.
     """
 
     samples: int = Field(default=256, ge=1, description="priors an image that are trained on")
@@ -41,15 +41,17 @@ class RPN(DetectionLoss):
             "regression": self.regression_weight * regression / number,
         }
 
-    def _regression(self, dense: Dense, assignment: Assignment, targets: Targets, sample: Sample) -> Tensor:
+    def _regression(
+        self, dense: Dense, assignment: Assignment, targets: Targets, sample: BalancedSample
+    ) -> Tensor:
         image, prior, gt, weight = _pairs(assignment, sample)
         unit = dense.deltas.new_tensor(boxes.DELTA_WEIGHTS)
         wanted = boxes.encode_deltas(dense.priors.boxes[prior], targets.boxes[gt]) / unit
-        found = dense.deltas[image, prior] / unit
-        return (F.smooth_l1_loss(found, wanted, beta=self.beta, reduction="none") * weight[:, None]).sum()
+        predicted = dense.deltas[image, prior] / unit
+        return (F.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="none") * weight[:, None]).sum()
 
 
-def _classification(dense: Dense, assignment: Assignment, targets: Targets, sample: Sample) -> Tensor:
+def _classification(dense: Dense, assignment: Assignment, targets: Targets, sample: BalancedSample) -> Tensor:
     """Binary cross entropy of the sampled priors, summed over them and the classes."""
     logits = dense.logits[sample.image, sample.index]
     wanted = torch.zeros_like(logits)
@@ -58,7 +60,7 @@ def _classification(dense: Dense, assignment: Assignment, targets: Targets, samp
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
 
 
-def _pairs(assignment: Assignment, sample: Sample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pairs(assignment: Assignment, sample: BalancedSample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """image, prior, gt and weight (P,) of what the regression goes over."""
     image, prior = sample.image[sample.positive], sample.index[sample.positive]
     if assignment.soft is None:
@@ -66,5 +68,6 @@ def _pairs(assignment: Assignment, sample: Sample) -> tuple[Tensor, Tensor, Tens
         return image, prior, gt, torch.ones(gt.shape, device=gt.device)
     pairs, positive = assignment.matches(), assignment.positive
     drawn = torch.bincount(image, minlength=positive.shape[0])
+    # of an image without a positive the share is 0 / 1
     share = drawn / positive.sum(1).clamp(min=1)
     return pairs.image, pairs.prior, pairs.gt, pairs.weight * share[pairs.image]

@@ -26,8 +26,8 @@ class Yolo(DetectionLoss):
 
     trains_objectness: ClassVar[bool] = True
 
-    object_weight: float = Field(default=5.0, ge=0, description="of objectness where there is an object")
-    background_weight: float = Field(default=1.0, ge=0, description="of objectness where there is none")
+    object_weight: float = Field(default=5.0, ge=0, description="of objectness of an object")
+    background_weight: float = Field(default=1.0, ge=0, description="of objectness of background")
     coordinate_weight: float = Field(default=1.0, ge=0, description="of the box")
     class_weight: float = Field(default=1.0, ge=0, description="of the class")
     small_boxes: bool = Field(
@@ -55,6 +55,7 @@ class Yolo(DetectionLoss):
         assert dense.objectness is not None
         score = dense.objectness.sigmoid()
         image, prior = assignment.positive.nonzero(as_tuple=True)
+        # detached: the IoU is a target, and must not be raised by moving the box
         overlap = boxes.iou(
             dense.boxes[image, prior].detach(), targets.boxes[assignment.matched[image, prior]]
         )
@@ -66,15 +67,15 @@ class Yolo(DetectionLoss):
     def _coordinates(self, dense: Dense, assignment: Assignment, targets: Targets) -> Tensor:
         """Half the squared errors of every match's box, weighted, summed. Only sizes reach the priors' shapes."""
         pairs, priors = assignment.matches(), dense.priors
-        gt, found = targets.boxes[pairs.gt], dense.deltas[pairs.image, pairs.prior]
+        gt, predicted = targets.boxes[pairs.gt], dense.deltas[pairs.image, pairs.prior]
         stride = priors.strides[priors.level[pairs.prior]][:, None]
         # from the cell's upper left corner, in strides; a centre outside the image keeps to its cell
-        place = ((boxes.centers(gt) - priors.points[pairs.prior]) / stride + 0.5).clamp(0, 1)
+        offset = ((boxes.centers(gt) - priors.points[pairs.prior]) / stride + 0.5).clamp(0, 1)
         own = priors.boxes[pairs.prior]
         shape = (own[:, 2:] - own[:, :2]).log()
         # sizes count as at least 1 px, so that an empty box cannot give -inf
         size = (gt[:, 2:] - gt[:, :2]).clamp(min=1).log()
-        errors = (found[:, :2].sigmoid() - place).square() + (found[:, 2:] + shape - size).square()
+        errors = (predicted[:, :2].sigmoid() - offset).square() + (predicted[:, 2:] + shape - size).square()
         return 0.5 * (errors.sum(1) * pairs.weight * self._small_box_factor(dense, gt)).sum()
 
     def _small_box_factor(self, dense: Dense, gt: Tensor) -> Tensor:
@@ -91,6 +92,7 @@ def coordinate_warmup(dense: Dense, assignment: Assignment, weight: float) -> Te
     Half the squared errors times `weight`, divided by the number of images. Source: darknet's region layer, which
     does so with weight .01 while it has seen fewer than 12,800 images.
     """
+    # also the ignored ones: darknet draws every prior that no object took
     free = dense.deltas[~assignment.positive]
     errors = (free[:, :2].sigmoid() - 0.5).square().sum() + free[:, 2:].square().sum()
     return 0.5 * weight * errors / mean_over_ranks(dense.logits.new_tensor(dense.logits.shape[0]))

@@ -38,6 +38,7 @@ def _read(value: Any) -> Any:
     if value is None or (isinstance(value, str) and value in get_args(Name)):
         return value
     lists = value
+    # [[w, h], ...] or [[[w, h], ...], ...]: the depth tells which
     if _is_list(value) and value and all(_is_list(v) and v and not _is_list(v[0]) for v in value):
         lists = (value,)
     if not (_is_list(lists) and all(_is_list(level) and all(map(_is_shape, level)) for level in lists)):

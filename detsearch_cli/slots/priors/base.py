@@ -45,6 +45,7 @@ class PriorGrid(Part):
         """
         strides = [2**level for level in range(levels[0], levels[1] + 1)]
         points = [_centers(size, stride) for size, stride in zip(sizes, strides, strict=True)]
+        # on the CPU, and moved at the end: priors are the same numbers on every device
         half = [torch.tensor(boxes) / 2 for boxes in self.level_boxes(levels)]
         cell = torch.stack([torch.cat((-h, h), -1) for h in half])
         boxes = [(p.repeat(1, 2)[:, None] + c).reshape(-1, 4) for p, c in zip(points, cell, strict=True)]

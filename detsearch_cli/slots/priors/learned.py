@@ -14,17 +14,18 @@ from detsearch_cli.errors import RecipeError
 from detsearch_cli.slots.priors import _lists
 from detsearch_cli.slots.priors.base import PriorGrid
 from detsearch_cli.slots.priors.shapes import Shapes
-from detsearch_cli.structures import Moment
+from detsearch_cli.structures import TrainingStep
 
 COOLING = 10
 """The temperature falls with this power of what is left of the warm-up. The paper anneals lambda "linearly" and the
-temperature, from 2 to 0, in a way it does not name. Distances of 1 - IoU are below 1, so above some .2 the shapes share
-every box alike and gather at one point; a linear fall would spend nine tenths of the warm-up there, and a network that
-has learnt meanwhile to predict every size from one shape leaves them there. So it spends a fifth."""
+temperature, from 2 to 0, in a way it does not name. Distances of 1 - IoU are below 1, so at temperatures above some .2
+the shapes share every box alike and gather at one point. A linear fall would spend nine tenths of the warm-up above .2;
+a network that has meanwhile learnt to predict every size from one shape then leaves the shapes gathered. With this
+power it is a fifth of the warm-up."""
 CLUSTERING = 30.0
-"""lambda at the start. The paper's is 1. But the localisation loss sums what clustering averages, and a shape is held by
-it as soon as the network predicts sizes from there: in a training of a thousand steps lambda 1 left sides that
-differed by half, depending on the start, 30 by 7%."""
+"""lambda at the start. The paper's is 1. But the localisation loss sums what clustering averages, and it holds a shape
+as soon as the network predicts sizes from that shape. In a training of a thousand steps, the sides learned from different
+starts differed by half with lambda 1, by 7% with 30."""
 
 
 class Learned(PriorGrid):
@@ -33,8 +34,8 @@ class Learned(PriorGrid):
     Both warm-ups end after `warmup_steps` as in the paper, but at most after `warmup_fraction` of the training:
     the paper's 1500 steps are a twentieth of its training on VOC, and would be more than the whole of a short
     one. Two fifths are what shapes need to come to rest in a thousand steps. The paper gives the shapes no learning
-    rate of their own; engine/optimise.py says what they have here, and why. As in the paper, in a long training:
-    `clustering_weight: 1`, `lr_factor: 1`.
+    rate of their own; detectors/_learning.py says which one they have here, and why. For a long training as in the
+    paper: `clustering_weight: 1`, `lr_factor: 1`.
     """
 
     init: _lists.OptionalChoice = Field(
@@ -71,6 +72,7 @@ class Learned(PriorGrid):
         if not isinstance(self.init, str | None):
             _lists.check_levels("priors.init", self.init, levels)
         lists = tuple(tuple(shapes) for shapes in grid.level_boxes(levels))
+        # model_copy validates nothing, and need not: the lists come from a grid that is valid
         return self.model_copy(update={"init": lists})
 
     @property
@@ -93,15 +95,16 @@ class Learned(PriorGrid):
 
     # ------------------------------------------------------------------ schedules
 
-    def warmth(self, moment: Moment) -> float:
+    def remaining_warmup(self, step: TrainingStep) -> float:
         """1 at the first step, linear to 0 at the end of the warm-ups, 0 after it."""
-        length = min(self.warmup_steps, self.warmup_fraction * moment.steps)
-        return max(0.0, 1 - moment.step / length) if length > 0 else 0.0
+        # the paper's length, unless the training is too short for it
+        length = min(self.warmup_steps, self.warmup_fraction * step.total)
+        return max(0.0, 1 - step.index / length) if length > 0 else 0.0
 
-    def temperature_at(self, moment: Moment) -> float:
+    def temperature_at(self, step: TrainingStep) -> float:
         """T of Eq. 10; 0 once the assignment is hard, or without the warm-up."""
-        return self.temperature * self.warmth(moment) ** COOLING if self.soft else 0.0
+        return self.temperature * self.remaining_warmup(step) ** COOLING if self.soft else 0.0
 
-    def clustering_at(self, moment: Moment) -> float:
+    def clustering_at(self, step: TrainingStep) -> float:
         """lambda of Eq. 11; 0 after the warm-up, or without it."""
-        return self.clustering_weight * self.warmth(moment) if self.clustering else 0.0
+        return self.clustering_weight * self.remaining_warmup(step) if self.clustering else 0.0

@@ -38,6 +38,7 @@ class Shapes(PriorGrid):
 
     def level_boxes(self, levels: tuple[int, int]) -> list[list[tuple[float, float]]]:
         self.check(levels)
+        # one list serves all levels, in px as it stands; a name is scaled by each level's stride
         if isinstance(self.shapes, str) or len(self.shapes) == 1:
             return super().level_boxes(levels)
         return [list(shapes) for shapes in self.shapes]

@@ -167,7 +167,7 @@ def show(
 
 def _opened(options: RecipeOptions, below: Fragment) -> tuple[Recipe, Resolved, Detector]:
     """The recipe, its data and its untrained detector."""
-    from detsearch_cli.cli.tell import announce_data
+    from detsearch_cli.cli.console import announce_data
     from detsearch_cli.detectors import build
     from detsearch_cli.engine.trial import load_data
 

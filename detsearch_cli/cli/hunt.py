@@ -143,8 +143,8 @@ def make_plan(settings: Settings) -> Plan:
 
 def run_search(settings: Settings, as_json: bool = False) -> Outcome:
     """Run or resume the search, then write best.yaml and report.html. Raises CheckFailed when all failed."""
+    from detsearch_cli.cli.console import announce_data
     from detsearch_cli.cli.report import write_study_page
-    from detsearch_cli.cli.tell import announce_data
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.files import write_json
     from detsearch_cli.search.coordinator import run

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
     from detsearch_cli.recipe import Recipe
-    from detsearch_cli.report.page import ClassScore, Sample
-    from detsearch_cli.report.verdict import Comparison
+    from detsearch_cli.report.page import ClassScore, SideBySide
+    from detsearch_cli.report.verdict import SeedComparison
     from detsearch_cli.search.study import Study, TrialRow
 
 PAGE = "report.html"
@@ -106,7 +106,7 @@ def importances(study: Study) -> Mapping[str, float]:
     return compute(study) if len(study.space.parameters) > 1 else {}
 
 
-def read_contest(folder: Path) -> Comparison | None:
+def read_contest(folder: Path) -> SeedComparison | None:
     """The final comparison that `train --study FOLDER --baseline` left in the study's folder."""
     from detsearch_cli.cli.hunt import CONTEST
 
@@ -122,16 +122,16 @@ def read_contest(folder: Path) -> Comparison | None:
         ) from error
 
 
-def to_comparison(contest: Mapping[str, Any]) -> Comparison:
+def to_comparison(contest: Mapping[str, Any]) -> SeedComparison:
     """A contest's JSON as the page shows it: over seeds where there are several, else over images."""
-    from detsearch_cli.report.verdict import Comparison
+    from detsearch_cli.report.verdict import SeedComparison
 
     runs = contest["runs"]
     aps = {side: [r["coco"]["AP"] for r in runs if r["side"] == side] for side in ("baseline", "searched")}
     over_seeds, over_images = contest["over_seeds"], contest["over_images"]
     chosen = over_seeds or over_images
     how = "t interval over paired seeds" if over_seeds else "paired bootstrap over images, one seed"
-    return Comparison(
+    return SeedComparison(
         seeds=[r["seed"] for r in runs if r["side"] == "baseline"],
         baseline=aps["baseline"],
         searched=aps["searched"],
@@ -159,12 +159,12 @@ def class_scores(baseline: TrialRow | None, best: TrialRow | None) -> list[Class
     ]
 
 
-def samples(recipe: Recipe, baseline: TrialRow | None, best: TrialRow | None) -> list[Sample]:
+def samples(recipe: Recipe, baseline: TrialRow | None, best: TrialRow | None) -> list[SideBySide]:
     """The held-out images with the most objects: ground truth, baseline and best side by side."""
     from detsearch_cli.engine.checkpoint import DETECTIONS
     from detsearch_cli.engine.detections import DetectionTable
     from detsearch_cli.engine.trial import load_data
-    from detsearch_cli.report.page import Sample
+    from detsearch_cli.report.page import SideBySide
 
     sides = {"baseline": baseline, "best": best if best is not None and not best.baseline else None}
     found = {
@@ -178,7 +178,9 @@ def samples(recipe: Recipe, baseline: TrialRow | None, best: TrialRow | None) ->
     tables = {name: DetectionTable.load(path, split) for name, path in found.items()}
     crowded = sorted(range(len(split)), key=lambda i: -len(split.records[i].boxes))[: SAMPLES * 3 : 3]
     return [
-        Sample(f"image {split.records[i].image_id}", [(n, p) for n, p in pictures(split, i, tables).items()])
+        SideBySide(
+            f"image {split.records[i].image_id}", [(n, p) for n, p in pictures(split, i, tables).items()]
+        )
         for i in crowded
     ]
 
@@ -208,7 +210,7 @@ def write_run_page(folder: Path) -> Path:
     from detsearch_cli.engine.detections import DetectionTable
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.errors import CheckpointError
-    from detsearch_cli.report.page import RunClass, RunPage, Sample
+    from detsearch_cli.report.page import RunClass, RunPage, SideBySide
 
     recipe, metrics = read_recipe(folder), read_metrics(folder)
     if metrics is None:
@@ -226,7 +228,7 @@ def write_run_page(folder: Path) -> Path:
         epochs=epochs((folder / LOG).read_text(encoding="utf-8").splitlines()),
         classes=[RunClass(r["name"], r["boxes"], r["AP"], r["AP50"]) for r in metrics["per_class"]],
         samples=[
-            Sample(f"image {split.records[i].image_id}", list(pictures(split, i, tables).items()))
+            SideBySide(f"image {split.records[i].image_id}", list(pictures(split, i, tables).items()))
             for i in crowded
         ],
         figures=run_figures(folder, recipe, data.train),

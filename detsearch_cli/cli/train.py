@@ -26,8 +26,8 @@ def train(
 ) -> None:
     """Train a detector from a recipe; the same command resumes an interrupted run."""
     from detsearch_cli.cli import console
+    from detsearch_cli.cli.console import announce_data
     from detsearch_cli.cli.hunt import refuse_untrainable
-    from detsearch_cli.cli.tell import announce_data
     from detsearch_cli.engine.trial import load_data, train_with_retry
 
     recipe = options.compose({"runtime": {"tensorboard": tensorboard}} if tensorboard else None)

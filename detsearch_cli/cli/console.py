@@ -105,14 +105,14 @@ def training_bar(title: str) -> Iterator[Any]:
     """A progress bar of a training run. Gives the function that the training calls at every step."""
     one_line = partial(Column, no_wrap=True)
     columns = (
-        TextColumn("{task.description}", table_column=one_line(min_width=min(len(title), 30))),
+        TextColumn("{task.description}", markup=False, table_column=one_line(min_width=min(len(title), 30))),
         BarColumn(bar_width=20, table_column=one_line(min_width=10)),
         MofNCompleteColumn(table_column=one_line(min_width=7)),
         TimeRemainingColumn(table_column=one_line(min_width=7)),
-        TextColumn("{task.fields[note]}", table_column=one_line(overflow="ellipsis")),
+        TextColumn("{task.fields[note]}", markup=False, table_column=one_line(overflow="ellipsis")),
     )
     progress = Progress(*columns, console=err())
-    task = progress.add_task(_escape(title), total=None, note="")
+    task = progress.add_task(visible(title), total=None, note="")
     last_ap = ""
 
     def watch(at: Any) -> None:
@@ -122,7 +122,7 @@ def training_bar(title: str) -> Iterator[Any]:
             last_ap = f"AP {percent(at.ap)} "
         losses = " ".join(f"{name} {value:.3f}" for name, value in at.losses.items())
         note = f"epoch {at.epoch}/{at.epochs} {last_ap}{losses}"
-        progress.update(task, total=at.steps, completed=at.step, note=_escape(note))
+        progress.update(task, total=at.steps, completed=at.step, note=visible(note))
 
     try:
         yield watch

@@ -92,23 +92,23 @@ def ap_per_trial(
 
 def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]:
     """Dots, the best so far, and hollow dots of stopped trials. Returns the labels at the right: value, colour."""
-    short = [(r.number, 100 * r.value) for r in rows if stopped(r) and known(r.value)]
+    done, labels = scored(rows), []
     small = 3.2 if len(rows) > 120 else 4.6
+    if done:
+        numbers, values = [r.number for r in done], [100 * (r.value or 0.0) for r in done]
+        best_so_far = [max(values[: i + 1]) for i in range(len(values))]
+        ax.plot(numbers, values, "o", ms=small, color=COLOURS["dot"], mew=0, label="trial")
+        # a step, not a slope: nothing was known between two trials
+        ax.step(numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far")
+        at = values.index(max(values))
+        ax.plot(numbers[at], values[at], "o", ms=8.5, mfc="none", mec=COLOURS["accent"], mew=1.8)
+        labels.append((best_so_far[-1], COLOURS["accent"]))
+    short = [(r.number, 100 * r.value) for r in rows if stopped(r) and known(r.value)]
     if short:
         # hollow: the score of a shorter training is not measured with the others
         style: dict[str, Any] = {"ms": small, "mfc": "none", "mec": COLOURS["muted"], "mew": 1.0}
         ax.plot(*zip(*short, strict=True), "o", label="stopped early", **style)
-    done = scored(rows)
-    if not done:
-        return []
-    numbers, values = [r.number for r in done], [100 * (r.value or 0.0) for r in done]
-    best_so_far = [max(values[: i + 1]) for i in range(len(values))]
-    ax.plot(numbers, values, "o", ms=small, color=COLOURS["dot"], mew=0, label="trial")
-    # a step, not a slope: nothing was known between two trials
-    ax.step(numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far")
-    at = values.index(max(values))
-    ax.plot(numbers[at], values[at], "o", ms=8.5, mfc="none", mec=COLOURS["accent"], mew=1.8)
-    return [(best_so_far[-1], COLOURS["accent"])]
+    return labels
 
 
 def _finish_trials(ax: Axes, numbers: Sequence[int], metric: str, scaled: bool, broken: bool) -> None:

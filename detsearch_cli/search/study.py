@@ -195,8 +195,10 @@ def _write_parquet(table: pd.DataFrame, path: Path) -> None:
 
     columns = pyarrow.Table.from_pandas(table, preserve_index=False)
     # pandas' and Arrow's own descriptions of the columns would push the signature away from the end of the file
-    signed = columns.replace_schema_metadata({SIGNATURE: EXPORT})
-    parquet.write_table(signed, path, store_schema=False)
+    columns = columns.replace_schema_metadata(None)
+    with parquet.ParquetWriter(path, columns.schema, store_schema=False) as writer:
+        writer.write_table(columns)
+        writer.add_key_value_metadata({SIGNATURE: EXPORT})
 
 
 def to_json(study: Study) -> dict[str, Any]:

@@ -90,37 +90,54 @@ SIGNATURE = "detsearch"
 EXPORT_COLUMNS = ("number", "state", "baseline", "value", "seconds")
 """The first columns of an exported table of trials; they sign it."""
 _SIGNED = re.compile(
-    rb"\A# detsearch\b"  # YAML
-    rb'|\A\{\s*"detsearch":'  # JSON
+    rb"\A# written by detsearch: (?P<yaml>[^\n]*)"  # "# detsearch" alone is how a user heads his own notes
+    rb'|\A\{\s*"detsearch":\s*"(?P<json>[^"]*)"'
     rb"|\A\x89PNG.{0,200}Software\0detsearch"
     rb'|\A<!doctype html>.{0,600}<meta name="generator" content="detsearch"'
-    rb"|\A" + ",".join(EXPORT_COLUMNS).encode() + rb","  # CSV
-    rb'|\APAR1.*"detsearch"',  # Parquet, whose schema stands at its end
+    rb"|\A" + ",".join(EXPORT_COLUMNS).encode() + rb"[,\r\n]"  # CSV
+    # Parquet: a key and its value in the metadata at the end, each after its field's number and its length
+    rb"|\APAR1.*\x18\x09detsearch\x18\x06export",
     re.DOTALL | re.IGNORECASE,
 )
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _LOOKED_AT = 1 << 16
 
 
-def is_ours(path: Path) -> bool:
-    """Whether this program wrote the file: it carries our signature. False where there is no file."""
+def is_ours(path: Path, kind: str = "") -> bool:
+    """Whether this program wrote the file: it carries our signature. False where there is no file.
+
+    kind: how the words begin that a signed JSON or YAML file says about itself.
+    """
+    if not path.is_file():  # opening a named pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             head = file.read(_LOOKED_AT)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(len(head), size - _LOOKED_AT))
-            return _SIGNED.match(head + file.read()) is not None
+            signed = _SIGNED.match(head + file.read())
     except OSError:
         return False
+    if signed is None:
+        return False
+    about = signed["yaml"] or signed["json"]
+    return about is None or about.startswith(kind.encode())
 
 
-def claim_file(path: Path) -> None:
-    """Called before anything is written: may `path` be written? Raises OutputError for what a user put there."""
+def claim_file(path: Path, kind: str = "") -> None:
+    """Called before anything is written: may `path` be written? Raises OutputError for what a user put there.
+
+    kind: what a JSON or YAML file to replace must say that it is, as for `is_ours`: a table must not replace the
+    settings of a study, which are signed as well.
+    """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file to write")
-    if path.exists() and not is_ours(path):
+    if path.is_symlink():  # writing replaces the link itself, and this program makes none
+        raise OutputError(f"{path} is a link; name the file that is meant")
+    if path.exists() and not is_ours(path, kind):
         raise OutputError(
-            f"{path} exists and was not written by detsearch, so it is not replaced; name another file"
+            f"{path} exists and was not written by detsearch{f' as {kind}' if kind else ''}, so it is not "
+            "replaced; name another file"
         )
 
 
@@ -148,7 +165,7 @@ def claim_folder(folder: Path, mark: str | None, kind: str) -> None:
 
 def signed_yaml(about: str, body: str) -> str:
     """YAML text with a first line that signs it and says what it is."""
-    return f"# {SIGNATURE} {about}\n{body}"
+    return f"# written by {SIGNATURE}: {about}\n{body}"
 
 
 def write_signed_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:

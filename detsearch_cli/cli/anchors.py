@@ -32,16 +32,15 @@ def fit(
     """Fit anchor shapes to the training boxes, without training: IoU k-means, and how well the shapes fit."""
     from detsearch_cli.cli import console
     from detsearch_cli.cli.methods import tell
-    from detsearch_cli.cli.tell import announce_data
     from detsearch_cli.files import claim_file, write_text
     from detsearch_cli.methods.anchors.formats import check_format, to_yaml
     from detsearch_cli.methods.anchors.method import Anchors, opened
     from detsearch_cli.methods.anchors.method import fit as fit_to_boxes
 
-    claim_file(out)
+    claim_file(out, "anchors fit")
     check_format(format)
     recipe = options.compose(dict(Anchors.defaults))
-    announce_data(opened(recipe)[0])
+    console.announce_data(opened(recipe)[0])
     shown, shapes, strides, about = fit_to_boxes(recipe, own)
     write_text(out, to_yaml(shapes, strides, format, about))
     if json:

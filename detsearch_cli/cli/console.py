@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
+# C0 without tab and newline, C1, and the marks that turn the direction of what follows
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _hint = {"text": "give the same command again to go on"}
 
 
@@ -25,12 +28,13 @@ _hint = {"text": "give the same command again to go on"}
 def err() -> Console:
     """Console on stderr; silent on every rank but the first of a distributed run."""
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-    return Console(stderr=True, quiet=rank != 0, highlight=False)
+    # emoji off: `:car:` in a file's name is no picture
+    return Console(stderr=True, quiet=rank != 0, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:
     """One line for a person."""
-    err().print(text, markup=False, soft_wrap=True)
+    err().print(visible(text), markup=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
@@ -38,10 +42,19 @@ def complain(text: str) -> None:
     err().print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
 
 
+def visible(text: str) -> str:
+    """The text with control characters spelt out, ESC as `\\x1b`; tab and newline stay.
+
+    Names of classes and files come from data that somebody else made, and must not command the terminal.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def _escape(text: str) -> str:
+    """Text that rich shows as it is, in a place where it reads markup."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(visible(text))
 
 
 def emit_json(content: Any) -> None:
@@ -89,17 +102,17 @@ def percent(value: float | None) -> str:
 
 @contextmanager
 def training_bar(title: str) -> Iterator[Any]:
-    """Progress of a training run: a callable for engine.train's `watch`."""
+    """A progress bar of a training run. Gives the function that the training calls at every step."""
     one_line = partial(Column, no_wrap=True)
     columns = (
-        TextColumn("{task.description}", table_column=one_line(min_width=min(len(title), 30))),
+        TextColumn("{task.description}", markup=False, table_column=one_line(min_width=min(len(title), 30))),
         BarColumn(bar_width=20, table_column=one_line(min_width=10)),
         MofNCompleteColumn(table_column=one_line(min_width=7)),
         TimeRemainingColumn(table_column=one_line(min_width=7)),
-        TextColumn("{task.fields[note]}", table_column=one_line(overflow="ellipsis")),
+        TextColumn("{task.fields[note]}", markup=False, table_column=one_line(overflow="ellipsis")),
     )
     progress = Progress(*columns, console=err())
-    task = progress.add_task(_escape(title), total=None, note="")
+    task = progress.add_task(visible(title), total=None, note="")
     last_ap = ""
 
     def watch(at: Any) -> None:
@@ -109,13 +122,26 @@ def training_bar(title: str) -> Iterator[Any]:
             last_ap = f"AP {percent(at.ap)} "
         losses = " ".join(f"{name} {value:.3f}" for name, value in at.losses.items())
         note = f"epoch {at.epoch}/{at.epochs} {last_ap}{losses}"
-        progress.update(task, total=at.steps, completed=at.step, note=note)
+        progress.update(task, total=at.steps, completed=at.step, note=visible(note))
 
     try:
         yield watch
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def announce_data(resolved: Any) -> None:
+    """One line for the sizes of the splits, one for each decision about them, one for the defects of train."""
+    parts = [("train", resolved.train), ("val", resolved.val), ("test", resolved.test)]
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in parts if split is not None)
+    say(f"data: {sizes} images, {len(resolved.train.classes)} classes")
+    for note in resolved.notes:
+        say(f"note: {note}")
+    if resolved.train.defects:
+        kinds = Counter(d.kind for d in resolved.train.defects)
+        listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(4))
+        say(f"note: handled in {resolved.train.name}: {listed}; `detsearch data inspect` lists them")
 
 
 def coco_table(title: str, coco: dict[str, float | None]) -> None:

@@ -25,11 +25,13 @@ def inspect(
     """Counts, classes, box sizes and shapes, and every defect with its file."""
     from detsearch_cli.cli import console
     from detsearch_cli.cli.inspection import show_inspection
-    from detsearch_cli.data.inspect import inspect as look
+    from detsearch_cli.data.inspect import inspect as inspect_split
     from detsearch_cli.data.source import load_split, open_source
 
     source = open_source(data)
-    found = [look(load_split(source, name, strict)) for name in ([split] if split else source.splits)]
+    found = [
+        inspect_split(load_split(source, name, strict)) for name in ([split] if split else source.splits)
+    ]
     if json:
         console.emit_json({"data": data, "format": source.format, "splits": [i.to_json() for i in found]})
         return
@@ -49,17 +51,17 @@ def preview(
 ) -> None:
     """A contact sheet with boxes."""
     import numpy as np
-    from PIL import Image
 
     from detsearch_cli.cli import console
     from detsearch_cli.data.drawing import contact_sheet
     from detsearch_cli.data.source import load_split, open_source
-    from detsearch_cli.files import replace_file
+    from detsearch_cli.files import claim_file, write_png
 
+    claim_file(out)
     loaded = load_split(open_source(data), split)
     chosen = np.random.default_rng(seed).permutation(len(loaded))[:images]
     sheet = contact_sheet(loaded, sorted(chosen.tolist()), columns, tile)
-    replace_file(out, lambda p: Image.fromarray(sheet).save(p, format="PNG"))
+    write_png(out, sheet)
     console.say(f"{out}: {len(chosen)} of {len(loaded)} images")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from detsearch_cli.engine.detections import DetectionTable
 
 CONFUSED_IOU, CONFUSED_SCORE = 0.5, 0.25
+PLOTS = ("precision_recall.png", "confusion.png")
 VOC_KEYS = ("voc07_mAP50", "voc_mAP50")
 
 
@@ -56,6 +57,8 @@ def evaluate(
 
     limits = [parse_limit(item) for item in fail_under or []]
     refuse_unknown(evaluator, metric, checkpoint)
+    if plots is not None:
+        claim_plots(plots)
     where = Where(data, split, f"{checkpoint}.safetensors", device)
     subject = find_subject(run, weights, detections, where)
     result = score(subject.split, subject.table, evaluator)
@@ -127,6 +130,7 @@ def compare_with(subject: Subject, other: Path, metric: str, resamples: int, whe
     from dataclasses import asdict
 
     from detsearch_cli.engine.compare import paired_bootstrap
+    from detsearch_cli.verdicts import sentence
 
     rival = find_subject(other, None, None, where)
     ids = [[r.image_id for r in s.split.records] for s in (subject, rival)]
@@ -138,17 +142,8 @@ def compare_with(subject: Subject, other: Path, metric: str, resamples: int, whe
     outcome = paired_bootstrap(subject.split, rival.table, subject.table, metric=metric, resamples=resamples)
     found = asdict(outcome)
     found["other_value"], found["subject_value"] = found.pop("a"), found.pop("b")
-    verdict = judge(subject.name, rival.name, outcome.low, outcome.high)
-    return {"subject": subject.name, "other": rival.name, **found, "verdict": verdict}
-
-
-def judge(subject: str, other: str, low: float, high: float) -> str:
-    """Which of the two is better by the 95% interval of subject minus other, or that none is."""
-    if low > 0:
-        return f"{subject} is better than {other}"
-    if high < 0:
-        return f"{other} is better than {subject}"
-    return f"within noise: neither of {subject} and {other} is shown to be better"
+    said = sentence(subject.name, rival.name, outcome.low, outcome.high)
+    return {"subject": subject.name, "other": rival.name, **found, "verdict": said}
 
 
 def show(subject: Subject, report: dict[str, Any]) -> None:
@@ -183,23 +178,32 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     console.say(comparison["verdict"])
 
 
+def claim_plots(folder: Path) -> None:
+    """Raises OutputError where the plots would replace what a user put there."""
+    from detsearch_cli.files import claim_file, claim_folder
+
+    claim_folder(folder, None, "folder of pictures")
+    for name in PLOTS:
+        claim_file(folder / name)
+
+
 def write_plots(subject: Subject, precision: np.ndarray, folder: Path) -> list[Path]:
-    """precision_recall.png and confusion.png. precision (10, 101, C): `Evaluation.precision`."""
+    """Write both PLOTS. precision (10, 101, C): `Evaluation.precision`."""
     from detsearch_cli.engine.confusion import confusion_matrix
     from detsearch_cli.report import curves
 
     classes = subject.split.classes
-    pictures = {
-        "precision_recall.png": curves.precision_recall(precision, classes, title=subject.name),
-        "confusion.png": curves.confusion(
+    pictures = (
+        curves.precision_recall(precision, classes, title=subject.name),
+        curves.confusion(
             confusion_matrix(subject.split, subject.table, min_iou=CONFUSED_IOU, min_score=CONFUSED_SCORE),
             classes,
             title=f"{subject.name}\nscore from {CONFUSED_SCORE} on, IoU from {CONFUSED_IOU} on",
         ),
-    }
-    for name, figure in pictures.items():
+    )
+    for name, figure in zip(PLOTS, pictures, strict=True):
         curves.save(figure, folder / name)
-    return [folder / name for name in pictures]
+    return [folder / name for name in PLOTS]
 
 
 def parse_limit(text: str) -> tuple[str, float]:

@@ -87,14 +87,13 @@ def _search(method: type[Method]) -> Callable[..., None]:
 def run(search: Search, as_json: bool = False) -> Any:
     """Run or resume a search with a line an event, write the page, and tell what was found; returns the result."""
     from detsearch_cli.cli import console, live
-    from detsearch_cli.cli.tell import announce_data
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.session.pages import write_study_page
     from detsearch_cli.session.search import run_search
 
     folder = search.folder
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
-    announce_data(load_data(search.recipe.data))
+    console.announce_data(load_data(search.recipe.data))
     result = run_search(search, live.Live())
     page = write_study_page(folder)
     live.conclude(search, result, page, as_json)
@@ -156,14 +155,13 @@ def _train(
     from detsearch_cli import api
     from detsearch_cli.cli import console
     from detsearch_cli.cli.comparison import callbacks, tell_comparison, tell_runs
-    from detsearch_cli.cli.tell import announce_data
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
     from detsearch_cli.session.search import refuse_untrainable
 
     every = sides(method, recipe, finding, runs.fragments_against(), baseline)
     data = load_data(recipe.data)
-    announce_data(data)
+    console.announce_data(data)
     for one in every.values():
         refuse_untrainable(one, len(data.train.classes), runs.executor == "local")
     for note in method.notes(recipe):

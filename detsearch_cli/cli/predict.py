@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ def predict(
     from detsearch_cli.engine.score import pick_device
 
     files = expand_images(images)
+    places = [] if json else claim_pictures(out, files)
     model, recipe, classes = load_detector(run)
     split = image_split(files, classes)
     where = pick_device(device)
@@ -39,23 +41,33 @@ def predict(
         categories = [{"id": i, "name": n} for i, n in zip(split.category_ids, classes, strict=True)]
         console.emit_json({"images": names, "categories": categories, "annotations": table.to_coco(split)})
         return
-    from PIL import Image
-
     from detsearch_cli.data.drawing import draw
-    from detsearch_cli.files import replace_file
+    from detsearch_cli.files import write_png
 
-    taken = {file.resolve() for file in files}  # no picture may replace an image that was given
     for number, found in enumerate(per_image(table, len(split))):
         keep = found.scores >= score_threshold
-        picture = draw(split.read(number), found.boxes[keep], found.labels[keep], classes, found.scores[keep])
-        path = free_name(out / f"{files[number].stem}.png", taken)
-        taken.add(path.resolve())
-        replace_file(path, lambda p, picture=picture: Image.fromarray(picture).save(p, format="PNG"))  # type: ignore[misc]
-        console.say(f"{path}: {int(keep.sum())} objects")
+        boxes, labels, scores = found.boxes[keep], found.labels[keep], found.scores[keep]
+        write_png(places[number], draw(split.read(number), boxes, labels, classes, scores))
+        console.say(f"{places[number]}: {int(keep.sum())} objects")
 
 
-def free_name(path: Path, taken: set[Path]) -> Path:
-    """The path, or with a number where it is taken: images of one name in two folders, or the input itself."""
+def claim_pictures(out: Path, files: Sequence[Path]) -> list[Path]:
+    """Where the picture of each file is written. Raises OutputError for what a user put there."""
+    from detsearch_cli.files import claim_file, claim_folder
+
+    claim_folder(out, None, "folder of pictures")
+    taken = {file.resolve() for file in files}  # no picture may replace an image that was given
+    places = []
+    for file in files:
+        place = free_name(out / f"{file.stem}.png", taken)
+        claim_file(place)
+        taken.add(place.resolve())
+        places.append(place)
+    return places
+
+
+def free_name(path: Path, taken: Container[Path]) -> Path:
+    """The path, with a number where it is taken: by the input itself, or by an image of the same name."""
     number, free = 2, path
     while free.resolve() in taken:
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")

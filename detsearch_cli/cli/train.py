@@ -27,13 +27,12 @@ def train(
     """Train a detector from a recipe; the same command resumes an interrupted run."""
     from detsearch_cli import api
     from detsearch_cli.cli import console
-    from detsearch_cli.cli.tell import announce_data
     from detsearch_cli.engine.trial import load_data
 
     recipe = options.compose({"runtime": {"tensorboard": tensorboard}} if tensorboard else None)
     folder = out or api.default_folder(recipe)
     console.set_resume_hint(f"the run is saved in {folder}; give the same command again to go on")
-    announce_data(load_data(recipe.data))
+    console.announce_data(load_data(recipe.data))
     with console.training_bar(f"{recipe.detector.name} {recipe.backbone.name}") as on_progress:
         metrics = api.train(recipe, folder, on_progress).metrics
     if json:

@@ -1,15 +1,17 @@
 """Writes a data set in another format, or divided anew, as a new folder; what it reads is never changed.
 
 Images are copied byte for byte. Rendered ones, and those that EXIF rotates, are written upright as PNG,
-because readers disagree on rotation. The folder appears whole or not at all: it is written beside its place
-and renamed.
+because readers disagree on rotation. The folder appears whole or not at all: it is written beside its place, in
+a marked folder, and moved. The next command for the same place removes what a killed one left beside it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,7 +27,10 @@ from detsearch_cli.data.images import read_header
 from detsearch_cli.data.source import FolderSource, join
 from detsearch_cli.data.splits import fractions_of, permutation
 from detsearch_cli.data.types import Record, Source, Split
-from detsearch_cli.errors import DataError, StorageError
+from detsearch_cli.errors import DataError, OutputError, StorageError
+from detsearch_cli.files import is_ours, storage_error, write_signed_json
+
+MARK, DRAFT = "draft.json", "draft"  # the file that signs an unfinished folder, and what it says
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def convert(source: Source, out: Path, format: str, splits: Sequence[str] | None
     """Write splits (default: all) of `source` to the new folder `out` as "coco", "voc" or "yolo".
 
     Defects are handled as in loading: the copy has none of them. Raises DataError for an unknown format or
-    split, a folder that is not empty or lies in the source; StorageError when the disk refuses.
+    split, OutputError for a folder that is not empty or lies in the source, StorageError when the disk refuses.
     """
     if format not in WRITERS:
         raise DataError(f"can write {', '.join(WRITERS)}, not {format!r}")
@@ -81,34 +86,73 @@ def split(
 
 
 def _check_place(source: Source, out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty; name a new folder, nothing is ever overwritten")
     if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; name a new folder")
+        raise OutputError(f"{out} is a file; name a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out} is not empty; name a new folder, nothing is ever overwritten")
     if isinstance(source, FolderSource) and out.resolve().is_relative_to(source.folder.resolve()):
-        raise DataError(
+        raise OutputError(
             f"{out} lies in the data set {source.folder}, which is never written to; name another place"
         )
 
 
 def _write(splits: dict[str, Split], out: Path, format: str) -> Converted:
-    parent = out.absolute().parent
-    draft = parent / f".{out.name}.{os.getpid()}.part"
+    place = out.resolve()  # a link to an empty folder stays a link
+    draft = _new_draft(place)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-        boxes, notes = WRITERS[format](draft, splits)
-        if out.is_dir():
-            out.rmdir()
-        draft.rename(out)
+        folder = draft / "set"  # not the draft itself: the mark stays beside it until the set is in its place
+        folder.mkdir()
+        boxes, notes = WRITERS[format](folder, splits)
+        # The system lets a folder take the place of an empty one alone, so nothing put there meanwhile is lost.
+        folder.rename(place)
     except OSError as error:
         raise StorageError(
             f"cannot write {out}: {error.strerror or error}; nothing was left behind"
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)  # ours: `_new_draft` made it, and fails where one exists
     images = {name: len(s) for name, s in splits.items()}
     return Converted(out, format, images, boxes, tuple(notes))
+
+
+def _new_draft(place: Path) -> Path:
+    """An empty folder beside `place`, marked as this process's, after those of killed processes are removed."""
+    process = {"process": os.getpid(), "host": socket.gethostname()}
+    draft = place.with_name(f".{place.name}.{os.getpid()}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for left in place.parent.iterdir():
+            if _is_left_behind(left, place.name):
+                # Ours: named like a draft of this very target and marked by a process that is gone. Only what is
+                # in the folder goes: rmtree follows no link.
+                shutil.rmtree(left, ignore_errors=True)
+        draft.mkdir()  # never one that exists
+    except OSError as error:
+        raise storage_error(place, error) from error
+    write_signed_json(draft / MARK, DRAFT, process)
+    return draft
+
+
+def _is_left_behind(path: Path, name: str) -> bool:
+    """Whether `path` is a draft for the target `name` whose process, of this machine, was killed."""
+    named = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.part", path.name)
+    if named is None or path.is_symlink() or not is_ours(path / MARK, DRAFT):
+        return False
+    try:
+        marked = json.loads((path / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    number = int(named[1])
+    # the numbers of another machine's processes, on a shared disk, mean nothing here
+    if (marked.get("process"), marked.get("host")) != (number, socket.gethostname()):
+        return False
+    try:
+        os.kill(number, 0)  # signal 0 asks whether the process exists and does nothing to it
+    except ProcessLookupError:
+        return True
+    except OSError:  # it exists and is another user's
+        return False
+    return number == os.getpid()  # the number was given anew, to this process, which has no draft yet
 
 
 class _Images:

@@ -1,7 +1,6 @@
 """Figures of one evaluation: precision-recall curves and the confusion matrix.
 
-They take plain arrays and names, and give matplotlib figures that belong to no window: save them with
-`figure.savefig(path)`, or `save(figure, path)`.
+They take plain arrays and names, and give matplotlib figures that belong to no window; `save` writes one.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detsearch_cli.files import replace_file
+from detsearch_cli.report.figures import to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,5 +127,6 @@ def _name_cells(axes: Axes, classes: Sequence[str]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as the file's ending says (png, svg, pdf), whole or not at all. Raises StorageError."""
-    replace_file(path, lambda p: figure.savefig(p, format=path.suffix.removeprefix("."), dpi=130))
+    """Write a figure as a signed PNG, whole or not at all. Raises StorageError."""
+    encoded = to_png(figure, dpi=130)
+    replace_file(path, lambda p: p.write_bytes(encoded))

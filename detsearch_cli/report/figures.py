@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any
+
+from detsearch_cli.files import SIGNATURE
+from detsearch_cli.trials import TrialLike, best_of, failed, known, scored, stopped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,23 +47,6 @@ class Figure:
     alt: str = ""
 
 
-class TrialLike(Protocol):
-    """What a page needs of a trial. candidate None: the baseline. value: a fraction, None until known."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def candidate(self) -> Mapping[str, Any] | None: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def seconds(self) -> float | None: ...
-    @property
-    def reason(self) -> str | None: ...
-
-
 @dataclass(frozen=True)
 class EpochPoint:
     """One epoch of a training: mean of each loss term, and AP (fraction) where it was evaluated."""
@@ -68,25 +54,6 @@ class EpochPoint:
     epoch: int
     losses: Mapping[str, float]
     ap: float | None = None
-
-
-def known(value: float | None) -> TypeGuard[float]:
-    """True for a finite number."""
-    return value is not None and abs(value) < float("inf")
-
-
-def failed(row: TrialLike) -> bool:
-    return row.state.lower().startswith("fail")
-
-
-def repeated(row: TrialLike) -> bool:
-    """A candidate that was proposed again and answered from the ledger, without a training."""
-    return row.state.lower() == "repeat"
-
-
-def finished(rows: Sequence[TrialLike]) -> list[TrialLike]:
-    """Trials with a score, by number."""
-    return sorted((r for r in rows if known(r.value) and not failed(r)), key=lambda r: r.number)
 
 
 def points(fraction: float | None, signed: bool = False) -> str:
@@ -106,33 +73,42 @@ def ap_per_trial(
 
     Source: Tao et al. 2021 (HPS-Det), Figure 2. rows: values as fractions, drawn in points.
     """
-    done, broken = finished(rows), [r for r in rows if failed(r)]
-    numbers, values = [r.number for r in done], [100 * (r.value or 0.0) for r in done]
-    best_so_far = [max(values[: i + 1]) for i in range(len(values))]
     with _style():
         canvas, ax = _canvas(width, 3.9 if width > 5 else 3.3)
-        small = 3.2 if len(rows) > 120 else 4.6
-        if done:
-            ax.plot(numbers, values, "o", ms=small, color=COLOURS["dot"], mew=0, label="trial")
-            ax.step(
-                numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far"
-            )  # a step, not a slope: nothing was known between two trials
-            at = values.index(max(values))
-            ax.plot(numbers[at], values[at], "o", ms=8.5, mfc="none", mec=COLOURS["accent"], mew=1.8)
-        labels = [(best_so_far[-1], COLOURS["accent"])] if done else []
+        labels = _draw_scores(ax, rows)
         if baseline is not None and known(baseline):
             ax.axhline(100 * baseline, ls=(0, (5, 3)), lw=1.6, color=COLOURS["baseline"], label="baseline")
             labels.append((100 * baseline, COLOURS["baseline"]))
+        broken = [r.number for r in rows if failed(r)]
         if broken:
-            low = ax.get_xaxis_transform()
-            x = [r.number for r in broken]
-            ax.plot(
-                x, [0.03] * len(x), "x", ms=6, mew=1.6, transform=low, color=COLOURS["fail"], label="failed"
-            )
+            # a failed trial has no height, so its cross stands on the axis, whatever the scores are
+            low, style = ax.get_xaxis_transform(), {"ms": 6, "mew": 1.6, "color": COLOURS["fail"]}
+            ax.plot(broken, [0.03] * len(broken), "x", transform=low, label="failed", **style)
         _finish_trials(ax, [r.number for r in rows], metric, bool(labels), bool(broken))
         _label_right(ax, labels)
-        _legend(ax, 4 if width > 5 else 2)
+        _legend(ax, 5 if width > 5 else 2)
         return _svg(canvas, f"trials-{width:g}", _trials_alt(rows, baseline, metric))
+
+
+def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]:
+    """Dots, the best so far, and hollow dots of stopped trials. Returns the labels at the right: value, colour."""
+    done, labels = scored(rows), []
+    small = 3.2 if len(rows) > 120 else 4.6
+    if done:
+        numbers, values = [r.number for r in done], [100 * (r.value or 0.0) for r in done]
+        best_so_far = [max(values[: i + 1]) for i in range(len(values))]
+        ax.plot(numbers, values, "o", ms=small, color=COLOURS["dot"], mew=0, label="trial")
+        # a step, not a slope: nothing was known between two trials
+        ax.step(numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far")
+        at = values.index(max(values))
+        ax.plot(numbers[at], values[at], "o", ms=8.5, mfc="none", mec=COLOURS["accent"], mew=1.8)
+        labels.append((best_so_far[-1], COLOURS["accent"]))
+    short = [(r.number, 100 * r.value) for r in rows if stopped(r) and known(r.value)]
+    if short:
+        # hollow: the score of a shorter training is not measured with the others
+        style: dict[str, Any] = {"ms": small, "mfc": "none", "mec": COLOURS["muted"], "mew": 1.0}
+        ax.plot(*zip(*short, strict=True), "o", label="stopped early", **style)
+    return labels
 
 
 def _finish_trials(ax: Axes, numbers: Sequence[int], metric: str, scaled: bool, broken: bool) -> None:
@@ -147,10 +123,11 @@ def _finish_trials(ax: Axes, numbers: Sequence[int], metric: str, scaled: bool, 
 
 
 def _trials_alt(rows: Sequence[TrialLike], baseline: float | None, metric: str) -> str:
-    done = finished(rows)
-    text = f"{metric} per trial: {len(done)} scored, {sum(map(failed, rows))} failed"
-    if done:
-        best = max(done, key=lambda r: r.value or 0.0)
+    best, early = best_of(rows), sum(map(stopped, rows))
+    text = f"{metric} per trial: {len(scored(rows))} scored, {sum(map(failed, rows))} failed"
+    if early:
+        text += f", {early} stopped early"
+    if best is not None:
         text += f"; best {points(best.value)} at trial {best.number}"
     return text + (f"; baseline {points(baseline)}." if known(baseline) else ".")
 
@@ -247,13 +224,14 @@ def training_curves(epochs: Sequence[EpochPoint], *, width: float = WIDE) -> str
 
 
 def to_png(canvas: Canvas, dpi: int = 160) -> bytes:
-    """Encode a matplotlib figure; the same figure gives the same bytes."""
+    """Encode a matplotlib figure as a signed PNG; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    canvas.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": SIGNATURE})
     return buffer.getvalue()
 
 
 def median(values: Sequence[float]) -> float | None:
+    """The middle value, None of nothing."""
     return statistics.median(values) if values else None
 
 

@@ -17,10 +17,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detsearch_cli.files import replace_file
-from detsearch_cli.report import figures, verdict
-from detsearch_cli.report.figures import EpochPoint, Figure, TrialLike, failed, finished, known, points
-from detsearch_cli.report.verdict import Comparison
+from detsearch_cli.files import claim_file, replace_file
+from detsearch_cli.report import figures
+from detsearch_cli.report.figures import EpochPoint, Figure, points
+from detsearch_cli.report.verdict import SeedComparison, judge
+from detsearch_cli.trials import TrialLike, baseline_of, best_of, failed, known, repeated, scored, stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
 
 LONGEST_SIDE = 640  # px; a page of 8 samples stays a few MB
 LARGEST_PNG = 120_000  # bytes; photographs above this are embedded as JPEG
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A row of the ledger as plain data; any object with these attributes will do."""
-
-    number: int
-    candidate: Mapping[str, Any] | None
-    state: str
-    value: float | None = None
-    seconds: float | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +59,8 @@ class RunClass:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image shown several ways, side by side. pictures: (label, uint8 (H, W, 3) RGB, boxes drawn)."""
+class SideBySide:
+    """One image shown several ways. pictures: what each shows, and its uint8 (H, W, 3) RGB with boxes drawn."""
 
     title: str
     pictures: Sequence[tuple[str, np.ndarray]]
@@ -119,7 +108,7 @@ class _Page(ABC):
     name: str
     setup: Mapping[str, str] = field(default_factory=dict)  # detector, backbone, data, ... in display order
     recipe_yaml: str = ""
-    samples: Sequence[Sample] = ()
+    samples: Sequence[SideBySide] = ()
     figures: Sequence[Figure] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, Any] = field(default_factory=dict)
@@ -133,24 +122,30 @@ class _Page(ABC):
         """The page as text; equal input gives equal text."""
 
     def write(self, path: Path) -> None:
-        """Write the page in one step: a reader sees the old page or the new one. Raises StorageError."""
-        write_page(path, self.render())
+        """Write the page in one step: a reader sees the old page or the new one.
+
+        Raises OutputError where a page of somebody else stands, StorageError when the disk refuses.
+        """
+        claim_file(path)
+        text = self.render()
+        # a name that is no Unicode must not cost the page: its bytes become question marks
+        replace_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="replace", newline="\n"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPage(_Page):
-    """A search: verdict, proof, course, what was found, what it costs, how to repeat it.
+    """A search: verdict, comparison, course, what was found, what it costs, how to repeat it.
 
-    rows: every trial, the baseline being the one whose candidate is None. split: where candidates were
-    scored, in words. comparison: baseline against searched on a split the search never used. classes:
-    per-class AP on class_split. fragment_yaml: the outcome (`best.yaml`), fragment_path where it lies.
+    rows: every trial; the baseline's candidate is None. split: where candidates were scored, in words.
+    comparison: baseline against searched on a split that the search never used. classes: per-class AP on
+    class_split. fragment_yaml: the outcome (`best.yaml`); fragment_path: where it lies.
     """
 
     rows: Sequence[TrialLike]
     method: str = ""
     metric: str = "AP"
     split: str = "the held-out split"
-    comparison: Comparison | None = None
+    comparison: SeedComparison | None = None
     importances: Mapping[str, float] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     classes: Sequence[ClassScore] = ()
@@ -160,32 +155,36 @@ class StudyPage(_Page):
     usage: Sequence[str] = ()
 
     def render(self) -> str:
-        best, baseline = verdict.best_of(self.rows), verdict.baseline_of(self.rows)
-        score, done = baseline.value if baseline else None, finished(self.rows)
-        charts: dict[str, Chart | None] = dict.fromkeys(("trials", "importances", "interval"))
-        if done:
-            draw = partial(figures.ap_per_trial, self.rows, score, metric=self.metric)
-            charts["trials"] = Chart.of(draw)
-        if self.importances:
-            charts["importances"] = Chart.of(partial(figures.importances, self.importances))
-        if self.comparison is not None and self.comparison.bounds is not None:
-            c = self.comparison
-            draw = partial(figures.interval, c.difference, *self.comparison.bounds, c.differences)
-            charts["interval"] = Chart.of(draw)
+        done = scored(self.rows)
+        trained = [r.seconds for r in done if known(r.seconds) and not repeated(r)]
         return _environment().get_template("study.html").render(
             page=self,
-            verdict=verdict.judge(self.rows, self.comparison, self.split, self.metric),
-            best=best,
-            baseline=baseline,
+            verdict=judge(self.rows, self.comparison, self.split, self.metric),
+            best=best_of(self.rows),
+            baseline=baseline_of(self.rows),
             rows=sorted(self.rows, key=lambda r: r.number),
             done=done,
             broken=[r for r in self.rows if failed(r)],
-            repeats=sum(map(figures.repeated, self.rows)),
-            median=figures.median([r.seconds for r in done if known(r.seconds) and not figures.repeated(r)]),
+            early=[r for r in self.rows if stopped(r)],
+            repeats=sum(map(repeated, self.rows)),
+            median=figures.median(trained),
             classes=sorted(self.classes, key=_by_difference),
             largest=max((abs(c.difference) for c in self.classes if c.difference is not None), default=0.0),
-            charts=charts,
+            charts=self._charts(),
         )  # fmt: skip
+
+    def _charts(self) -> dict[str, Chart | None]:
+        """The three charts of a search, None for each that has nothing to show yet."""
+        charts: dict[str, Chart | None] = dict.fromkeys(("trials", "importances", "interval"))
+        baseline, c = baseline_of(self.rows), self.comparison
+        if scored(self.rows):
+            score = baseline.value if baseline else None
+            charts["trials"] = Chart.of(partial(figures.ap_per_trial, self.rows, score, metric=self.metric))
+        if self.importances:
+            charts["importances"] = Chart.of(partial(figures.importances, self.importances))
+        if c is not None and c.bounds is not None:
+            charts["interval"] = Chart.of(partial(figures.interval, c.difference, *c.bounds, c.differences))
+        return charts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +206,6 @@ class RunPage(_Page):
         peak = max((c.ap for c in self.classes if c.ap is not None and known(c.ap)), default=0.0)
         template = _environment().get_template("run.html")
         return template.render(page=self, charts=charts, classes=ranked, peak=peak)
-
-
-def write_page(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) atomically. Raises StorageError; the old file is then intact."""
-    replace_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="replace", newline="\n"))
 
 
 def image_uri(picture: np.ndarray) -> str:
@@ -288,5 +282,6 @@ def _environment() -> Environment:
         script_hash=_script_hash,
     )
     environment.tests["failed"] = failed
+    environment.tests["stopped"] = stopped
     environment.tests["score"] = lambda v: isinstance(v, int | float) and known(v)
     return environment

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from detsearch_cli.report.figures import TrialLike, failed, finished, known, points, repeated
+from detsearch_cli.report.figures import points
+from detsearch_cli.trials import TrialLike, baseline_of, best_of, failed, known, repeated, scored
+from detsearch_cli.verdicts import verdict
 
 UNLEARNED = 0.01  # a detector below this AP is still at the start of its training
 Kind = Literal["improved", "worse", "noise", "unproven", "same", "alone", "pending", "failed"]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Baseline and searched recipe on a split that the search never used. All values are fractions.
+class SeedComparison:
+    """Baseline and searched recipe, trained with the same seeds, on a split that the search never used.
 
-    baseline, searched: one score a seed, in the order of `seeds`. low, high: 95% interval of the mean
-    difference, None where there is none. how: how the interval was computed, for the reader.
+    All values are fractions. baseline, searched: one score a seed, in the order of `seeds`. low, high: 95% interval
+    of the mean difference, None where there is none. how: how the interval was computed, for the reader.
     """
 
     seeds: Sequence[int]
@@ -60,24 +62,14 @@ class Verdict:
     detail: str
 
 
-def baseline_of(rows: Sequence[TrialLike]) -> TrialLike | None:
-    """The scored trial of the detector's own recipe (candidate None), if it finished."""
-    return next((r for r in finished(rows) if r.candidate is None), None)
-
-
-def best_of(rows: Sequence[TrialLike]) -> TrialLike | None:
-    """The highest score; on a tie the earlier trial, so that a tie with the baseline stays the baseline."""
-    return max(finished(rows), key=lambda r: (r.value or 0.0, r.candidate is None, -r.number), default=None)
-
-
 def judge(
-    rows: Sequence[TrialLike], comparison: Comparison | None, split: str, metric: str = "AP"
+    rows: Sequence[TrialLike], comparison: SeedComparison | None, split: str, metric: str = "AP"
 ) -> Verdict:
     """The outcome of a search in words. split: where candidates were scored, such as "val (86 images)"."""
     best, baseline = best_of(rows), baseline_of(rows)
     if best is None:
         return _without_scores(rows)
-    candidates = [r for r in finished(rows) if r.candidate is not None and not repeated(r)]
+    candidates = [r for r in scored(rows) if r.candidate is not None and not repeated(r)]
     if best.candidate is None:
         return _baseline_won(best, candidates, split, metric)
     if comparison is not None:
@@ -126,7 +118,7 @@ def _baseline_won(baseline: TrialLike, candidates: Sequence[TrialLike], split: s
     )
 
 
-def _compared(c: Comparison) -> Verdict:
+def _compared(c: SeedComparison) -> Verdict:
     difference = points(c.difference, signed=True)
     trainings = "one training each" if len(c.seeds) == 1 else f"{len(c.seeds)} seeds each"
     images = f", {c.images} images" if c.images else ""
@@ -137,15 +129,16 @@ def _compared(c: Comparison) -> Verdict:
         headline = f"{difference} {c.metric} on the {c.split} split, without an interval"
         return Verdict("unproven", headline, f"No improvement is claimed without an interval. {_upper(base)}")
     low, high = c.bounds
+    found = verdict(low, high)
     reach = f"95% interval {points(low, True)} to {points(high, True)}"
-    if low > 0:
+    if found == "better":
         if max(c.baseline) < UNLEARNED:
             base += (
                 f" The baseline has learned next to nothing ({c.metric} {points(max(c.baseline))} at best), so "
                 "this compares the start of two trainings: train longer before relying on it."
             )
         return Verdict("improved", f"{difference} {c.metric} over the baseline ({reach})", _upper(base))
-    if high < 0:
+    if found == "worse":
         detail = f"The search score did not carry over: keep the baseline. {_upper(base)}"
         return Verdict("worse", f"{difference} {c.metric}: worse than the baseline ({reach})", detail)
     detail = f"The {reach} contains 0, so no improvement is claimed. {_upper(base)}"

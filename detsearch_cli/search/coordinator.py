@@ -23,8 +23,9 @@ from detsearch_cli.search.samplers.base import Sampler
 from detsearch_cli.search.signals import interruptible
 from detsearch_cli.search.space import Candidate
 from detsearch_cli.search.storage import guarded, locked
-from detsearch_cli.search.study import TrialRow, best_of
+from detsearch_cli.search.study import TrialRow
 from detsearch_cli.search.worker import RunTrial, read_json, reason
+from detsearch_cli.trials import best_of
 
 POLL_SECONDS = 0.03
 MAX_ATTEMPTS = 2

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detsearch_cli.search.space import Candidate, Space
-from detsearch_cli.search.study import TrialRow, all_failed, best_of
+from detsearch_cli.search.study import TrialRow, all_failed
+from detsearch_cli.trials import best_of
 
 Kind = Literal["resumed", "started", "finished", "failed", "repeated", "retried", "waiting"]
 

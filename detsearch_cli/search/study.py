@@ -5,8 +5,6 @@ Reading takes no lock, so a study can be looked at while its search runs.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
-from detsearch_cli.files import replace_file, write_text
+from detsearch_cli.files import EXPORT_COLUMNS, SIGNATURE, claim_file, finite, replace_file, write_signed_json
 from detsearch_cli.search.space import Candidate, Space
 from detsearch_cli.search.storage import connect, database_url, guarded, shown
+from detsearch_cli.trials import best_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 State = Literal["running", "complete", "failed", "repeat"]
+EXPORT = "export"  # what an exported file says that it is
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,10 @@ class Study:
         """One line a trial: number, state, value, seconds, ..., `param.NAME` and the scalar `metric.NAME`."""
         import pandas as pd
 
-        return pd.DataFrame([_flat(row) for row in self.rows])
-
-
-def best_of(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The completed row of highest value, the earliest of equals; None without one."""
-    done = [row for row in rows if row.state == "complete" and row.value is not None]
-    return max(done, key=lambda row: (row.value, -row.number), default=None)
+        # without a trial there would be no columns, and an exported table is known by them
+        return pd.DataFrame(
+            [_flat(row) for row in self.rows] or None, columns=None if self.rows else EXPORT_COLUMNS
+        )
 
 
 def all_failed(rows: Sequence[TrialRow]) -> bool:
@@ -178,16 +175,30 @@ def _try_open(folder: Path, name: str | None, storage: str | None) -> Study | St
 def export(study: Study, path: Path) -> None:
     """Write the study's table to a .csv, .parquet or .json file; json holds every metric and the recipes.
 
-    Raises StudyError for another ending, StorageError when the disk refuses.
+    Raises StudyError for another ending, OutputError for a file of somebody else, StorageError when the disk
+    refuses.
     """
     if path.suffix not in (".csv", ".parquet", ".json"):
         raise StudyError(f"a study is exported to a .csv, .parquet or .json file, got {path.name}")
+    claim_file(path, EXPORT)
     if path.suffix == ".json":
-        write_text(path, json.dumps(to_json(study), indent=1, allow_nan=False))
-        return
-    table = study.table()
-    write = table.to_csv if path.suffix == ".csv" else table.to_parquet
-    replace_file(path, lambda p: write(p, index=False))
+        write_signed_json(path, EXPORT, to_json(study))
+    elif path.suffix == ".csv":
+        replace_file(path, lambda p: study.table().to_csv(p, index=False))
+    else:
+        replace_file(path, lambda p: _write_parquet(study.table(), p))
+
+
+def _write_parquet(table: pd.DataFrame, path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = pyarrow.Table.from_pandas(table, preserve_index=False)
+    # pandas' and Arrow's own descriptions of the columns would push the signature away from the end of the file
+    columns = columns.replace_schema_metadata(None)
+    with parquet.ParquetWriter(path, columns.schema, store_schema=False) as writer:
+        writer.write_table(columns)
+        writer.add_key_value_metadata({SIGNATURE: EXPORT})
 
 
 def to_json(study: Study) -> dict[str, Any]:
@@ -199,16 +210,13 @@ def to_json(study: Study) -> dict[str, Any]:
     best = study.best
     head = {"name": study.name, "sampler": study.sampler, "seed": study.seed, "budget": study.budget}
     whole = {**head, "space": study.space.to_json(), "best": best.number if best else None, "trials": rows}
-    return dict(_without_nan(whole))
+    return dict(finite(whole))
 
 
 def _common(row: TrialRow) -> dict[str, Any]:
+    signed = {name: getattr(row, name) for name in EXPORT_COLUMNS}
     return {
-        "number": row.number,
-        "state": row.state,
-        "baseline": row.baseline,
-        "value": row.value,
-        "seconds": row.seconds,
+        **signed,  # first, in this order: an exported table is known by its first columns
         "reason": row.reason,
         "repeat_of": row.repeat_of,
         "attempts": row.attempts,
@@ -227,14 +235,6 @@ def _flat(row: TrialRow) -> dict[str, Any]:
             if isinstance(number, (int, float)):
                 flat[f"metric.{name}.{inner}".rstrip(".")] = float(number)
     return flat
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(database: BaseStorage, study_id: int, folder: Path) -> list[TrialRow]:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
     from detsearch_cli.recipe import Recipe
-    from detsearch_cli.report.page import ClassScore, Sample
-    from detsearch_cli.report.verdict import Comparison
+    from detsearch_cli.report.page import ClassScore, SideBySide
+    from detsearch_cli.report.verdict import SeedComparison
     from detsearch_cli.search.study import Study, Trial
 
 PAGE = "report.html"
@@ -105,7 +105,7 @@ def importances(study: Study) -> Mapping[str, float]:
     return compute(study) if isinstance(space, Product) and len(space.parameters) > 1 else {}
 
 
-def read_comparison(folder: Path) -> Comparison | None:
+def read_comparison(folder: Path) -> SeedComparison | None:
     """The comparison that `train --study FOLDER --baseline` left in the study's folder."""
     path = folder / COMPARISON
     if not path.is_file():
@@ -119,16 +119,16 @@ def read_comparison(folder: Path) -> Comparison | None:
         ) from error
 
 
-def to_comparison(content: Mapping[str, Any]) -> Comparison:
+def to_comparison(content: Mapping[str, Any]) -> SeedComparison:
     """A comparison's JSON as the page shows it: over seeds where there are several, else over images."""
-    from detsearch_cli.report.verdict import Comparison
+    from detsearch_cli.report.verdict import SeedComparison
 
     runs = content["runs"]
     side, found = next(iter(content["comparisons"].items()))
     aps = {name: [r["coco"]["AP"] for r in runs if r["side"] == name] for name in (BASELINE, side)}
     chosen = found["over_seeds"] or found["over_images"]
     how = "t interval over paired seeds" if found["over_seeds"] else "paired bootstrap over images, one seed"
-    return Comparison(
+    return SeedComparison(
         seeds=[r["seed"] for r in runs if r["side"] == BASELINE],
         baseline=aps[BASELINE],
         searched=aps[side],
@@ -156,7 +156,7 @@ def class_scores(baseline: Trial | None, best: Trial | None) -> list[ClassScore]
     ]
 
 
-def samples(recipe: Recipe, baseline: Trial | None, best: Trial | None) -> list[Sample]:
+def samples(recipe: Recipe, baseline: Trial | None, best: Trial | None) -> list[SideBySide]:
     """Crowded held-out images: ground truth, baseline and best side by side."""
     from detsearch_cli.engine.checkpoint import DETECTIONS
     from detsearch_cli.engine.detections import DetectionTable
@@ -174,13 +174,13 @@ def samples(recipe: Recipe, baseline: Trial | None, best: Trial | None) -> list[
     return _samples(split, {name: DetectionTable.load(path, split) for name, path in files.items()})
 
 
-def _samples(split: Split, tables: Mapping[str, DetectionTable]) -> list[Sample]:
-    from detsearch_cli.report.page import Sample
+def _samples(split: Split, tables: Mapping[str, DetectionTable]) -> list[SideBySide]:
+    from detsearch_cli.report.page import SideBySide
 
     # every third of the most crowded, so that a video's neighbours are not all there is to see
     crowded = sorted(range(len(split)), key=lambda i: -len(split.records[i].boxes))[: SAMPLES * 3 : 3]
     return [
-        Sample(f"image {split.records[i].image_id}", list(pictures(split, i, tables).items()))
+        SideBySide(f"image {split.records[i].image_id}", list(pictures(split, i, tables).items()))
         for i in crowded
     ]
 

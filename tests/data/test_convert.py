@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +16,11 @@ import pytest
 from PIL import Image
 
 from detsearch_cli.data import convert as module
-from detsearch_cli.data.convert import WRITERS, convert, split
+from detsearch_cli.data.convert import DRAFT, MARK, WRITERS, convert, split
 from detsearch_cli.data.source import open_source
 from detsearch_cli.data.types import Source, Split
-from detsearch_cli.errors import DataError, StorageError
+from detsearch_cli.errors import DataError, OutputError, StorageError
+from detsearch_cli.files import write_signed_json
 
 from .samples import SAMPLES, bdd100k, coco, fingerprint, picture, voc, voc_xml, wider, write
 
@@ -122,19 +128,114 @@ def test_nothing_is_overwritten_and_the_source_is_never_written_to(tmp_path: Pat
     source = open_source(str(voc(tmp_path / "in")))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match="is not empty"):
-        convert(source, tmp_path / "full", "coco")
-    with pytest.raises(DataError, match="is a file"):
+    (tmp_path / "link").symlink_to("full")
+    before = fingerprint(tmp_path)
+    for name in ("full", "link"):
+        with pytest.raises(OutputError, match="is not empty"):
+            convert(source, tmp_path / name, "coco")
+    with pytest.raises(OutputError, match="is a file"):
         convert(source, tmp_path / "full" / "mine.txt", "coco")
-    with pytest.raises(DataError, match="never written to"):
+    with pytest.raises(OutputError, match="never written to"):
         convert(source, tmp_path / "in" / "new", "coco")
     with pytest.raises(DataError, match="can write coco, voc, yolo, not 'kitti'"):
         convert(source, tmp_path / "out", "kitti")
     with pytest.raises(DataError, match="no split 'test'"):
         convert(source, tmp_path / "out", "coco", ["test"])
+    assert fingerprint(tmp_path) == before
     (tmp_path / "empty").mkdir()
     convert(source, tmp_path / "empty", "coco")
     assert (tmp_path / "empty" / "annotations").is_dir()
+    assert (tmp_path / "empty").stat().st_mode == (tmp_path / "full").stat().st_mode
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_an_empty_or_a_new_folder_stays_a_link(exists: bool, tmp_path: Path) -> None:
+    source = open_source(str(voc(tmp_path / "in")))
+    if exists:
+        (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    convert(source, tmp_path / "link", "coco")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "annotations").is_dir()
+
+
+def test_what_is_put_into_the_folder_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(str(voc(tmp_path / "in")))
+    copy = module.shutil.copyfile
+
+    def late(a: Path, b: Path) -> None:
+        write(tmp_path / "out" / "mine.txt", "mine")
+        copy(a, b)
+
+    monkeypatch.setattr(module.shutil, "copyfile", late)
+    with pytest.raises(StorageError, match="not empty"):
+        convert(source, tmp_path / "out", "coco")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+
+
+def draft(folder: Path, name: str, process: int, host: str | None = None, kind: str = DRAFT) -> Path:
+    """An unfinished folder of `process` beside the target `name`."""
+    path = folder / f".{name}.{process}.part"
+    write(path / "set" / "train" / "a.txt", "half")
+    write_signed_json(path / MARK, kind, {"process": process, "host": host or socket.gethostname()})
+    return path
+
+
+def test_exactly_the_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    source = open_source(str(voc(tmp_path / "in")))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    removed = [draft(tmp_path, "out", dead.pid), draft(tmp_path, "out", os.getpid())]
+    alive = os.getppid()
+    kept = [
+        draft(tmp_path, "out", alive),
+        draft(tmp_path, "other", dead.pid),
+        draft(tmp_path, "out.x", dead.pid),
+        draft(tmp_path / "far", "out", dead.pid, host="elsewhere"),
+        draft(tmp_path / "far", "out", dead.pid + 1, kind="study"),
+    ]
+    unmarked = tmp_path / f".out.{dead.pid + 2}.part"
+    write(unmarked / "mine.txt", "mine")
+    write(unmarked / MARK, f'{{"process": {dead.pid + 2}}}')
+    link = tmp_path / f".out.{dead.pid + 3}.part"
+    link.symlink_to(draft(tmp_path / "far", "linked", dead.pid))
+    before = [fingerprint(path) for path in kept]
+    convert(source, tmp_path / "out", "coco")
+    convert(source, tmp_path / "far" / "out", "coco")
+    assert not any(path.exists() for path in removed)
+    assert [fingerprint(path) for path in kept] == before
+    assert all(path.exists() for path in (*kept, unmarked / "mine.txt", link / "set"))
+
+
+def test_a_folder_named_like_the_own_draft_is_not_touched(tmp_path: Path) -> None:
+    source = open_source(str(voc(tmp_path / "in")))
+    write(tmp_path / f".out.{os.getpid()}.part" / "mine.txt", "mine")
+    before = fingerprint(tmp_path)
+    with pytest.raises(StorageError, match="cannot write"):
+        convert(source, tmp_path / "out", "coco")
+    assert fingerprint(tmp_path) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from detsearch_cli.data import convert as module
+from detsearch_cli.data.source import open_source
+module.shutil.copyfile = lambda a, b: os.kill(os.getpid(), signal.SIGKILL)
+module.convert(open_source(sys.argv[1]), Path(sys.argv[2]), "coco")
+"""
+
+
+def test_after_a_kill_the_same_command_leaves_the_new_folder_alone(tmp_path: Path) -> None:
+    voc(tmp_path / "in")
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "in", tmp_path / "out"])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".out.*.part"))) == 1
+    convert(open_source(str(tmp_path / "in")), tmp_path / "out", "coco")
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from detsearch_cli.report import figures
 from detsearch_cli.report.figures import EpochPoint
-from detsearch_cli.report.page import Trial
+from tests.trials import Trial
 
 WIDTHS = (figures.WIDE, figures.NARROW)
 ROWS = [
@@ -61,6 +61,15 @@ def test_search_chart_leaves_out_scores_that_are_no_numbers() -> None:
     svg = figures.ap_per_trial([*ROWS, Trial(5, {"k": 1}, "complete", math.nan)], math.nan)
     assert "nan" not in svg.lower().replace("nan-", "")
     assert "baseline" not in texts(svg)
+
+
+def test_a_stopped_trial_is_a_hollow_dot_that_never_is_the_best() -> None:
+    svg = figures.ap_per_trial([*ROWS, Trial(5, {"k": 1}, "stopped", 0.9)], 0.381)
+    assert "stopped early" in texts(svg)
+    assert "stopped early" not in texts(figures.ap_per_trial(ROWS, 0.381))
+    label = ET.fromstring(svg).get("aria-label")
+    assert label == "AP per trial: 3 scored, 1 failed, 1 stopped early; best 41.2 at trial 3; baseline 38.1."
+    assert markers(svg, "dot") == 3 + 1
 
 
 def test_best_so_far_never_falls() -> None:

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detsearch_cli.errors import StorageError
+from detsearch_cli.errors import OutputError, StorageError
 from detsearch_cli.report import page as pages
 from detsearch_cli.report.figures import EpochPoint, Figure
-from detsearch_cli.report.page import ClassScore, RunClass, RunPage, Sample, StudyPage, Table, Trial
-from detsearch_cli.report.verdict import Comparison, best_of, judge
+from detsearch_cli.report.page import ClassScore, RunClass, RunPage, SideBySide, StudyPage, Table
+from detsearch_cli.report.verdict import SeedComparison, judge
+from tests.trials import Trial
 
 HOSTILE = "<script>alert('x')</script>"
 SIDES = ("annotations", "baseline", "best")
@@ -73,11 +74,11 @@ def rows(*values: float | None, baseline: float | None = 0.381) -> list[Trial]:
     return out
 
 
-def comparison(low: float | None, high: float | None, seeds: Sequence[int] = (0, 1, 2)) -> Comparison:
+def comparison(low: float | None, high: float | None, seeds: Sequence[int] = (0, 1, 2)) -> SeedComparison:
     n = len(seeds)
     middle = 0.02 if low is None or high is None else (low + high) / 2
     scores = [0.37 + 0.001 * i for i in range(n)]
-    return Comparison(
+    return SeedComparison(
         seeds,
         scores,
         [s + middle for s in scores],
@@ -112,7 +113,7 @@ def study() -> StudyPage:
             ClassScore(HOSTILE, 3, 0.11, 0.163),
             ClassScore("x", 0, None),
         ],
-        samples=[Sample("a.jpg", [(label, picture(i)) for i, label in enumerate(SIDES)])],
+        samples=[SideBySide("a.jpg", [(label, picture(i)) for i, label in enumerate(SIDES)])],
         fragment_yaml="assign:\n  name: dynamic  # & more\n",
         recipe_yaml="detector:\n  name: fcos\n",
         versions={"torch": "2.15.0"},
@@ -134,7 +135,7 @@ def run() -> RunPage:
             RunClass(HOSTILE, 9, 0.5, 0.8),
             RunClass("empty", 0, math.nan, None),
         ],
-        samples=[Sample("b.jpg", [("annotations", picture(1)), ("detections", picture(2))])],
+        samples=[SideBySide("b.jpg", [("annotations", picture(1)), ("detections", picture(2))])],
         recipe_yaml="detector:\n  name: fcos\n",
         command="detsearch train --detector fcos",
         timing={"training": 61.2},
@@ -174,7 +175,7 @@ def test_every_foreign_string_is_escaped() -> None:
         study(), name=evil, method=evil, setup={evil: evil}, split=evil, class_split=evil,
         importances={evil: 1.0}, tables=[Table(evil, evil, (evil, "b"), [(evil, evil)])], fragment_yaml=evil,
         recipe_yaml=evil, fragment_path=evil, usage=[evil], versions={evil: evil}, seeds={evil: evil},
-        command=evil, notes=[evil], created=evil, samples=[Sample(evil, [(evil, picture())])],
+        command=evil, notes=[evil], created=evil, samples=[SideBySide(evil, [(evil, picture())])],
         figures=[Figure(evil, evil, b"", evil)],
         rows=[*rows(0.4), Trial(9, {evil: evil}, evil), Trial(10, {"k": 1}, "failed", reason=evil)],
     )  # fmt: skip
@@ -206,7 +207,8 @@ def test_comparison_lists_every_seed() -> None:
 
 def test_failed_trials_are_listed_with_their_reasons_and_without_a_score() -> None:
     page = replace(
-        study(), rows=[*rows(0.3, None), Trial(3, {"k": 9}, "FAIL", 0.99, 1.0, "a\n" * 40 + "out of memory")]
+        study(),
+        rows=[*rows(0.3, None), Trial(3, {"k": 9}, "failed", 0.99, 1.0, "a\n" * 40 + "out of memory")],
     )
     text = page.render()
     reader = Reader(text)
@@ -299,23 +301,33 @@ def test_a_baseline_that_learned_nothing_is_said_beside_the_claim() -> None:
     assert "learned next to nothing" not in judge(rows(0.40), claimed, "val").detail
 
 
-def test_a_tie_goes_to_the_baseline_and_then_to_the_earlier_trial() -> None:
-    first, second, own = (Trial(n, c, "complete", 0.5) for n, c in ((3, {"k": 1}), (4, {"k": 2}), (5, None)))
-    assert best_of([second, first]) == first
-    assert best_of([second, first, own]) == own
-
-
 def test_repeats_answered_from_the_ledger_count_neither_as_candidates_nor_as_time() -> None:
     trials = [*rows(0.3, 0.412), Trial(3, {"k": 2}, "repeat", 0.412, 0.0)]
     assert "highest of 2 candidates" in judge(trials, None, "val").detail
-    assert best_of(trials) == trials[2]
     text = Reader(replace(study(), rows=trials, comparison=None).render()).text
     assert "1 of them repeats another" in text and "20 s median" in text
 
 
+def test_a_stopped_trial_is_shown_and_is_neither_best_nor_complete_nor_failed() -> None:
+    trials = [*rows(0.3, 0.412, None), Trial(4, {"k": 7}, "stopped", 0.6, 6.0)]
+    said = judge(trials, None, "val")
+    assert "A candidate scored AP 41.2" in said.headline and "highest of 2 candidates" in said.detail
+    text = Reader(replace(study(), rows=trials, comparison=None).render()).text
+    assert "Trials 5 3 scored, 1 failed , 1 stopped early Time of a trial" in text
+    assert "4 60.0 6.0 s stopped early k= 7" in text
+    assert "1 trial stopped early, after fewer epochs" in text
+    assert "Best found 41.2 trial 2" in text
+
+
+def test_a_stopped_candidate_alone_is_nothing_to_compare() -> None:
+    trials = [*rows(), Trial(1, {"k": 7}, "stopped", 0.6, 6.0)]
+    assert judge(trials, None, "val").kind == "pending"
+    assert "stopped early" not in Reader(replace(study(), rows=rows(), comparison=None).render()).text
+
+
 def test_comparison_needs_one_score_a_seed() -> None:
     with pytest.raises(ValueError, match="2 seeds, 1 and 2 scores"):
-        Comparison((0, 1), (0.1,), (0.1, 0.2), 0.0, None, None, "none")
+        SeedComparison((0, 1), (0.1,), (0.1, 0.2), 0.0, None, None, "none")
 
 
 def test_bare_study_renders() -> None:
@@ -403,7 +415,8 @@ def test_full_disk_is_a_storage_error_and_keeps_the_old_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "report.html"
-    target.write_text("old")
+    old = replace(run(), name="old").render()
+    target.write_text(old)
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -411,8 +424,17 @@ def test_full_disk_is_a_storage_error_and_keeps_the_old_page(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device; free some space"):
         run().write(target)
-    assert target.read_text() == "old"
+    assert target.read_text() == old
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_page_of_somebody_else_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("<!doctype html><title>mine</title>")
+    for page in (run(), study()):
+        with pytest.raises(OutputError, match=r"report\.html exists and was not written by detsearch"):
+            page.write(target)
+    assert target.read_text() == "<!doctype html><title>mine</title>"
 
 
 def test_unwritable_place_is_a_storage_error(tmp_path: Path) -> None:

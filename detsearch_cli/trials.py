@@ -1,0 +1,66 @@
+"""What a list of trials says: which have a score, which failed, which is the best. One rule for search and page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeGuard, TypeVar
+
+
+class TrialLike(Protocol):
+    """What these questions need of a trial.
+
+    candidate: None for the baseline. state: running, complete, stopped, failed or repeat. value: a fraction, None
+    until it is known; that of a stopped trial belongs to a shorter training. reason: why it failed.
+    """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def candidate(self) -> Mapping[str, Any] | None: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+T = TypeVar("T", bound=TrialLike)
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """True for a finite number."""
+    return value is not None and abs(value) < float("inf")  # NaN is smaller than nothing
+
+
+def failed(trial: TrialLike) -> bool:
+    """The training ended without a score."""
+    return trial.state == "failed"
+
+
+def stopped(trial: TrialLike) -> bool:
+    """The trial was trained for fewer epochs than the whole."""
+    return trial.state == "stopped"
+
+
+def repeated(trial: TrialLike) -> bool:
+    """The candidate had been proposed before: its score comes from the ledger, not from a training."""
+    return trial.state == "repeat"
+
+
+def scored(trials: Sequence[T]) -> list[T]:
+    """Trials with the score of a whole training, by number. Shorter trainings are no match for them."""
+    whole = [t for t in trials if t.state in ("complete", "repeat") and known(t.value)]
+    return sorted(whole, key=lambda t: t.number)
+
+
+def baseline_of(trials: Sequence[T]) -> T | None:
+    """The baseline, if it has a score."""
+    return next((t for t in scored(trials) if t.candidate is None), None)
+
+
+def best_of(trials: Sequence[T]) -> T | None:
+    """The highest score. Of equals the earliest, so that a tie with the baseline stays the baseline."""
+    return max(scored(trials), key=lambda t: (t.value or 0.0, -t.number), default=None)

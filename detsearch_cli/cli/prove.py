@@ -12,7 +12,7 @@ from detsearch_cli.errors import RecipeError, StudyError
 
 if TYPE_CHECKING:
     from detsearch_cli.cli.options import RecipeOptions, RunsOptions, TrainOptions
-    from detsearch_cli.engine.contest import Contest, Entrant
+    from detsearch_cli.engine.comparison import PlannedRun, RunComparison
     from detsearch_cli.recipe import Fragment, Recipe
 
 
@@ -75,10 +75,10 @@ def train_alone(
     side: str, recipe: Recipe, seeds: list[int], folder: Path, train: RunsOptions
 ) -> list[dict[str, Any]]:
     """One recipe alone, once a seed; returns folder and metrics of each, and tells them unless as JSON."""
-    from detsearch_cli.engine.contest import Entrant
+    from detsearch_cli.engine.comparison import PlannedRun
     from detsearch_cli.engine.trial import load_data, train_with_retry
 
-    entrants = [Entrant(side, recipe.with_({"seed": s}), folder / f"{side}-seed{s}") for s in seeds]
+    entrants = [PlannedRun(side, recipe.with_({"seed": s}), folder / f"{side}-seed{s}") for s in seeds]
     train_in_workers(entrants, folder, "detsearch_cli.engine.trial:run_trial", train)
     results = []
     for one in entrants:
@@ -97,12 +97,13 @@ def compare(
     folder: Path,
     train: RunsOptions,
     sides: tuple[str, str] = ("baseline", "searched"),
-) -> Contest:
+) -> RunComparison:
     """Both sides over all seeds, with a progress bar for each training."""
-    from detsearch_cli.engine.contest import contest, entrants
+    from detsearch_cli.engine.comparison import compare_recipes, planned_runs
 
-    every = entrants(baseline, searched, seeds, folder, sides)
-    train_in_workers(every, folder, "detsearch_cli.engine.contest:train_entry", train)
+    named = dict(zip(sides, (baseline, searched), strict=True))
+    every = planned_runs(named, seeds, folder)
+    train_in_workers(every, folder, "detsearch_cli.engine.comparison:train_and_detect", train)
     with ExitStack() as stack:
         bars: list[ExitStack] = []
 
@@ -114,10 +115,12 @@ def compare(
             shown: Callable[[Any], None] = bar.enter_context(console.training_bar(title))
             return shown
 
-        return contest(baseline, searched, seeds, folder, watch, sides)
+        return compare_recipes(named, seeds, folder, watch)
 
 
-def train_in_workers(entrants: Sequence[Entrant], folder: Path, run_trial: str, train: RunsOptions) -> None:
+def train_in_workers(
+    entrants: Sequence[PlannedRun], folder: Path, run_trial: str, train: RunsOptions
+) -> None:
     """Several trainings at a time, or elsewhere; one at a time on this machine is left to the caller."""
     if train.jobs == 1 and train.executor == "local":
         return
@@ -134,11 +137,11 @@ def train_in_workers(entrants: Sequence[Entrant], folder: Path, run_trial: str, 
     run_batch([e.folder for e in entrants], folder, run_trial, train.jobs, train.executor, tell_done)
 
 
-def title(entrant: Entrant) -> str:
+def title(entrant: PlannedRun) -> str:
     return f"{entrant.side}, seed {entrant.recipe.seed}"
 
 
-def record(outcome: Contest, folder: Path, study: Path | None) -> None:
+def record(outcome: RunComparison, folder: Path, study: Path | None) -> None:
     """contest.json beside the runs, and in the study it belongs to."""
     from detsearch_cli.cli.hunt import CONTEST
     from detsearch_cli.files import write_json
@@ -147,27 +150,28 @@ def record(outcome: Contest, folder: Path, study: Path | None) -> None:
         write_json(place / CONTEST, outcome.to_json())
 
 
-def tell(outcome: Contest) -> None:
+def tell(outcome: RunComparison) -> None:
     """The table of seeds, and the verdict with its interval."""
     rows = []
     below, above = outcome.sides
     for side in outcome.sides:
         aps = outcome.aps(side)
-        seconds = [e.train_seconds for e in outcome.entries if e.side == side]
+        seconds = [e.train_seconds for e in outcome.runs if e.side == side]
         mean = sum(aps) / len(aps)
         each = "  ".join(console.percent(ap) for ap in aps)
         rows.append([side, console.percent(mean), each, f"{sum(seconds) / len(seconds):.0f}"])
     title = f"AP on {outcome.split.name} ({len(outcome.split)} images)"
     console.table(title, ["", "mean", "by seed", "seconds a training"], rows)
-    decisive = outcome.decisive
+    against = outcome.against[above]
+    decisive = against.decisive
     if decisive.low > 0:
         verdict = f"{above} is better than {below}"
     elif decisive.high < 0:
         verdict = f"{above} is worse than {below}"
     else:
         verdict = "within noise"
-    over = f"{len(outcome.aps(below))} seeds" if outcome.over_seeds else "images, one seed"
+    over = f"{len(outcome.aps(below))} seeds" if against.over_seeds else "images, one seed"
     console.say(f"difference: {console.interval_text(decisive)}, 95% interval over {over}: {verdict}")
-    if outcome.over_seeds is not None:
-        images = console.interval_text(outcome.over_images)
+    if against.over_seeds is not None:
+        images = console.interval_text(against.over_images)
         console.say(f"first seed alone, bootstrap over images: {images}")

@@ -128,7 +128,8 @@ def to_comparison(contest: Mapping[str, Any]) -> Comparison:
 
     runs = contest["runs"]
     aps = {side: [r["coco"]["AP"] for r in runs if r["side"] == side] for side in ("baseline", "searched")}
-    over_seeds, over_images = contest["over_seeds"], contest["over_images"]
+    (against,) = contest["comparisons"].values()
+    over_seeds, over_images = against["over_seeds"], against["over_images"]
     chosen = over_seeds or over_images
     how = "t interval over paired seeds" if over_seeds else "paired bootstrap over images, one seed"
     return Comparison(

@@ -70,7 +70,8 @@ def test_the_baseline_is_the_initial_shapes_fixed_and_both_have_one_cost(here: P
     runs = told["runs"]
     assert isinstance(runs, list)
     assert [r["side"] for r in runs] == ["baseline", "learned"] * 2
-    assert told["over_seeds"]["low"] <= told["over_seeds"]["high"]  # type: ignore[index]
+    over_seeds = told["comparisons"]["learned"]["over_seeds"]  # type: ignore[index]
+    assert over_seeds["low"] <= over_seeds["high"]
     fixed, learned = (read_recipe(here / "out" / f"{side}-seed1") for side in ("baseline", "learned"))
     assert fixed.priors is not None and learned.priors is not None
     assert fixed.with_({"priors": None}).hash() == learned.with_({"priors": None}).hash()

@@ -83,7 +83,8 @@ def test_assign_train_with_baseline_compares_both(tmp_path: Path, capsys: pytest
     assert run(["assign", "train", *common, *out, "--baseline", "--seeds", "2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [r["side"] for r in told["runs"]] == ["baseline", "searched"] * 2
-    assert told["over_seeds"]["low"] <= told["over_seeds"]["difference"] <= told["over_seeds"]["high"]
+    over_seeds = told["comparisons"]["searched"]["over_seeds"]
+    assert over_seeds["low"] <= over_seeds["difference"] <= over_seeds["high"]
     assert (
         run(["assign", "show", *common, "--images", "4", "--samples", "1", "--out", str(tmp_path / "show")])
         == 0

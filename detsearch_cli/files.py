@@ -197,6 +197,7 @@ def locked(folder: Path, error: type[DetsearchError], busy: str) -> Iterator[Non
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as refused:
         raise storage_error(folder, refused) from refused
+    _LOCKS.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,4 +211,17 @@ def locked(folder: Path, error: type[DetsearchError], busy: str) -> Iterator[Non
             raise storage_error(folder / "lock", refused) from refused
         yield
     finally:
+        _LOCKS.discard(descriptor)
         os.close(descriptor)
+
+
+_LOCKS: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked child shares the lock: a data loader's worker would hold it for seconds after its parent is killed."""
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)

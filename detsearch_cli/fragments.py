@@ -35,6 +35,30 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
     return result
 
 
+def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined by dots; an empty mapping has no key."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What tells two nested mappings apart, sorted by key: "optim.lr is 0.01 there, 0.1 here".
+
+    A key that is missing counts as None: a slot left open has no options to compare.
+    """
+    a, b = flattened(there), flattened(here)
+    return [
+        f"{key} is {a.get(key)} there, {b.get(key)} here"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
+
+
 def read_fragment(path: Path) -> Fragment:
     """Read a YAML fragment. Raises RecipeError naming the file when it is missing or no mapping."""
     try:

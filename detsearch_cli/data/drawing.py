@@ -70,7 +70,7 @@ def _tile(split: Split, index: int, tile: int) -> Image.Image:
     factor = tile / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     scale = np.array([size[0] / picture.width, size[1] / picture.height] * 2)
-    left_out = record.crowd | record.difficult
+    left_out = ~record.counted
     marks = [
         (box * scale, "", LEFT_OUT if out else _colour(int(label)))
         for box, label, out in zip(record.boxes, record.labels, left_out, strict=True)

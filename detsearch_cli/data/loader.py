@@ -76,8 +76,8 @@ class _Samples(Dataset[Any]):
         """The sample before augmentation: resized already where every epoch resizes it the same way."""
         rule = self.transform.fixed_size
         record = self.split.records[row]
-        good = ~(record.crowd | record.difficult) & (record.boxes[:, 2:] > record.boxes[:, :2]).all(1)
-        boxes, labels = torch.from_numpy(record.boxes[good]), torch.from_numpy(record.labels[good])
+        kept = record.trainable
+        boxes, labels = torch.from_numpy(record.boxes[kept]), torch.from_numpy(record.labels[kept])
         image = self.image(row)
         whole = Sample(image, boxes, labels)
         if rule is None:

@@ -41,6 +41,16 @@ class Record:
     area: np.ndarray
     key: str | None = None
 
+    @property
+    def counted(self) -> np.ndarray:
+        """Which objects a score counts as found or missed, (N,) bool: those neither crowd nor difficult."""
+        return ~(self.crowd | self.difficult)
+
+    @property
+    def trainable(self) -> np.ndarray:
+        """Which objects a detector is trained on, (N,) bool: those that are counted and have an area."""
+        return self.counted & (self.boxes[:, 2:] > self.boxes[:, :2]).all(1)
+
 
 @dataclass(frozen=True)
 class Split:

@@ -1,13 +1,18 @@
 """Run folders: what a training run keeps, and how it is found again.
 
-    recipe.yaml           the whole recipe
+    recipe.yaml           the whole recipe; written first and signed, so that the folder is known as ours
+    lock                  held by the process that trains; it stays
     metrics.json          written last; its presence means the run is finished
     log.jsonl             one line a step, one line an epoch
     last.safetensors      weights after the last trained epoch (averaged ones, with EMA), recipe, classes
     best.safetensors      the same at the epoch of the highest validation AP, when it is evaluated every epoch
     resume.safetensors    weights, optimiser and EMA; removed when the run is finished
     detections.json       COCO results of the evaluated split
+    detections.final.json the same of the final split, where the run is part of a comparison (comparison.py)
     best.yaml             what the detector learned beside its weights, as a fragment, where it did
+    scores.json           [[epoch, AP], ...] of a trial, for the coordinator of a search (trial.py)
+    diverged.json         the losses and images of the step whose loss was not finite
+    tensorboard/          events, with runtime.tensorboard
 
 Weights are kept as those of the deployed detector (Detector.deployed) with the recipe that builds it; only
 resume.safetensors holds the parts that learn.
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +36,16 @@ from torch import Tensor, nn
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector, LearnedPart
 from detsearch_cli.errors import CheckpointError, RecipeError
-from detsearch_cli.files import replace_file, write_text
+from detsearch_cli.files import (
+    claim_folder,
+    is_ours,
+    locked,
+    replace_file,
+    signed_yaml,
+    storage_error,
+    write_text,
+)
+from detsearch_cli.fragments import differences
 from detsearch_cli.recipe import Fragment, Recipe, merge, validate, yaml_problem
 
 RECIPE, METRICS, LOG, FRAGMENT = "recipe.yaml", "metrics.json", "log.jsonl", "best.yaml"
@@ -40,6 +55,10 @@ LAST, BEST, RESUME, DETECTIONS = (
     "resume.safetensors",
     "detections.json",
 )
+FINAL, SCORES, DIVERGED = "detections.final.json", "scores.json", "diverged.json"
+BOARD, BOARD_EVENTS = "tensorboard", "events.out.tfevents.*"
+RUN_FILES = (METRICS, RESUME, LAST, BEST, LOG, DETECTIONS, FINAL, FRAGMENT, SCORES, DIVERGED)
+"""Every file of a run but its recipe, in the order in which `start_anew` removes them."""
 
 
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
@@ -50,9 +69,10 @@ def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: tuple[st
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     """Save tensors and text atomically."""
-    # clone: safetensors refuses tensors that share memory, and channels-last ones
+    # contiguous and clone: safetensors refuses channels-last tensors, and tensors that share memory
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
     # not save_file: it makes files that only their owner can read, whatever the umask
+    # replaces our own: every caller names a weights file in a run folder that it has claimed
     replace_file(path, lambda p: p.write_bytes(save(plain, metadata=about)))
 
 
@@ -84,7 +104,7 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     model = build(bare, len(classes))
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except RuntimeError as error:  # its first line names the class of the detector, the second what is wrong
         raise CheckpointError(
             f"{path} does not fit its own recipe: {str(error).splitlines()[1].strip()}"
         ) from error
@@ -126,33 +146,88 @@ def read_recipe(folder: Path) -> Recipe:
         raise CheckpointError(f"{path} is damaged or of another version: {error}") from error
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Make the folder this recipe's. Raises CheckpointError when it already is another's."""
-    path = folder / RECIPE
-    if path.is_file():
-        there = read_recipe(folder)
-        if there.hash() != recipe.hash():
-            raise CheckpointError(
-                f"{folder} holds the run of another recipe ({_first_difference(there, recipe)}); "
-                f"choose another --out"
-            )
+def holds_run_of(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder is this recipe's run. A recipe.yaml of the user's own is nobody's run."""
+    return is_ours(folder / RECIPE) and read_recipe(folder).hash() == recipe.hash()
+
+
+def check(folder: Path, recipe: Recipe) -> None:
+    """May this recipe be trained in `folder`? Writes nothing.
+
+    Raises OutputError for a folder that holds what no run wrote, CheckpointError for another recipe's run.
+    """
+    claim_folder(folder, RECIPE, "run")
+    if not (folder / RECIPE).is_file():
         return
-    if any((folder / name).exists() for name in (METRICS, RESUME, LAST)):
-        raise CheckpointError(f"{folder} holds a run without its {RECIPE}; choose another --out")
-    write_text(path, recipe.to_yaml())
+    there = read_recipe(folder)
+    if there.hash() != recipe.hash():
+        # equal values of different hash are one number written in two ways, 1 and 1.0
+        first = next(iter(differences(there.identity(), recipe.identity())), "in how a number is written")
+        raise CheckpointError(f"{folder} holds the run of another recipe ({first}); choose another --out")
 
 
-def _first_difference(a: Recipe, b: Recipe) -> str:
-    flat_a, flat_b = (dict(_flatten(r.identity())) for r in (a, b))
-    for key in sorted(flat_a.keys() | flat_b.keys()):
-        if flat_a.get(key) != flat_b.get(key):
-            return f"{key} is {flat_a.get(key)} there, {flat_b.get(key)} here"
-    return "no difference"
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Make the folder this recipe's. Raises what `check` raises, StorageError when the disk refuses."""
+    check(folder, recipe)
+    if not (folder / RECIPE).is_file():
+        _write_recipe(folder, recipe)
 
 
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from _flatten(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix("."), content
+@contextmanager
+def owned(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """The folder claimed for this recipe, and locked so that no second training writes into it.
+
+    Raises what `claim` raises, and CheckpointError while another process trains in it.
+    """
+    # the recipe before the lock: a folder that held only a lock after a kill would be nobody's, so refused
+    claim(folder, recipe)
+    with _locked(folder):
+        # again: another recipe may have claimed the empty folder between our look at it and our writing
+        claim(folder, recipe)
+        yield
+
+
+def start_anew(folder: Path, recipe: Recipe) -> None:
+    """Turn the run in `folder` into the untouched run of another recipe; files of other names stay.
+
+    After a kill on the way the folder is still the old recipe's, begun or not, and can be trained on.
+    Raises OutputError where `folder` is no run, CheckpointError while another process trains in it.
+    """
+    claim_folder(folder, RECIPE, "run")
+    with _locked(folder):
+        # metrics.json and resume.safetensors come first: what a kill leaves then starts at the first step, and
+        # the journal drops the entries that are too many; a checkpoint without its log would lose the best AP
+        for name in RUN_FILES:
+            _remove(folder / name)
+        board = folder / BOARD
+        # through a link we would reach a folder that no run made
+        for events in [] if board.is_symlink() else sorted(board.glob(BOARD_EVENTS)):
+            _remove(events)
+        _write_recipe(folder, recipe)
+
+
+def _remove(path: Path) -> None:
+    """Remove one file that a run wrote, by its name in a folder that is signed as a run's.
+
+    A symbolic link is removed itself, never what it points to; a folder of that name is not ours and stays.
+    """
+    if path.is_dir() and not path.is_symlink():
+        return
+    try:
+        path.unlink(missing_ok=True)  # ours: a name of RUN_FILES or an events file, the folder claimed
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    # replaces nothing but our own: `claim_folder` has found the folder empty or recipe.yaml signed
+    write_text(folder / RECIPE, signed_yaml("run", recipe.to_yaml()))
+
+
+def _locked(folder: Path) -> Any:
+    name = str(folder).replace("{", "{{").replace("}", "}}")  # the sentence is a template for {holder}
+    return locked(
+        folder,
+        CheckpointError,
+        f"{name} is being trained by {{holder}}; wait for it to end, or choose another --out",
+    )

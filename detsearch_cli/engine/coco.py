@@ -94,7 +94,8 @@ def _truth(split: Split, ids: np.ndarray) -> list[dict[str, Any]]:
     for image_id, record in zip(ids.tolist(), split.records, strict=True):
         boxes = boxes_as_written(record)
         xywh = np.concatenate([boxes[:, :2], _sides(boxes)], axis=1).tolist()
-        area = np.where(record.difficult & ~record.crowd, OUTSIDE_EVERY_RANGE, record.area).tolist()
+        # `iscrowd` already makes a crowd region ignored, so it keeps the area that COCO gave it
+        area = np.where(record.counted | record.crowd, record.area, OUTSIDE_EVERY_RANGE).tolist()
         for row, (box, label, crowd) in enumerate(
             zip(xywh, record.labels.tolist(), record.crowd.tolist(), strict=True)
         ):

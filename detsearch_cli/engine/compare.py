@@ -26,6 +26,7 @@ from detsearch_cli.data.types import Split
 from detsearch_cli.engine import coco
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.errors import EvaluationError
+from detsearch_cli.verdicts import Verdict, verdict
 
 IOU_THRESHOLDS = {"AP": slice(0, 10), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -52,9 +53,9 @@ class Comparison:
     p_value: float
 
     @property
-    def significant(self) -> bool:
-        """Whether 0 lies outside of the interval."""
-        return self.low > 0 or self.high < 0
+    def verdict(self) -> Verdict:
+        """What the interval allows to say of `b`: better or worse than `a`, or within noise."""
+        return verdict(self.low, self.high)
 
 
 def paired_bootstrap(

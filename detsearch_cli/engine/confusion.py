@@ -48,7 +48,7 @@ def _pair(
     record: Record, found: DetectionTable, min_iou: float, background: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """True and predicted class of everything that counts in one image: two (P,) int64."""
-    ignored = record.difficult | record.crowd
+    ignored = ~record.counted
     objects = boxes_as_written(record)
     iou = _overlaps(found.boxes, objects, np.zeros(len(record.labels), bool))
     open_pairs = np.argwhere((iou >= min_iou) & ~ignored)

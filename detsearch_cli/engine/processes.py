@@ -22,12 +22,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
+from lightning_fabric import Fabric
 
 from detsearch_cli import errors
-from detsearch_cli.errors import DetsearchError, ProcessLost
+from detsearch_cli.errors import DetsearchError, Diverged, ProcessLost
 from detsearch_cli.recipe import Recipe
 
 GRACE_SECONDS = 5.0
@@ -53,7 +54,7 @@ def first_place(world: int) -> Place:
 
 
 @contextlib.contextmanager
-def together(place: Place | None, recipe: Recipe, folder: Path) -> Iterator[None]:
+def together(place: Place | None, recipe: Recipe, folder: Path, until: int | None) -> Iterator[None]:
     """Rank 0: the other ranks train alongside, and are gone afterwards, whatever happens. Others: nothing.
 
     Raises the error that stopped another rank, ProcessLost where it could not tell.
@@ -61,7 +62,8 @@ def together(place: Place | None, recipe: Recipe, folder: Path) -> Iterator[None
     if place is None or place.rank != 0 or place.world == 1:
         yield
         return
-    others = [_Other(Place(rank, place.world, place.port), recipe, folder) for rank in range(1, place.world)]
+    order = {"parent": os.getpid(), "recipe": recipe.to_yaml(), "folder": str(folder), "until": until}
+    others = [_Other(Place(rank, place.world, place.port), order) for rank in range(1, place.world)]
     ended = threading.Event()
     threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
     try:
@@ -97,8 +99,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 class _Other:
     """A rank that rank 0 has started. What it prints at its end, one line of JSON, is the error it had."""
 
-    def __init__(self, place: Place, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, place: Place, order: dict[str, Any]) -> None:
         self.rank = place.rank
+        # a file and not a pipe: nobody reads while the rank trains, and a full pipe would stop it
         self._told: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "detsearch_cli.engine.rank"],
@@ -106,15 +109,10 @@ class _Other:
             stdout=self._told,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
-        order = {
-            "place": asdict(place),
-            "parent": os.getpid(),
-            "recipe": recipe.to_yaml(),
-            "folder": str(folder),
-        }
         assert self._process.stdin is not None
+        # a rank that is dead already shows by its exit code, which says more than a broken pipe
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(json.dumps(order).encode())
+            pipe.write(json.dumps({"place": asdict(place), **order}).encode())
 
     @property
     def code(self) -> int | None:
@@ -144,6 +142,35 @@ class _Other:
         )
 
 
+def gathered(own: Any, fabric: Fabric) -> list[Any]:
+    """Every rank's object, in the order of the ranks."""
+    if fabric.world_size == 1:
+        return [own]
+    parts: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(parts, own)
+    return parts
+
+
+def explain(fabric: Fabric, error: Exception) -> None:
+    """Under torchrun or srun one rank's error ends the training of all; each knows only its own.
+
+    Raises ProcessLost for an error that says no more than that. The command line is silent on ranks other than 0.
+    """
+    if isinstance(error, Diverged):  # known to all
+        return
+    if is_lost_peer(error):
+        raise ProcessLost(
+            "another process of this training stopped, so this one did too; its own message is above, and the "
+            "same command goes on from the last checkpoint"
+        ) from error
+    if not fabric.is_global_zero:
+        logging.getLogger("detsearch").error("error in process %d: %s", fabric.global_rank, error)
+    if is_out_of_memory(error):  # a rank that trained on with smaller batches would be alone
+        raise ProcessLost(
+            f"process {fabric.global_rank} ran out of memory; raise optim.accumulate or lower optim.batch_size"
+        ) from error
+
+
 def _wait(others: list[_Other]) -> None:
     """Until all have ended, or the time for that is over."""
     until = time.monotonic() + GRACE_SECONDS
@@ -163,10 +190,12 @@ def _watch(others: list[_Other], ended: threading.Event) -> None:
     while not any(other.code for other in others):
         if ended.wait(POLL_SECONDS):
             return
+    # twice: rank 0 may have noticed by itself, and then waits GRACE_SECONDS for the others' words
     if ended.wait(2 * GRACE_SECONDS):
         return
     error = _reason(others)
     for other in others:
         other.stop()
     logging.getLogger("detsearch").error("error: %s", error)
+    # not sys.exit: it would end this thread alone, and rank 0 waits inside of a collective call
     os._exit(getattr(error, "exit_code", 1))

@@ -30,7 +30,7 @@ class ProposalRecall:
     @staticmethod
     def of(record: Record, proposals: np.ndarray) -> ProposalRecall:
         """One image. proposals (P, 4) float64 xyxy px in the original image, best first."""
-        gt = boxes_as_written(record)[~record.crowd & ~record.difficult]
+        gt = boxes_as_written(record)[record.counted]
         rank = _taken_by(_pairwise_iou(proposals[: max(COUNTS)], gt))
         return ProposalRecall(np.stack([(rank < count).sum(1) for count in COUNTS]), len(gt))
 

@@ -35,7 +35,8 @@ def _train(order: dict[str, Any]) -> int:
     recipe = validate(yaml.safe_load(order["recipe"]))
     try:
         data = load_data(recipe.data)
-        train(recipe, data.train, data.val, Path(order["folder"]), place=Place(**order["place"]))
+        folder, place = Path(order["folder"]), Place(**order["place"])
+        train(recipe, data.train, data.val, folder, until=order["until"], place=place)
     except KeyboardInterrupt:  # agreed on with rank 0, which has saved
         return 130
     except DetsearchError as error:
@@ -58,7 +59,7 @@ def _end_with(parent: int) -> None:
     """End this process when rank 0 is gone: it could not save anything any more."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
-    os._exit(1)
+    os._exit(1)  # not sys.exit, which would end this thread alone
 
 
 if __name__ == "__main__":

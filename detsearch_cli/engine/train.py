@@ -15,13 +15,10 @@ uses its own share's statistics) and padding (each share is padded to its own la
 from __future__ import annotations
 
 import itertools
-import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,20 +28,21 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from detsearch_cli.data.loader import Batch, Loader
-from detsearch_cli.data.types import Record, Split
+from detsearch_cli.data.types import Split
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import Evaluation, evaluate
+from detsearch_cli.engine.interrupt import noting_signals
 from detsearch_cli.engine.journal import Journal, open_journal
-from detsearch_cli.engine.machine import choose_kernels, make_fabric, micro_batch, own_place
+from detsearch_cli.engine.machine import choose_kernels, make_fabric, micro_batch, own_place, own_rank
 from detsearch_cli.engine.optimise import learning_rate, make_average, make_optimizer
 from detsearch_cli.engine.predict import detect_split
-from detsearch_cli.engine.processes import Place, is_lost_peer, is_out_of_memory, together
+from detsearch_cli.engine.processes import Place, explain, gathered, together
 from detsearch_cli.engine.state import State
 from detsearch_cli.engine.versions import versions
-from detsearch_cli.errors import DataError, Diverged, ProcessLost
+from detsearch_cli.errors import CheckpointError, DataError, Diverged
 from detsearch_cli.files import write_json
 from detsearch_cli.recipe import Recipe
 from detsearch_cli.structures import TrainingStep
@@ -62,7 +60,7 @@ class Progress:
     ap: float | None = None
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 def train(
@@ -70,38 +68,55 @@ def train(
     data: Split,
     val: Split,
     folder: Path,
-    watch: Watch = lambda _: None,
+    on_progress: OnProgress = lambda _: None,
+    *,
+    until: int | None = None,
     place: Place | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on `data`, score it on `val`, keep everything in `folder`; returns the metrics.
 
     The same call on the same folder resumes an interrupted run and returns the metrics of a finished one.
-    With several `runtime.devices` the other processes load `recipe.data` themselves; `place` is for them.
-    Raises DataError for data without any box, Diverged when a loss stops being finite, CheckpointError when
-    `folder` holds another recipe's run, StorageError when the disk refuses, ProcessLost when another process
-    of a distributed training stopped, KeyboardInterrupt (after saving) on SIGINT or SIGTERM.
+    until: stop after this epoch of the full schedule, score, and return metrics with `stopped`; a later call with
+    more epochs goes on to the weights of a training that never stopped. With several `runtime.devices` the other
+    processes load `recipe.data` themselves; `place` is for them.
+
+    Raises OutputError when `folder` holds what no run wrote, CheckpointError when it holds another recipe's run, is
+    being trained, or is past `until`; DataError for data without any box, Diverged when a loss stops being finite,
+    StorageError when the disk refuses, ProcessLost when another process of a distributed training stopped,
+    KeyboardInterrupt (after saving) on SIGINT or SIGTERM.
     """
-    ckpt.claim(folder, recipe)
+    ckpt.check(folder, recipe)
     finished = ckpt.read_metrics(folder)
-    if finished is not None:
+    if finished is not None:  # before the lock: reading a finished run disturbs nobody
         return finished
-    if not any(_has_objects(record) for record in data.records):
-        raise DataError(
-            f"training needs at least one box, none of the {len(data)} images of {data.name!r} has one that is "
-            f"neither crowd nor difficult; check the annotations with `detsearch data inspect`"
-        )
+    _refuse_untrainable(data, until)
     images = micro_batch(recipe)
     place = place or own_place(recipe.runtime)
     fabric = make_fabric(recipe, place)
     choose_kernels(recipe.runtime, fabric.device)
-    with together(place, recipe, folder):
-        fabric.launch()
-        try:
-            return _Run(recipe, data, val, folder, watch, fabric, images).fit()
-        except Exception as error:
-            if place is None and fabric.world_size > 1:
-                _explain(fabric, error)
-            raise
+    with ckpt.owned(folder, recipe) if own_rank(place) == 0 else nullcontext():
+        finished = ckpt.read_metrics(folder)
+        if finished is not None:  # by another process, between our first look and the lock
+            return finished
+        # the other ranks begin when rank 0 holds the folder: a refusal leaves nobody waiting
+        with together(place, recipe, folder, until):
+            fabric.launch()
+            try:
+                return _Run(recipe, data, val, folder, on_progress, fabric, images, until).fit()
+            except Exception as error:
+                if place is None and fabric.world_size > 1:
+                    explain(fabric, error)
+                raise
+
+
+def _refuse_untrainable(data: Split, until: int | None) -> None:
+    if until is not None and until < 1:
+        raise CheckpointError(f"a training stops after at least one epoch, got until={until}")
+    if not any(record.trainable.any() for record in data.records):
+        raise DataError(
+            f"training needs at least one box, none of the {len(data)} images of {data.name!r} has one that is "
+            f"neither crowd nor difficult; check the annotations with `detsearch data inspect`"
+        )
 
 
 class _Run:
@@ -113,12 +128,14 @@ class _Run:
         data: Split,
         val: Split,
         folder: Path,
-        watch: Watch,
+        on_progress: OnProgress,
         fabric: Fabric,
         images: int,
+        until: int | None,
     ) -> None:
-        self.recipe, self.val, self.folder, self.watch, self.fabric = recipe, val, folder, watch, fabric
-        self.classes = data.classes
+        self.recipe, self.val, self.folder, self.fabric = recipe, val, folder, fabric
+        self.on_progress, self.classes = on_progress, data.classes
+        # right before `build`: the first weights depend on the seed alone, not on what this process drew before
         torch.manual_seed(recipe.seed)
         self.model: Detector = build(recipe, len(data.classes))
         self.memory = torch.channels_last if recipe.runtime.channels_last else torch.contiguous_format
@@ -138,8 +155,12 @@ class _Run:
             accumulate=recipe.optim.accumulate,
         )
         self.epochs = recipe.schedule.epochs
+        self.until = self.epochs if until is None else min(until, self.epochs)
+        # rounded up: the last step of an epoch may have fewer micro-batches than the others
         self.steps_per_epoch = math.ceil(len(self.loader) / recipe.optim.accumulate)
-        optimizer = make_optimizer(recipe.optim, self.model, self.epochs * self.steps_per_epoch)
+        # of the full length, also with `until`: learning rates and warm-ups depend on it
+        self.total_steps = self.epochs * self.steps_per_epoch
+        optimizer = make_optimizer(recipe.optim, self.model, self.total_steps)
         self.state = State(self.model, self.average, optimizer, fabric)
         # the wrapper synchronises gradients over ranks, but only of methods that it is told about
         self.wrapped, self.optimizer = fabric.setup(self.model, optimizer)
@@ -157,53 +178,73 @@ class _Run:
     def fit(self) -> dict[str, Any]:
         if (self.folder / ckpt.RESUME).is_file():
             self.state.load(self.folder / ckpt.RESUME)
+        if self.state.step > self.until * self.steps_per_epoch:
+            raise CheckpointError(
+                f"{self.folder} is trained beyond epoch {self.until} already, and training does not go back; ask for "
+                f"more epochs, of {self.epochs} at most"
+            )
         table, result = DetectionTable.empty(), None
-        every = self.recipe.schedule.eval_every
         with self._journal() as journal:
             if self.state.step == 0 and not journal.past:
                 self._log_learned(0, journal)
             # a run saved at the end of an epoch starts with that epoch's evaluation
-            for epoch in range(max(1, math.ceil(self.state.step / self.steps_per_epoch)), self.epochs + 1):
+            for epoch in range(max(1, math.ceil(self.state.step / self.steps_per_epoch)), self.until + 1):
                 if self.state.step < epoch * self.steps_per_epoch:
                     self._train_epoch(epoch, journal)
-                if epoch == self.epochs or (every and epoch % every == 0):
+                if epoch == self.until or self._scheduled(epoch):
                     table, result = self._score(epoch, journal)
         return self._finish(table, result)
 
+    def _scheduled(self, epoch: int) -> bool:
+        """Whether a training that never stops is scored after this epoch."""
+        every = self.recipe.schedule.eval_every
+        return epoch == self.epochs or (every > 0 and epoch % every == 0)
+
     def _train_epoch(self, epoch: int, journal: Journal) -> None:
         self.model.train()
+        # added to what earlier processes spent: the seconds are those of the run, not of this call
         before, started = self.state.seconds, time.monotonic()
-        with self._saves_on_interrupt():
+        with noting_signals(self._interrupt):
             for batches in self._batches(epoch):
                 step, lr = self.state.step + 1, self._learning_rate()
                 losses = self._step(batches)
                 self.state.seconds = before + time.monotonic() - started
                 journal.write(step, {"step": step, "epoch": epoch, "lr": lr, **losses})
-                self.watch(Progress(step, self.epochs * self.steps_per_epoch, epoch, self.epochs, losses))
+                self.on_progress(Progress(step, self.total_steps, epoch, self.epochs, losses))
                 if self.stopping:
                     break
             self._agree_to_stop()
             if self.state.step == epoch * self.steps_per_epoch:
                 self._log_learned(epoch, journal)
                 self._save_weights(ckpt.LAST)
+            # after log and weights: a kill before this line repeats the epoch, one after it has nothing to repeat
             if self.fabric.is_global_zero:
                 self.state.save(self.folder / ckpt.RESUME)
+        if self.interrupted or self.stopping:
+            raise KeyboardInterrupt
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
 
     def _step(self, batches: list[Batch]) -> dict[str, float]:
         """One step of the optimiser over the micro-batches; returns the losses."""
         self.model.before_step(self._training_step())
         self.state.seed_step(self.recipe.seed)
+        # set in every step and never by a scheduler object: nothing of it need be saved to go on exactly
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate() * group.get("lr_factor", 1.0)
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             images = batch.images.contiguous(memory_format=self.memory)
+            # gradients are exchanged once a step, with the last micro-batch
             with self.fabric.no_backward_sync(self.wrapped, enabled=i + 1 < len(batches)):
                 with self.fabric.autocast():  # Fabric does it for DDP's forward alone
                     losses = self.wrapped.training_loss(images, batch.targets)
                 self.fabric.backward(sum(losses.values()) / len(batches))
+            # detached and not .item(): reading a number would wait for the GPU after every micro-batch
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
+        # before the step: a loss that is not finite must not reach the weights
         agreed = self._agree(sums, batches)
         if self.recipe.optim.clip_norm is not None:
             # gradients that overflowed in float16 are the scaler's business; others show in the next loss
@@ -223,6 +264,7 @@ class _Run:
         Whether to stop is decided together too: the others would wait for ever for a rank that stopped alone.
         """
         own = torch.stack([*losses.values()]).float()
+        # one exchange for both: each costs a round trip between the processes in every step
         own = torch.cat([own, own.new_tensor([float(self.interrupted)])])
         # a clone: Fabric reduces in place, and a rank that diverges must know whether it was the one
         *means, interrupted = cast(Tensor, self.fabric.all_reduce(own.clone(), reduce_op="mean")).tolist()
@@ -239,13 +281,14 @@ class _Run:
     def _diverge(self, losses: dict[str, float], batches: list[Batch]) -> None:
         records = self.loader.split.records
         told = (losses, [records[i].image_id for b in batches for i in b.index.tolist()])
-        ranks = _gathered(told, self.fabric)
+        ranks = gathered(told, self.fabric)
         bad = [rank for rank in ranks if not all(map(math.isfinite, rank[0].values()))]
         losses, images = (bad or ranks)[0]
         step = self.state.step + 1
         if self.fabric.is_global_zero:
             texts = {name: str(value) for name, value in losses.items()}
-            write_json(self.folder / "diverged.json", {"step": step, "losses": texts, "image_ids": images})
+            # replaces our own: the folder is claimed, and the name is of RUN_FILES
+            write_json(self.folder / ckpt.DIVERGED, {"step": step, "losses": texts, "image_ids": images})
         table = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         raise Diverged(
             f"the loss is not finite at step {step} ({table}; image ids {images}); "
@@ -277,13 +320,23 @@ class _Run:
         if self.fabric.is_global_zero:
             result = evaluate(self.val, table)
             ap = result.coco["AP"]
-            if self.recipe.schedule.eval_every and ap > journal.best_ap:
-                self._save_weights(ckpt.BEST)
-            spent = {"eval_seconds": time.monotonic() - started, "seconds": self.state.seconds}
-            if not journal.evaluated(epoch):
-                journal.write(self.state.step, {"epoch": epoch, "AP": ap, **spent})
-        self.watch(Progress(self.state.step, self.epochs * self.steps_per_epoch, epoch, self.epochs, {}, ap))
+            if self._scheduled(epoch):
+                self._note_score(epoch, ap, time.monotonic() - started, journal)
+        self.on_progress(Progress(self.state.step, self.total_steps, epoch, self.epochs, {}, ap))
         return table, result
+
+    def _note_score(self, epoch: int, ap: float, seconds: float, journal: Journal) -> None:
+        """Keep a scheduled score: the best weights and the log.
+
+        A score that only `until` asked for is not kept, so that a run that stopped on its way ends with the same log
+        and the same best weights as one that did not.
+        """
+        # weights before log: after a kill between the two the score is not in the log, and the weights are saved again
+        if self.recipe.schedule.eval_every and ap > journal.best_ap:
+            self._save_weights(ckpt.BEST)
+        if not journal.evaluated(epoch):
+            spent = {"eval_seconds": seconds, "seconds": self.state.seconds}
+            journal.write(self.state.step, {"epoch": epoch, "AP": ap, **spent})
 
     def _detect(self) -> DetectionTable:
         """Detections of all ranks, each image's exactly once."""
@@ -294,27 +347,32 @@ class _Run:
         table = detect_split(
             self.final_model.deployed(), self.val, self.recipe, self.fabric.device, rank=rank, world=world
         )
-        return DetectionTable.concatenate(_gathered(table, self.fabric))
+        return DetectionTable.concatenate(gathered(table, self.fabric))
 
     def _finish(self, table: DetectionTable, result: Evaluation | None) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
+        stopped = self.until < self.epochs
         if result is not None:
-            table.save(self.folder / ckpt.DETECTIONS, self.val)
             metrics = {
                 "AP": result.coco["AP"],
                 **result.to_json(),
                 "split": self.val.name,
                 "images": len(self.loader.split),
                 "val_images": len(self.val),
-                "epochs": self.epochs,
+                "epochs": self.until,
+                **({"stopped": True} if stopped else {}),
                 "seed": self.recipe.seed,
                 "recipe_hash": self.recipe.hash(),
                 "train_seconds": round(self.state.seconds, 3),
                 "parameters": sum(p.numel() for p in self.model.deployed().parameters()),
                 "versions": versions(),
             }
+        if result is not None and not stopped:
+            table.save(self.folder / ckpt.DETECTIONS, self.val)
             self._save_fragment()
+            # after all the rest: its presence says that the run is finished and that nothing is missing
             write_json(self.folder / ckpt.METRICS, metrics)
+            # ours: the folder is claimed and locked, and the name is of RUN_FILES
             (self.folder / ckpt.RESUME).unlink(missing_ok=True)
         return dict(self.fabric.broadcast(metrics))
 
@@ -342,56 +400,3 @@ class _Run:
             return nullcontext(Journal([]))
         board = self.recipe.runtime.tensorboard
         return open_journal(self.folder / ckpt.LOG, self.state.step, self.steps_per_epoch, board)
-
-    @contextmanager
-    def _saves_on_interrupt(self) -> Iterator[None]:
-        """SIGINT and SIGTERM finish the step and save before they raise KeyboardInterrupt."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(*_: Any) -> None:
-            self.interrupted = True
-
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.interrupted or self.stopping:
-            raise KeyboardInterrupt
-
-
-def _has_objects(record: Record) -> bool:
-    whole = (record.boxes[:, 2:] > record.boxes[:, :2]).all(1)
-    return bool((whole & ~record.crowd & ~record.difficult).any())
-
-
-def _gathered(own: Any, fabric: Fabric) -> list[Any]:
-    """Every rank's object, in the order of the ranks."""
-    if fabric.world_size == 1:
-        return [own]
-    parts: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(parts, own)
-    return parts
-
-
-def _explain(fabric: Fabric, error: Exception) -> None:
-    """Under torchrun or srun one rank's error ends the training of all; each knows only its own.
-
-    The command line is silent on ranks other than 0.
-    """
-    if isinstance(error, Diverged):  # known to all
-        return
-    if is_lost_peer(error):
-        raise ProcessLost(
-            "another process of this training stopped, so this one did too; its own message is above, and the "
-            "same command goes on from the last checkpoint"
-        ) from error
-    if not fabric.is_global_zero:
-        logging.getLogger("detsearch").error("error in process %d: %s", fabric.global_rank, error)
-    if is_out_of_memory(error):  # a rank that trained on with smaller batches would be alone
-        raise ProcessLost(
-            f"process {fabric.global_rank} ran out of memory; raise optim.accumulate or lower optim.batch_size"
-        ) from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,46 @@ from detsearch_cli.data.splits import Resolved, resolve
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.machine import processes
 from detsearch_cli.engine.processes import is_out_of_memory
-from detsearch_cli.engine.train import Watch, train
+from detsearch_cli.engine.train import OnProgress, Progress, train
+from detsearch_cli.files import write_json
 from detsearch_cli.recipe import Data, Recipe, validate, with_fragment
 
 
-def run_trial(recipe_yaml: str, workdir: str) -> dict[str, Any]:
+def run_trial(recipe_yaml: str, workdir: str, epochs: int | None = None) -> dict[str, Any]:
     """Train the recipe in `workdir`, score it on the recipe's validation split, return the metrics.
 
-    Raises whatever training raises; the caller records it as the reason of a failed trial.
+    epochs: the trial's budget; the training stops after so many epochs of its schedule, and goes on when it is called
+    with more. Every score on the way is written to scores.json at once, and returned as `scores`. Raises whatever
+    training raises; the caller records it as the reason of a failed trial.
     """
-    started = time.monotonic()
+    started, folder = time.monotonic(), Path(workdir)
     recipe = validate(yaml.safe_load(recipe_yaml))
     data = load_data(recipe.data)
-    metrics = train_with_retry(recipe, data, Path(workdir))
-    return {**metrics, "seconds": round(time.monotonic() - started, 3)}
+    metrics = train_with_retry(recipe, data, folder, partial(_note_score, folder), until=epochs)
+    seconds = round(time.monotonic() - started, 3)
+    return {**metrics, "scores": read_scores(folder), "seconds": seconds}
+
+
+def read_scores(folder: Path) -> list[list[float | None]]:
+    """Every score of a trial so far, oldest first: [epoch, AP], None where AP is undefined; empty before the first."""
+    try:
+        return list(json.loads((folder / ckpt.SCORES).read_text(encoding="utf-8"))["scores"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # a power cut may leave an empty file: they are scored again
+        return []
+
+
+def _note_score(folder: Path, at: Progress) -> None:
+    if at.ap is None:
+        return
+    # what is read again may come from after the checkpoint that a killed training went back to
+    before = [score for score in read_scores(folder) if (score[0] or 0) < at.epoch]
+    # replaces our own: `train` has claimed the folder, and the name is of RUN_FILES
+    write_json(folder / ckpt.SCORES, {"scores": [*before, [at.epoch, at.ap]]})
 
 
 @lru_cache(maxsize=4)
@@ -39,23 +65,29 @@ def load_data(data: Data) -> Resolved:
 
 
 def train_with_retry(
-    recipe: Recipe, data: Resolved, folder: Path, watch: Watch = lambda _: None
+    recipe: Recipe,
+    data: Resolved,
+    folder: Path,
+    on_progress: OnProgress = lambda _: None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Train; out of memory retries once at half the batch with twice the accumulation.
 
-    The same call goes on with the halved batch where an earlier one had to begin with it.
+    The same call goes on with the halved batch where an earlier one had to begin with it. until: see `train`.
     """
     halved = _halved(recipe)
-    if halved is None or not _holds(folder, halved):
+    if halved is None or not ckpt.holds_run_of(folder, halved):
         try:
-            return train(recipe, data.train, data.val, folder, watch)
+            return train(recipe, data.train, data.val, folder, on_progress, until=until)
         except (RuntimeError, MemoryError) as error:
             if halved is None or not is_out_of_memory(error):
                 raise
         # outside the except block: the exception would keep the failed run's tensors alive
         torch.cuda.empty_cache()
-        shutil.rmtree(folder)
-    return {**train(halved, data.train, data.val, folder, watch), "halved_batch": True}
+        # only what the failed run wrote goes; a folder that is not ours has been refused by `train` already
+        ckpt.start_anew(folder, halved)
+    metrics = train(halved, data.train, data.val, folder, on_progress, until=until)
+    return {**metrics, "halved_batch": True}
 
 
 def _halved(recipe: Recipe) -> Recipe | None:
@@ -65,8 +97,3 @@ def _halved(recipe: Recipe) -> Recipe | None:
     if recipe.optim.batch_size % (smaller * per_node * nodes):
         return None
     return with_fragment(recipe, {"optim": {"accumulate": smaller}})
-
-
-def _holds(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder is this recipe's run."""
-    return (folder / ckpt.RECIPE).is_file() and ckpt.read_recipe(folder).hash() == recipe.hash()

@@ -38,7 +38,7 @@ class Objects:
             np.repeat(np.arange(len(records)), counts),
             np.concatenate([np.zeros((0, 4)), *(boxes_as_written(r) for r in records)]),
             np.concatenate([none, *(r.labels for r in records)]).astype(np.int64),
-            np.concatenate([none, *(r.difficult | r.crowd for r in records)]).astype(bool),
+            np.concatenate([none, *(~r.counted for r in records)]).astype(bool),
         )
 
 

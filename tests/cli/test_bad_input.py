@@ -63,7 +63,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", *SMALL, "--set", "optim.lr"], "--set takes key=value"),
         (["train", *SMALL, "--set", "optim.lr=fast"], "optim.lr"),
         (["train", *SMALL, "--epochs", "0"], "schedule.epochs"),
-        (["train", *SMALL, "--out", "file"], "cannot write file/recipe.yaml"),
+        (["train", *SMALL, "--out", "file"], "file is a file; name a new folder for the run"),
         (["traim"], "Did you mean 'train'"),
         (["predict", "empty", "no.png"], "no.png"),
         ([*SEARCH, "--executor", "magic"], "'magic'"),

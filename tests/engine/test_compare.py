@@ -84,7 +84,7 @@ def test_copies_of_equal_scores_stand_together() -> None:
 def test_no_detections_compare_as_zero() -> None:
     split, table = random_case(0)
     result = paired_bootstrap(split, DetectionTable.empty(), table, resamples=100)
-    assert result.a == 0 and result.low > 0 and result.significant
+    assert result.a == 0 and result.low > 0 and result.verdict == "better"
     assert result.not_better == 0 and result.p_value == 0.01
 
 
@@ -92,7 +92,7 @@ def test_a_detector_against_itself_has_no_difference() -> None:
     split, table = random_case(0)
     result = paired_bootstrap(split, table, table, resamples=100)
     assert (result.difference, result.low, result.high) == (0, 0, 0)
-    assert result.not_better == 1 and result.p_value == 1 and not result.significant
+    assert result.not_better == 1 and result.p_value == 1 and result.verdict == "within noise"
 
 
 def test_swapping_the_detectors_mirrors_the_interval() -> None:
@@ -150,7 +150,7 @@ def test_equally_many_seeds_are_paired() -> None:
     assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert result.p_value == pytest.approx(expected.pvalue)
     assert result.difference == pytest.approx(np.mean(b) - np.mean(a))
-    assert result.significant and math.isnan(result.not_better) and result.resamples == 0
+    assert result.verdict == "better" and math.isnan(result.not_better) and result.resamples == 0
 
 
 def test_unequally_many_seeds_are_welchs() -> None:

@@ -209,7 +209,7 @@ def test_the_error_of_another_rank_is_raised_in_rank_0(tmp_path: Path) -> None:
             Image.new("RGB", (32, 32)).save(file)
 
     with pytest.raises(DataError, match=r"\.png must be 64 x 64"):
-        fit(recipe, tmp_path / "run", watch=shrink)
+        fit(recipe, tmp_path / "run", on_progress=shrink)
     assert not torch.distributed.is_initialized()
     assert (tmp_path / "run" / ckpt.RESUME).is_file()
 
@@ -223,7 +223,7 @@ def test_a_rank_that_is_killed_ends_the_training_in_one_sentence(tmp_path: Path)
             os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(ProcessLost, match=r"process 1 of the training stopped \(signal 9\)"):
-        fit(small(**TWO), tmp_path, watch=kill)
+        fit(small(**TWO), tmp_path, on_progress=kill)
 
 
 NEVER_JOINS = """

@@ -55,7 +55,7 @@ def test_a_run_cut_off_ends_in_the_same_weights_shapes_and_log(
     recipe = learning(detector, optim=optim)
     fit(recipe, tmp_path / "whole")
     with pytest.raises(Stop):
-        fit(recipe, tmp_path / "cut", watch=stop_at(5))
+        fit(recipe, tmp_path / "cut", on_progress=stop_at(5))
     fit(recipe, tmp_path / "cut")
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     assert (tmp_path / "whole" / "best.yaml").read_text() == (tmp_path / "cut" / "best.yaml").read_text()

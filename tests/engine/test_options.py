@@ -185,7 +185,7 @@ def test_bfloat16_trains_on_a_cpu_and_resumes_exactly(tmp_path: Path) -> None:
     recipe = small(optim={"precision": "bf16"}, augment={"flip": 0.0})
     fit(recipe, tmp_path / "whole")
     with pytest.raises(Stop):
-        fit(recipe, tmp_path / "cut", watch=stop_at(4))
+        fit(recipe, tmp_path / "cut", on_progress=stop_at(4))
     fit(recipe, tmp_path / "cut")
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     fit(small(augment={"flip": 0.0}), tmp_path / "full")
@@ -276,7 +276,7 @@ def test_tensorboard_holds_each_step_once_also_after_a_resume(tmp_path: Path) ->
 
     recipe = small(schedule={"epochs": 3}, runtime={"device": "cpu", "tensorboard": True})
     with pytest.raises(Stop):  # after two steps of the second epoch, which are done again
-        fit(recipe, tmp_path, watch=stop_at(5))
+        fit(recipe, tmp_path, on_progress=stop_at(5))
     fit(recipe, tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -314,7 +314,7 @@ def test_best_are_the_weights_of_the_highest_ap_also_over_a_resume(
     monkeypatch.setattr(engine, "evaluate", evaluate)
     recipe = small(schedule={"epochs": 4, "name": "constant"})
     with pytest.raises(Stop):
-        fit(recipe, tmp_path, watch=stop_at(7))
+        fit(recipe, tmp_path, on_progress=stop_at(7))
     fit(recipe, tmp_path)
     best = load_file(tmp_path / ckpt.BEST)
     scored = [all(torch.equal(best[n], w[n]) for n in best) for w in kept]

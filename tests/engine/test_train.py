@@ -68,7 +68,7 @@ def test_a_run_cut_off_after_an_epoch_ends_in_the_same_weights_and_log(
     recipe = small(optim=optim, augment={"photometric": 0.5, "crop": 0.5})
     fit(recipe, tmp_path / "whole")
     with pytest.raises(Stop):
-        fit(recipe, tmp_path / "cut", watch=stop_at(5))
+        fit(recipe, tmp_path / "cut", on_progress=stop_at(5))
     fit(recipe, tmp_path / "cut")
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     logs = [(tmp_path / name / ckpt.LOG).read_text().splitlines() for name in ("whole", "cut")]
@@ -85,7 +85,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch_saves_and_resumes_exactly(tmp_path: Pa
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(small(), tmp_path / "cut", watch=interrupt)
+        fit(small(), tmp_path / "cut", on_progress=interrupt)
     assert (tmp_path / "cut" / ckpt.RESUME).is_file()
     fit(small(), tmp_path / "cut")
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
@@ -112,7 +112,7 @@ def test_kill_9_loses_at_most_the_work_since_the_last_checkpoint(tmp_path: Path)
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = fit(small(), tmp_path)
-    assert fit(small(), tmp_path, watch=stop_at(1)) == first
+    assert fit(small(), tmp_path, on_progress=stop_at(1)) == first
 
 
 def test_another_recipe_does_not_enter_a_used_folder(tmp_path: Path) -> None:

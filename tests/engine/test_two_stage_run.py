@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_cut_off_ends_in_the_same_weights(whole: Path, tmp_path: Path) -> None:
     recipe = two_stages(optim={"accumulate": 2})
     with pytest.raises(Stop):
-        fit(recipe, tmp_path, watch=stop_at(5))
+        fit(recipe, tmp_path, on_progress=stop_at(5))
     torch.manual_seed(99)  # as another process would have it
     fit(recipe, tmp_path)
     assert same_weights(whole, tmp_path)

@@ -59,7 +59,7 @@ def test_a_run_cut_off_goes_on_with_the_same_sizes_and_ends_in_the_same_weights(
     expected, sizes[:] = list(sizes), []
     assert expected[::2] == expected[1::2] and len(set(expected)) > 1
     with pytest.raises(Stop):
-        fit(recipe, tmp_path / "cut", watch=stop_at(8))  # in the third epoch: it begins anew
+        fit(recipe, tmp_path / "cut", on_progress=stop_at(8))  # in the third epoch: it begins anew
     fit(recipe, tmp_path / "cut")
     assert sizes == expected[:8] + expected[6:]
     assert same_weights(tmp_path / "whole", tmp_path / "cut")

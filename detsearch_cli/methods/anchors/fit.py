@@ -66,9 +66,8 @@ def training_sizes(split: Split, augment: Augment) -> np.ndarray:
     found = [np.zeros((0, 2))]
     for record in split.records:
         sides = (record.boxes[:, 2:] - record.boxes[:, :2]).astype(np.float64)
-        good = ~(record.crowd | record.difficult) & (sides > 0).all(1)
         height, width = rule.size(record.height, record.width)
-        found.append(sides[good] * (width / record.width, height / record.height))
+        found.append(sides[record.trainable] * (width / record.width, height / record.height))
     return np.concatenate(found)
 
 

@@ -1,0 +1,20 @@
+"""Fragments as plain data: nested keys as one, and what tells two of them apart."""
+
+from __future__ import annotations
+
+from detsearch_cli.fragments import differences, flattened
+
+
+def test_nested_mappings_become_one_with_dotted_keys() -> None:
+    content = {"a": {"b": 1, "c": {"d": [2, {"e": 3}]}}, "f": None, "g": {}}
+    assert flattened(content) == {"a.b": 1, "a.c.d": [2, {"e": 3}], "f": None}
+
+
+def test_every_difference_is_a_sentence_and_equal_mappings_have_none() -> None:
+    there = {"optim": {"lr": 0.01, "name": "sgd"}, "assign": None}
+    here = {"optim": {"lr": 0.1, "name": "sgd"}, "assign": {"name": "atss"}}
+    assert differences(there, here) == [
+        "assign.name is None there, atss here",
+        "optim.lr is 0.01 there, 0.1 here",
+    ]
+    assert differences(there, dict(reversed(there.items()))) == []

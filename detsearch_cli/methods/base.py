@@ -126,7 +126,7 @@ def method_class(name: str) -> type[Method]:
         module, "__path__"
     ):  # a folder: its __init__ tells the paper's order, method.py holds the class
         module = importlib.import_module(f"{module.__name__}.method")
-    return only(module, Method)
+    return only(module, Method)  # type: ignore[type-abstract]
 
 
 def load_method(name: str, options: Mapping[str, Any]) -> Method:

@@ -11,29 +11,29 @@ from detsearch_cli.errors import CheckFailed, StorageError
 from detsearch_cli.search.coordinator import MAX_ATTEMPTS, POLL_SECONDS, executor_class
 from detsearch_cli.search.executors.base import Executor
 from detsearch_cli.search.signals import interruptible
-from detsearch_cli.search.storage import locked
-from detsearch_cli.search.worker import read_json
+from detsearch_cli.search.storage import sole_writer
+from detsearch_cli.search.worker import Task, read_json
 
 OnDone = Callable[[int, Mapping[str, Any]], None]
 
 
 def run_batch(
     folders: Sequence[Path],
-    place: Path,
+    folder: Path,
     run_trial: str,
     jobs: int,
     executor: str = "local",
     on_done: OnDone = lambda number, metrics: None,
 ) -> None:
-    """Run `run_trial` ("module:function") on the recipe.yaml in each of `folders`; workers live in `place`.
+    """Run `run_trial` ("module:function") on the recipe.yaml in each of `folders`; workers live in `folder`/workers.
 
     `on_done` hears the number of a folder and its metrics. The same call goes on after Ctrl-C or a kill;
     trainings that are done are not repeated. Raises CheckFailed when one fails or loses its worker twice,
-    StudyError when another process works in `place`, StorageError when the disk refuses, KeyboardInterrupt
+    StudyError when another process works in `folder`, StorageError when the disk refuses, KeyboardInterrupt
     after Ctrl-C, when workers have saved and ended.
     """
-    with locked(place), interruptible() as interrupted:
-        workers = executor_class(executor)(place, jobs, run_trial, {})
+    with sole_writer(folder), interruptible() as interrupted:
+        workers = executor_class(executor)(folder, jobs, run_trial)
         try:
             _Batch(folders, workers, on_done, interrupted).run()
         except BaseException:
@@ -48,7 +48,7 @@ class _Batch:
     ) -> None:
         self.folders, self.executor, self.on_done, self.interrupted = folders, executor, on_done, interrupted
         self.waiting = list(range(len(folders)))
-        self.busy: dict[int, int] = {}  # slot -> number of the training it was handed
+        self.busy: dict[int, int] = {}  # worker -> number of the training it was handed
         self.deaths = [0] * len(folders)
 
     def run(self) -> None:
@@ -57,54 +57,60 @@ class _Batch:
             if self.interrupted():
                 raise KeyboardInterrupt
             self.executor.beat()
-            for slot, number in list(self.busy.items()):
-                if not self._collect(slot, number):
-                    self._watch(slot, number)
-            for slot in range(self.executor.jobs):
-                if slot not in self.busy and self.waiting:
-                    self._hand(slot, self.waiting.pop(0))
+            for worker, number in list(self.busy.items()):
+                if not self._collect(worker, number):
+                    self._watch(worker, number)
+            for worker in range(self.executor.jobs):
+                if worker not in self.busy and self.waiting:
+                    self._hand(worker, self.waiting.pop(0))
             time.sleep(POLL_SECONDS)
 
     def _find_under_way(self) -> None:
         """Workers outlive a killed coordinator; what they train must not be given to others."""
-        for slot in self.executor.slots():
-            number, _ = self.executor.held(slot)
-            if number in self.waiting and self.executor.alive(slot):
+        for worker in self.executor.known():
+            number, _ = self.executor.held(worker)
+            if number in self.waiting and self.executor.alive(worker):
                 self.waiting.remove(number)
-                self.busy[slot] = number
-            elif not self.executor.alive(slot):
-                self.executor.clear(slot)
+                self.busy[worker] = number
+            elif not self.executor.alive(worker):
+                self.executor.clear(worker)
 
-    def _hand(self, slot: int, number: int) -> None:
-        self.busy[slot] = number
+    def _hand(self, worker: int, number: int) -> None:
+        self.busy[worker] = number
         if not self._result(number).exists():
-            self.executor.start(slot)
-            self.executor.hand(slot, number, self.folders[number])
+            self.executor.start(worker)
+            self.executor.hand(worker, self._task(number))
+
+    def _task(self, number: int) -> Task:
+        folder = self.folders[number]
+        recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        return Task(number, str(folder.absolute()), recipe)
 
     def _result(self, number: int) -> Path:
         return self.folders[number] / "result.json"
 
-    def _collect(self, slot: int, number: int) -> bool:
+    def _collect(self, worker: int, number: int) -> bool:
         """True when the training is done. Raises what it failed with."""
         result = read_json(self._result(number))
         if result is None:
             return False
-        del self.busy[slot]
+        del self.busy[worker]
         if "metrics" not in result:
+            # ours: what the worker reported, in a run folder that the caller has claimed
             self._result(number).unlink(missing_ok=True)
             kind = StorageError if result.get("disk") else CheckFailed
             raise kind(f"training {self.folders[number]} failed: {result['reason']}")
         self.on_done(number, result["metrics"])
         return True
 
-    def _watch(self, slot: int, number: int) -> None:
+    def _watch(self, worker: int, number: int) -> None:
         """A worker that died is replaced; the training goes on from its checkpoint."""
-        if self.executor.alive(slot):
+        if self.executor.alive(worker):
             return
-        self.executor.check(slot)
+        self.executor.check(worker)
         if self._result(number).exists():
             return  # written just before it died
-        held, taken = self.executor.held(slot)
+        held, taken = self.executor.held(worker)
         if taken:
             self.deaths[number] += 1
             if self.deaths[number] >= MAX_ATTEMPTS:
@@ -112,7 +118,7 @@ class _Batch:
                     f"training {self.folders[number]} failed: its worker died {MAX_ATTEMPTS} times without a "
                     f"word, killed or out of memory; give fewer --jobs"
                 )
-            self.executor.clear(slot)
+            self.executor.clear(worker)
         if taken or held is None:
-            self.executor.hand(slot, number, self.folders[number])
-        self.executor.start(slot)
+            self.executor.hand(worker, self._task(number))
+        self.executor.start(worker)

@@ -1,157 +1,204 @@
 """Writing a study: the one place where trials are recorded.
 
-The ledger is an Optuna study. Params hold the candidate; user attributes hold everything else a search needs
-to go on: `asked` and `told` number the sampler's events in the order they happened, `recipe`, `recipe_hash`,
-`repeat_of`, `attempts`, `worker`, `reason`, `seconds`, `elapsed`, `metrics`. A row is added in one
-transaction; its outcome is written attribute by attribute and becomes true with the last write, the state.
+The ledger is an Optuna study. Params hold the candidate of a product, the attribute `candidate` any other; user
+attributes hold everything else that a search needs to go on. A row is added in one transaction; its outcome is
+written attribute by attribute and becomes true with the last write, the state.
+
+The sampler's events are numbered in the order in which they happened: `asked` and `told` of each row, and of
+each line in the log of refused proposals.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
-from detsearch_cli.search.space import Candidate, Space
-from detsearch_cli.search.storage import connect, database_url, guarded, shown
-from detsearch_cli.search.study import TrialRow, read_rows, to_row
+from detsearch_cli.search.config import RecordedConfig, StudyConfig, differences
+from detsearch_cli.search.refusals import REFUSED, Refusal, RefusalLog
+from detsearch_cli.search.space import Candidate, Product
+from detsearch_cli.search.storage import connect, database_url, display_name, guarded
+from detsearch_cli.search.study import Score, Trial, read_trials, to_trial
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.storages import RDBStorage
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """What is fixed when a study begins, because its sampler is rebuilt from it.
+class Happening:
+    """One event of the sampler's past. value: of a `tell`; reason: of a `refused`."""
 
-    budget: DYCORS shrinks its steps by it and a grid is laid for it, so a study extended by more trials keeps
-    the first budget. workers: pySOT's initial design depends on it.
-    """
+    kind: Literal["ask", "tell", "fail", "refused"]
+    candidate: Candidate
+    epochs: int | None
+    value: float = math.nan
+    reason: str = ""
 
-    identity: Mapping[str, Any]
-    space: Space
-    sampler: str
-    seed: int
-    budget: int
-    workers: int
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        plain = {"sampler": self.sampler, "seed": self.seed, "budget": self.budget, "workers": self.workers}
-        kept = {"identity": dict(self.identity), "notes": dict(self.notes), "space": self.space.to_json()}
-        return {**plain, **kept}
-
-    @staticmethod
-    def from_json(kept: Mapping[str, Any]) -> Frozen:
-        return Frozen(
-            kept["identity"],
-            Space.from_json(kept["space"]),
-            kept["sampler"],
-            kept["seed"],
-            kept["budget"],
-            kept["workers"],
-            kept["notes"],
-        )
+def outcome(trial: Trial, candidate: Candidate) -> Happening:
+    """What the sampler hears at the end of a candidate's trial."""
+    if trial.value is None:
+        return Happening("fail", candidate, trial.epochs)
+    return Happening("tell", candidate, trial.epochs, trial.value)
 
 
 class Ledger:
-    """An open ledger and its rows in memory. Only one may be open on a study (see `storage.locked`)."""
+    """An open ledger and its trials in memory. Only one may be open on a study (see `storage.sole_writer`)."""
 
-    def __init__(self, database: RDBStorage, study_id: int, frozen: Frozen, folder: Path, place: str) -> None:
+    def __init__(
+        self, database: RDBStorage, study_id: int, config: StudyConfig, folder: Path, database_name: str
+    ) -> None:
         self._database, self._study_id = database, study_id
-        self.frozen, self.folder, self.place = frozen, folder, place
-        with guarded(place):
-            self.rows = read_rows(database, study_id, folder)
+        self.config, self.folder, self.database_name = config, folder, database_name
+        with guarded(database_name):
+            self.trials = read_trials(database, study_id, folder)
+            self.refusals = RefusalLog(folder)
         self._ids: dict[int, int] = {}
-        self._event = 1 + max(
-            (e for row in self.rows for e in (row.asked, row.told) if e is not None), default=-1
-        )
+        self._next_event = 1 + max(self._numbered(), default=-1)
 
-    def events(self) -> list[tuple[str, TrialRow]]:
-        """The sampler's past, in order: ("ask" | "tell" | "fail", row)."""
-        past: list[tuple[int, str, TrialRow]] = []
-        for row in self.rows:
-            if row.asked is not None:
-                past.append((row.asked, "ask", row))
-            if row.told is not None:
-                past.append((row.told, "fail" if row.value is None else "tell", row))
-        return [(kind, row) for _, kind, row in sorted(past, key=lambda event: event[0])]
+    def _numbered(self) -> dict[int, Happening]:
+        """The sampler's past by number."""
+        past: dict[int, Happening] = {}
+        for trial in self.trials:
+            if trial.candidate is None:
+                continue
+            if trial.asked is not None:
+                past[trial.asked] = Happening("ask", trial.candidate, trial.epochs)
+            if trial.told is not None:
+                past[trial.told] = outcome(trial, trial.candidate)
+        for refusal in self.refusals.entries:
+            past[refusal.asked] = Happening("ask", refusal.candidate, refusal.epochs)
+            past[refusal.told] = Happening(
+                "refused", refusal.candidate, refusal.epochs, reason=refusal.reason
+            )
+        return past
+
+    def events(self) -> list[Happening]:
+        """The sampler's past, in order. Raises StudyError when a part of it is lost."""
+        past = self._numbered()
+        lost = next((number for number in range(self._next_event) if number not in past), None)
+        if lost is not None:
+            # a sampler that misses an event would propose what the uninterrupted search would not have
+            raise StudyError(
+                f"event {lost} of {self._next_event} of the sampler is neither in {self.database_name} nor in "
+                f"{self.folder / REFUSED}; restore that file from a copy, or start another --name"
+            )
+        return [past[number] for number in range(self._next_event)]
 
     def add(
-        self, candidate: Candidate | None, recipe: str, recipe_hash: str, repeat_of: int | None
-    ) -> TrialRow:
-        """Record that a trial begins; None is the baseline, which the sampler never hears of."""
+        self,
+        candidate: Candidate | None,
+        recipe_yaml: str,
+        recipe_hash: str,
+        fragment: Mapping[str, Any],
+        **attributes: int | None,
+    ) -> Trial:
+        """Record that a trial begins; None is the baseline, which the sampler never hears of.
+
+        attributes: epochs, repeat_of and continues, where they are not None.
+        """
         from optuna.trial import TrialState, create_trial
 
-        from detsearch_cli.search.samplers._optuna import distributions
-
-        attrs: dict[str, Any] = {"recipe": recipe, "recipe_hash": recipe_hash, "seed": self.frozen.seed}
+        kept: dict[str, Any] = {
+            "recipe": recipe_yaml,
+            "recipe_hash": recipe_hash,
+            "fragment": dict(fragment),
+            "seed": self.config.seed,
+            **{name: value for name, value in attributes.items() if value is not None},
+        }
+        params: Candidate = {}
+        known: dict[str, BaseDistribution] = {}
         if candidate is None:
-            attrs["kind"] = "baseline"
+            kept["kind"] = "baseline"
         else:
-            attrs["asked"] = self._event
-            self._event += 1
-        if repeat_of is not None:
-            attrs["repeat_of"] = repeat_of
-        known = distributions(self.frozen.space) if candidate is not None else {}
-        template = create_trial(
-            state=TrialState.RUNNING, params=candidate or {}, distributions=known, user_attrs=attrs
-        )
-        with guarded(self.place):
-            trial_id = self._database.create_new_trial(self._study_id, template)
+            kept["asked"] = self._take_event()
+            if isinstance(self.config.space, Product):
+                from detsearch_cli.search.samplers._optuna import distributions
+
+                params, known = candidate, distributions(self.config.space)
+            else:
+                kept["candidate"] = candidate
+        row = create_trial(state=TrialState.RUNNING, params=params, distributions=known, user_attrs=kept)
+        self._sync_refusals()
+        with guarded(self.database_name):
+            trial_id = self._database.create_new_trial(self._study_id, row)
         return self._refresh(trial_id)
 
-    def attempt(self, row: TrialRow, attempts: int) -> TrialRow:
+    def attempt(self, trial: Trial, attempts: int) -> Trial:
         """Record that the trial is tried again."""
-        return self._write(row, {"attempts": attempts}, None)
+        with guarded(self.database_name):
+            self._database.set_trial_user_attr(self._trial_id(trial.number), "attempts", attempts)
+        return self._refresh(self._trial_id(trial.number))
 
-    def tell(self, row: TrialRow, value: float, **facts: Any) -> TrialRow:
-        """Record the trial's value; facts: seconds, elapsed, worker, metrics."""
-        if not math.isfinite(value):
-            raise ValueError(f"a value must be finite, got {value}")
-        return self._write(row, {**facts, **self._tell_event(row)}, value)
+    def complete(self, trial: Trial, value: float, **facts: Any) -> Trial:
+        """Record the value of a whole training; facts: seconds, elapsed, worker, metrics, scores."""
+        return self._end(trial, "COMPLETE", value, facts)
 
-    def fail(self, row: TrialRow, reason: str, **facts: Any) -> TrialRow:
+    def stop(self, trial: Trial, value: float, **facts: Any) -> Trial:
+        """Record the value of a training of fewer epochs."""
+        return self._end(trial, "PRUNED", value, facts)
+
+    def fail(self, trial: Trial, reason: str, **facts: Any) -> Trial:
         """Record that the trial has no value, and why."""
-        return self._write(row, {**facts, "reason": reason, **self._tell_event(row)}, math.nan)
+        return self._end(trial, "FAIL", None, {**facts, "reason": reason})
 
-    def _tell_event(self, row: TrialRow) -> dict[str, int]:
-        if row.candidate is None:
-            return {}
-        self._event += 1
-        return {"told": self._event - 1}
+    def refuse(self, candidate: Candidate, epochs: int | None, reason: str) -> None:
+        """Record that a proposal was refused."""
+        asked, told = self._take_event(), self._take_event()
+        self.refusals.append(Refusal(asked, told, candidate, epochs, reason))
 
-    def _write(self, row: TrialRow, attrs: Mapping[str, Any], value: float | None) -> TrialRow:
+    def _take_event(self) -> int:
+        self._next_event += 1
+        return self._next_event - 1
+
+    def _end(self, trial: Trial, state: str, value: float | None, facts: Mapping[str, Any]) -> Trial:
         from optuna.trial import TrialState
 
-        with guarded(self.place):
-            trial_id = self._trial_id(row.number)
-            for name, content in attrs.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"a value must be finite, got {value}")
+        attributes = dict(facts)
+        if trial.candidate is not None:
+            attributes["told"] = self._take_event()
+        self._sync_refusals()
+        with guarded(self.database_name):
+            trial_id = self._trial_id(trial.number)
+            self._keep_scores(trial_id, attributes.get("scores", ()))
+            for name, content in attributes.items():
                 self._database.set_trial_user_attr(trial_id, name, content)
-            if value is not None and math.isnan(value):
-                self._database.set_trial_state_values(trial_id, TrialState.FAIL)
-            elif value is not None:
-                self._database.set_trial_state_values(trial_id, TrialState.COMPLETE, [value])
+            # last: a kill before it leaves the trial running, and its result is read again
+            values = None if value is None else [value]
+            self._database.set_trial_state_values(trial_id, TrialState[state], values)
         return self._refresh(trial_id)
+
+    def _sync_refusals(self) -> None:
+        """Called before a row gets an event: a power cut keeps the row, which the database syncs. Were refusals
+        of lower numbers lost with the page cache, the sampler could not be replayed."""
+        self.refusals.sync()
+
+    def _keep_scores(self, trial_id: int, scores: Sequence[Score]) -> None:
+        """As Optuna's intermediate values too, which its plots show."""
+        for epoch, value in scores:
+            self._database.set_trial_intermediate_value(trial_id, epoch, value)
 
     def _trial_id(self, number: int) -> int:
         if number not in self._ids:
             self._ids[number] = self._database.get_trial_id_from_study_id_trial_number(self._study_id, number)
         return self._ids[number]
 
-    def _refresh(self, trial_id: int) -> TrialRow:
-        with guarded(self.place):
-            row = to_row(self._database.get_trial(trial_id), self.folder)
-        self._ids[row.number] = trial_id
-        self.rows[row.number : row.number + 1] = [row]
-        return row
+    def _refresh(self, trial_id: int) -> Trial:
+        with guarded(self.database_name):
+            trial = to_trial(self._database.get_trial(trial_id), self.folder)
+        self._ids[trial.number] = trial_id
+        self.trials[trial.number : trial.number + 1] = [trial]
+        return trial
 
     def close(self) -> None:
-        """Let go of the database's connections."""
+        """Let go of the log and of the database's connections."""
+        self.refusals.close()
         self._database.remove_session()
         self._database.engine.dispose()
 
@@ -161,7 +208,7 @@ def exists(folder: Path, storage: str | None) -> bool:
     return storage is not None or (folder / "study.db").exists()
 
 
-def open_ledger(name: str, folder: Path, storage: str | None, frozen: Frozen) -> Ledger:
+def open_ledger(name: str, folder: Path, storage: str | None, config: StudyConfig) -> Ledger:
     """The study's ledger, created when it does not exist.
 
     Raises StudyError when it exists and belongs to another search, naming what differs; when it is damaged;
@@ -170,45 +217,51 @@ def open_ledger(name: str, folder: Path, storage: str | None, frozen: Frozen) ->
     url = database_url(folder, storage)
     if not exists(folder, storage):
         _refuse_leftovers(folder)
-        _create_sqlite(name, folder, frozen)
+        _create_sqlite(name, folder, config)
     database = connect(url, create=storage is not None)
-    with guarded(shown(url)):
+    with guarded(display_name(url)):
         studies = {s.study_name: s for s in database.get_all_studies()}
         if storage is None and name not in studies and len(studies) == 1:
             name = next(iter(studies))  # the folder was renamed or the study is called by its folder
         if name not in studies:
             _refuse_leftovers(folder)
-            _create_study(database, name, frozen)
+            _create_study(database, name, config)
             studies = {s.study_name: s for s in database.get_all_studies()}
-        study_id, attrs = studies[name]._study_id, studies[name].user_attrs
-        if "detsearch" not in attrs:
+        study_id, attributes = studies[name]._study_id, studies[name].user_attrs
+        if "detsearch" not in attributes:
             if database.get_n_trials(study_id):
-                raise StudyError(f"{name} in {shown(url)} was not written by detsearch; use another --name")
-            database.set_study_user_attr(study_id, "detsearch", frozen.to_json())
-            attrs = {"detsearch": json.loads(json.dumps(frozen.to_json()))}
-    kept = attrs["detsearch"]
-    _refuse_others(name, kept["identity"], json.loads(json.dumps(frozen.to_json()))["identity"])
-    return Ledger(database, study_id, Frozen.from_json(kept), folder, shown(url))
+                raise StudyError(
+                    f"{name} in {display_name(url)} was not written by detsearch; use another --name"
+                )
+            # a kill between the two writes of _create_study left it without
+            database.set_study_user_attr(study_id, "detsearch", config.to_json())
+            attributes = {"detsearch": config.to_json()}
+    kept = RecordedConfig.from_json(attributes["detsearch"], f"{name} in {display_name(url)}")
+    _refuse_another(folder, kept, RecordedConfig.from_json(config.to_json(), name))
+    # the sampler was built for the first budget and the first number of workers, so it is rebuilt for these
+    begun = replace(config, budget=kept.budget, workers=kept.workers)
+    return Ledger(database, study_id, begun, folder, display_name(url))
 
 
-def _create_sqlite(name: str, folder: Path, frozen: Frozen) -> None:
+def _create_sqlite(name: str, folder: Path, config: StudyConfig) -> None:
     """A killed creation must not leave half a ledger: write it aside, then rename."""
     partial = folder / ".study.db.partial"
     with guarded(str(folder / "study.db")):
+        # both names are ours alone, in a folder that was claimed: what a killed creation left
         partial.unlink(missing_ok=True)
         Path(f"{partial}-journal").unlink(missing_ok=True)
         database = connect(f"sqlite:///{partial.absolute()}", create=True)
-        _create_study(database, name, frozen)
+        _create_study(database, name, config)
         database.remove_session()
         database.engine.dispose()
-        partial.replace(folder / "study.db")
+        partial.replace(folder / "study.db")  # only called where there is none, by the folder's only writer
 
 
-def _create_study(database: RDBStorage, name: str, frozen: Frozen) -> None:
+def _create_study(database: RDBStorage, name: str, config: StudyConfig) -> None:
     from optuna.study import StudyDirection
 
     study_id = database.create_new_study([StudyDirection.MAXIMIZE], name)
-    database.set_study_user_attr(study_id, "detsearch", frozen.to_json())
+    database.set_study_user_attr(study_id, "detsearch", config.to_json())
 
 
 def _refuse_leftovers(folder: Path) -> None:
@@ -219,16 +272,10 @@ def _refuse_leftovers(folder: Path) -> None:
         )
 
 
-def _refuse_others(name: str, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    different = sorted(k for k in {*kept, *asked} if kept.get(k) != asked.get(k))
-    if different:
-        changes = "; ".join(f"{k} was {_short(kept.get(k))}, now {_short(asked.get(k))}" for k in different)
+def _refuse_another(folder: Path, there: RecordedConfig, here: RecordedConfig) -> None:
+    changes = differences(there, here)
+    if changes is not None:
         raise StudyError(
-            f"study {name} was begun by a different search ({changes}); give this one another --name, "
-            f"or go on with that one by `detsearch study resume` and its folder"
+            f"{folder} holds another search ({changes}); give this one another --name, or go on with "
+            f"that one by `detsearch study resume {folder}`"
         )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,82 +2,100 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from detsearch_cli.search.space import Candidate, Space
-from detsearch_cli.search.study import TrialRow, all_failed
+from detsearch_cli.search.config import StudyConfig
+from detsearch_cli.search.space import Candidate
+from detsearch_cli.search.study import Trial, all_failed
 from detsearch_cli.trials import best_of
 
-Kind = Literal["resumed", "started", "finished", "failed", "repeated", "retried", "waiting"]
+Kind = Literal[
+    "resumed", "started", "scored", "finished", "failed", "repeated", "refused", "retried", "waiting"
+]
 
 
-def text_hash(recipe_yaml: str) -> str:
-    """Names a recipe by its text, 16 hex digits."""
-    return hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Prepared:
+    """What a candidate is trained as.
+
+    recipe_yaml: the whole recipe. recipe_hash: `Recipe.hash`, the name of a recipe here and in metrics.json.
+    fragment: what the candidate changes in the recipe; kept with the trial, {} for the baseline.
+    """
+
+    recipe_yaml: str
+    recipe_hash: str
+    fragment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The candidate must not be trained, and why not, in one sentence."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
 class Plan:
     """One search.
 
-    folder: the study's own. storage: database URL, None for folder/study.db. trials: candidates to train, the
-    baseline (trial 0) and answers from the ledger not counted; more than before extends a study. time_budget:
-    seconds over all resumptions; no trial begins after it. identity: what must be equal to resume.
-    make_recipe(candidate) -> YAML text, of the baseline for None. recipe_hash names a recipe.
-    executor_options: for Slurm, partition and the like; idle_seconds for every executor.
-    notes: kept with a new study for whoever reads it (how to resume it, say); not compared.
+    folder: the study's own; the caller has claimed it. storage: database URL, None for folder/study.db.
+    trials: trials that train; the baseline (trial 0) and answers from the ledger are not counted; more than
+    before extends a study. time_budget: seconds over all resumptions; no trial begins after it. jobs: trials
+    at a time. epochs: the whole length of a training. prepare: the candidate's recipe, the baseline's for
+    None; it is deterministic and cheap, since a search may refuse ten thousand candidates.
     """
 
     name: str
     folder: Path
     storage: str | None
-    space: Space
-    sampler: str
-    seed: int
+    config: StudyConfig
     trials: int
     time_budget: float | None
     jobs: int
     executor: str
-    identity: Mapping[str, Any]
-    make_recipe: Callable[[Candidate | None], str]
-    recipe_hash: Callable[[str], str] = text_hash
-    executor_options: Mapping[str, Any] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int
+    prepare: Callable[[Candidate | None], Prepared | Refused]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened. row: the trial concerned; best: the best so far, the baseline included."""
+    """Something happened. trial: the one concerned; best: the best so far, the baseline included.
+
+    A `finished` trial whose state is `stopped` was asked for at fewer epochs than the whole training has.
+    `refused` sums up: its message says how many candidates were refused so far; at most one event a second.
+    """
 
     kind: Kind
-    row: TrialRow | None
-    best: TrialRow | None
+    trial: Trial | None
+    best: Trial | None
     message: str = ""
+
+
+class Emit(Protocol):
+    """Tells whoever watches the search; the best so far is added."""
+
+    def __call__(self, kind: Kind, trial: Trial | None, message: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a search ended. reason: why no more trials were begun, for a person."""
+    """How a search ended. reason: why no more trials were begun, for a person. refused: proposals refused."""
 
-    rows: tuple[TrialRow, ...]
+    trials: tuple[Trial, ...]
     reason: str
+    refused: int = 0
 
     @property
-    def best(self) -> TrialRow | None:
-        return best_of(self.rows)
+    def best(self) -> Trial | None:
+        return best_of(self.trials)
 
     @property
-    def best_candidate(self) -> TrialRow | None:
-        return best_of([row for row in self.rows if not row.baseline])
-
-    @property
-    def baseline(self) -> TrialRow | None:
-        return next((row for row in self.rows if row.baseline), None)
+    def baseline(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.baseline), None)
 
     @property
     def all_failed(self) -> bool:
-        return all_failed(self.rows)
+        return all_failed(self.trials)

@@ -1,6 +1,8 @@
-"""The space of candidates: named parameters, each an integer range, a real range or a choice.
+"""What can be searched: the `Space` protocol, and `Product`, the space of most methods.
 
-A candidate is a plain dict, parameter name -> value, in the order of the space.
+A candidate is a JSON object, its names in the order of its space. A product's candidate has one value for each
+named parameter: an integer range, a real range or a choice. Other spaces (formulas, architectures) belong to
+their methods.
 """
 
 from __future__ import annotations
@@ -10,15 +12,42 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from detsearch_cli.errors import SpaceError
 
 if TYPE_CHECKING:
     import numpy as np
 
-Value = int | float | str
-Candidate = dict[str, Value]
+Candidate = dict[str, Any]
+
+
+class Space(Protocol):
+    """What a search may try. kind: names the kind of space in JSON and in messages."""
+
+    kind: ClassVar[str]
+
+    def sample(self, rng: np.random.Generator) -> Candidate:
+        """A candidate drawn at random."""
+        ...
+
+    def check(self, candidate: Candidate) -> None:
+        """Raises SpaceError for a candidate outside the space."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """Number of candidates; None when it is infinite or unknown."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads back; holds "kind"."""
+        ...
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The space that `to_json` wrote."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -122,9 +151,10 @@ _KINDS: dict[str, type[Parameter]] = {"integer": Integer, "real": Real, "choice"
 
 
 @dataclass(frozen=True)
-class Space:
-    """All candidates: the product of the parameters. Raises SpaceError when empty or when names repeat."""
+class Product:
+    """Every combination of the parameters' values. Raises SpaceError when empty or when names repeat."""
 
+    kind: ClassVar[str] = "product"
     parameters: tuple[Parameter, ...]
 
     def __post_init__(self) -> None:
@@ -154,7 +184,7 @@ class Space:
             product *= p.size
         return product
 
-    def check(self, candidate: Mapping[str, Value]) -> None:
+    def check(self, candidate: Candidate) -> None:
         """Raises SpaceError unless the candidate has exactly this space's names, each value in its range."""
         if set(candidate) != set(self.names):
             raise SpaceError(
@@ -168,14 +198,22 @@ class Space:
         """A candidate drawn uniformly."""
         return {p.name: p.sample(rng) for p in self.parameters}
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back."""
         kinds = {cls: kind for kind, cls in _KINDS.items()}
-        return [{"kind": kinds[type(p)], **json.loads(json.dumps(asdict(p)))} for p in self.parameters]
+        listed = [{"kind": kinds[type(p)], **json.loads(json.dumps(asdict(p)))} for p in self.parameters]
+        return {"kind": self.kind, "parameters": listed}
 
-    @staticmethod
-    def from_json(content: list[dict[str, Any]]) -> Space:
-        return Space(tuple(_KINDS[c["kind"]](**{k: v for k, v in c.items() if k != "kind"}) for c in content))
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The space that `to_json` wrote."""
+        listed = content["parameters"]
+        return cls(tuple(_KINDS[p["kind"]](**{k: v for k, v in p.items() if k != "kind"}) for p in listed))
+
+
+def read_space(content: Mapping[str, Any]) -> Product | None:
+    """The space in a ledger; None for a kind that only its method can read."""
+    return Product.from_json(content) if content["kind"] == Product.kind else None
 
 
 def describe(parameter: Parameter) -> str:
@@ -185,6 +223,6 @@ def describe(parameter: Parameter) -> str:
     return f"{parameter.low:g}..{parameter.high:g}"
 
 
-def key(candidate: Mapping[str, Value]) -> str:
+def key(candidate: Mapping[str, Any]) -> str:
     """Canonical name of a candidate: equal candidates have equal keys, whatever the order of their names."""
     return json.dumps(dict(candidate), sort_keys=True)

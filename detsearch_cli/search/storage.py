@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from detsearch_cli.errors import StorageError, StudyError
-from detsearch_cli.files import storage_error
+from detsearch_cli.files import locked, storage_error
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -37,8 +35,8 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 @contextmanager
-def guarded(place: str) -> Iterator[None]:
-    """Raises StorageError for a refused write and StudyError for a damaged or unreachable database."""
+def guarded(target: str) -> Iterator[None]:
+    """Raises StorageError for a refused write to `target`, StudyError for a damaged or unreachable database."""
     try:
         yield
     except (StorageError, StudyError):
@@ -46,13 +44,13 @@ def guarded(place: str) -> Iterator[None]:
     except Exception as error:
         if is_disk_error(error):
             raise StorageError(
-                f"cannot write {place}: {root_cause(error)}; free some space, then give the same command again: "
+                f"cannot write {target}: {root_cause(error)}; free some space, then give the same command again: "
                 "it goes on from the last trial recorded"
             ) from error
         if isinstance(error, OSError):
-            raise storage_error(Path(place), error) from error
+            raise storage_error(Path(target), error) from error
         if _is_database_error(error):
-            raise StudyError(_damaged(place, root_cause(error))) from error
+            raise StudyError(_damaged(target, root_cause(error))) from error
         raise
 
 
@@ -71,11 +69,11 @@ def _is_database_error(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(word in str(error).lower() for word in _CORRUPT)
 
 
-def _damaged(place: str, cause: str) -> str:
-    if "://" in place:
-        return f"{place} cannot be used as a ledger ({cause}); check --storage and that its server runs"
+def _damaged(target: str, cause: str) -> str:
+    if "://" in target:
+        return f"{target} cannot be used as a ledger ({cause}); check --storage and that its server runs"
     return (
-        f"{place} cannot be read as a ledger of trials ({cause}); it was left untouched: "
+        f"{target} cannot be read as a ledger of trials ({cause}); it was left untouched: "
         "restore it from a copy, or start another --name"
     )
 
@@ -124,21 +122,21 @@ def connect(url: str, create: bool) -> RDBStorage:
         check_sqlite(path)
     # the coordinator is the only writer, but `study show` may hold a read lock for a moment
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    with guarded(shown(url)):
+    with guarded(display_name(url)):
         try:
             return RDBStorage(url, engine_kwargs=options)
         except ImportError as error:
             raise StudyError(
-                f"{shown(url)} needs the database driver {error.name}; install it with pip, or leave out --storage"
+                f"{display_name(url)} needs the database driver {error.name}; install it with pip, or leave out --storage"
             ) from error
         except (ValueError, ArgumentError) as error:
             raise StudyError(
                 "--storage must be a database URL such as sqlite:///FILE or postgresql://HOST/NAME, "
-                f"got {shown(url)} ({root_cause(error)})"
+                f"got {display_name(url)} ({root_cause(error)})"
             ) from error
 
 
-def shown(url: str) -> str:
+def display_name(url: str) -> str:
     """The URL for a message: a plain path for SQLite, never with a password."""
     if url.startswith("sqlite:///"):
         return url.removeprefix("sqlite:///")
@@ -146,27 +144,12 @@ def shown(url: str) -> str:
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the study's folder for this coordinator alone. The lock dies with the process, however it dies.
-
-    Raises StudyError naming the process that holds it.
-    """
-    with guarded(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            raise StudyError(
-                f"only one search may write a study, and {folder} is being written by {holder}; "
-                "wait for it, stop it, or use another --name"
-            ) from None
-        with guarded(str(folder)):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+def sole_writer(folder: Path) -> AbstractContextManager[None]:
+    """Hold the folder for this process alone. Raises StudyError naming the process that holds it."""
+    name = str(folder).replace("{", "{{").replace("}", "}}")  # the sentence is filled in by str.format
+    return locked(
+        folder,
+        StudyError,
+        f"only one search may write a study, and {name} is being written by {{holder}}; "
+        "wait for it, stop it, or use another --name",
+    )

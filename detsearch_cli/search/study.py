@@ -1,20 +1,22 @@
-"""Reading a study: its trials as rows, the best of them, tables for other programs.
+"""Reading a study: its configuration, its trials, the best of them, tables for other programs.
 
 Reading takes no lock, so a study can be looked at while its search runs.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
 from detsearch_cli.files import EXPORT_COLUMNS, SIGNATURE, claim_file, finite, replace_file, write_signed_json
-from detsearch_cli.search.space import Candidate, Space
-from detsearch_cli.search.storage import connect, database_url, guarded, shown
+from detsearch_cli.search.config import RecordedConfig
+from detsearch_cli.search.space import Candidate
+from detsearch_cli.search.storage import connect, database_url, display_name, guarded
 from detsearch_cli.trials import best_of
 
 if TYPE_CHECKING:
@@ -22,17 +24,23 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-State = Literal["running", "complete", "failed", "repeat"]
+State = Literal["running", "complete", "failed", "repeat", "stopped"]
+Score = tuple[int, float]
 EXPORT = "export"  # what an exported file says that it is
 
 
 @dataclass(frozen=True)
-class TrialRow:
+class Trial:
     """One trial of a study.
 
     number: its row in the ledger, 0 the baseline. candidate: None for the baseline. value: AP, higher is
-    better; None while running or failed. A `repeat` proposes an earlier candidate again (`repeat_of`): it was
-    answered from the ledger and not trained. seconds: the training's own time. reason: why it failed.
+    better; None while running or failed. seconds: the training's own time. reason: why it failed.
+    fragment: what the candidate changes in the recipe. epochs: how many it was asked for, None for the whole.
+    scores: (epoch, value) on the way, from epoch 1 on, whichever trial trained that epoch.
+
+    A `stopped` trial was asked for at fewer epochs; its value is that at its end. continues: the candidate's
+    first trial, in whose folder this one goes on. A `repeat` proposes again what the ledger already answers
+    (`repeat_of`); it was not trained.
     """
 
     number: int
@@ -45,7 +53,11 @@ class TrialRow:
     recipe_yaml: str
     metrics: Mapping[str, Any]
     recipe_hash: str = ""
+    fragment: Mapping[str, Any] = field(default_factory=dict)
     repeat_of: int | None = None
+    continues: int | None = None
+    epochs: int | None = None
+    scores: tuple[Score, ...] = ()
     attempts: int = 1
     worker: str | None = None
     started: datetime | None = None
@@ -62,59 +74,54 @@ class TrialRow:
         """True for trials that ran or run: neither the baseline nor answered from the ledger."""
         return self.candidate is not None and self.repeat_of is None
 
+    @property
+    def result(self) -> Path:
+        """The file in which its worker reports. A stage that continues has one of its own: after a kill at
+        any moment the result of the stage before, in the same folder, cannot be mistaken for it."""
+        return self.folder / ("result.json" if self.continues is None else f"result-{self.number:05d}.json")
+
 
 @dataclass(frozen=True)
 class Study:
-    """What a ledger holds.
-
-    identity: what must be equal to resume it. budget: candidates planned at first. notes: those of its plan.
-    """
+    """What a ledger holds. storage: the database's URL."""
 
     name: str
     folder: Path
     storage: str
-    identity: Mapping[str, Any]
-    space: Space
-    sampler: str
-    seed: int
-    budget: int
-    notes: Mapping[str, Any]
-    rows: tuple[TrialRow, ...]
+    config: RecordedConfig
+    trials: tuple[Trial, ...]
 
     @property
-    def baseline(self) -> TrialRow | None:
-        return next((row for row in self.rows if row.baseline), None)
+    def baseline(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.baseline), None)
 
     @property
-    def best(self) -> TrialRow | None:
+    def best(self) -> Trial | None:
         """The highest value, the baseline included: then nothing better was found. Ties go to the earlier."""
-        return best_of(self.rows)
-
-    @property
-    def best_candidate(self) -> TrialRow | None:
-        """The highest value among the candidates alone."""
-        return best_of([row for row in self.rows if not row.baseline])
+        return best_of(self.trials)
 
     @property
     def all_failed(self) -> bool:
-        return all_failed(self.rows)
+        return all_failed(self.trials)
 
     def table(self) -> pd.DataFrame:
         """One line a trial: number, state, value, seconds, ..., `param.NAME` and the scalar `metric.NAME`."""
         import pandas as pd
 
         # without a trial there would be no columns, and an exported table is known by them
-        return pd.DataFrame(
-            [_flat(row) for row in self.rows] or None, columns=None if self.rows else EXPORT_COLUMNS
-        )
+        rows = [_flat(trial) for trial in self.trials]
+        return pd.DataFrame(rows or None, columns=None if rows else EXPORT_COLUMNS)
 
 
-def all_failed(rows: Sequence[TrialRow]) -> bool:
+def all_failed(trials: Sequence[Trial]) -> bool:
     """True when candidates were trained and not one has a value, whatever the baseline did."""
-    ended = [row for row in rows if row.trained and row.state in ("complete", "failed")]
+    ended = [trial for trial in trials if trial.trained and trial.state in _ENDED]
     if not ended:
-        ended = [row for row in rows if row.baseline and row.state in ("complete", "failed")]
-    return bool(ended) and all(row.state == "failed" for row in ended)
+        ended = [trial for trial in trials if trial.baseline and trial.state in _ENDED]
+    return bool(ended) and all(trial.state == "failed" for trial in ended)
+
+
+_ENDED = ("complete", "failed", "stopped")
 
 
 def open_study(folder: Path, name: str | None = None, storage: str | None = None) -> Study:
@@ -124,41 +131,29 @@ def open_study(folder: Path, name: str | None = None, storage: str | None = None
     """
     url = database_url(folder, storage)
     database = connect(url, create=False)
-    with guarded(shown(url)):
-        found = {s.study_name: s for s in database.get_all_studies()}
-        if name is None and len(found) == 1:
-            name = next(iter(found))
-        if name not in found:
-            held = ", ".join(sorted(found)) or "none"
+    with guarded(display_name(url)):
+        studies = {s.study_name: s for s in database.get_all_studies()}
+        if name is None and len(studies) == 1:
+            name = next(iter(studies))
+        if name not in studies:
+            held = ", ".join(sorted(studies)) or "none"
             raise StudyError(
-                f"a study must be named by one of {held} in {shown(url)}, got {name or 'no name'}"
+                f"a study must be named by one of {held} in {display_name(url)}, got {name or 'no name'}"
             )
-        attrs = found[name].user_attrs
+        attrs = studies[name].user_attrs
         if "detsearch" not in attrs:
             raise StudyError(
-                f"{name} in {shown(url)} was not written by detsearch; it cannot be shown or resumed"
+                f"{name} in {display_name(url)} was not written by detsearch; it cannot be shown or resumed"
             )
-        rows = read_rows(database, found[name]._study_id, folder)
-    kept = attrs["detsearch"]
-    space = Space.from_json(kept["space"])
-    return Study(
-        name=name,
-        folder=folder,
-        storage=url,
-        identity=kept["identity"],
-        space=space,
-        sampler=kept["sampler"],
-        seed=kept["seed"],
-        budget=kept["budget"],
-        notes=kept["notes"],
-        rows=tuple(rows),
-    )
+        config = RecordedConfig.from_json(attrs["detsearch"], f"{name} in {display_name(url)}")
+        trials = read_trials(database, studies[name]._study_id, folder)
+    return Study(name, folder, url, config, tuple(trials))
 
 
 def list_studies(root: Path, storage: str | None = None) -> list[Study | StudyError]:
     """Every study in `root` and the folders in it, or in the database; unreadable ones as their error."""
     if storage is not None:
-        with guarded(shown(storage)):
+        with guarded(display_name(storage)):
             names = [s.study_name for s in connect(storage, create=False).get_all_studies()]
         return [_try_open(root / name, name, storage) for name in sorted(names)]
     files = [*root.glob("study.db"), *sorted(root.glob("*/study.db"))]
@@ -203,33 +198,53 @@ def _write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 def to_json(study: Study) -> dict[str, Any]:
     """The whole study as plain data without NaN."""
-    rows = [
-        {**_common(row), "params": row.candidate, "metrics": dict(row.metrics), "recipe": row.recipe_yaml}
-        for row in study.rows
+    trials = [
+        {
+            **_common(trial),
+            "params": trial.candidate,
+            "fragment": dict(trial.fragment),
+            "scores": trial.scores,
+            "metrics": dict(trial.metrics),
+            "recipe": trial.recipe_yaml,
+        }
+        for trial in study.trials
     ]
-    best = study.best
-    head = {"name": study.name, "sampler": study.sampler, "seed": study.seed, "budget": study.budget}
-    whole = {**head, "space": study.space.to_json(), "best": best.number if best else None, "trials": rows}
+    best, config = study.best, study.config
+    head = {
+        "name": study.name,
+        "sampler": config.sampler.name,
+        "sampler_options": dict(config.sampler.options),
+        "seed": config.seed,
+        "budget": config.budget,
+    }
+    whole = {**head, "space": config.space_json, "best": best.number if best else None, "trials": trials}
     return dict(finite(whole))
 
 
-def _common(row: TrialRow) -> dict[str, Any]:
-    signed = {name: getattr(row, name) for name in EXPORT_COLUMNS}
+def _common(trial: Trial) -> dict[str, Any]:
+    signed = {name: getattr(trial, name) for name in EXPORT_COLUMNS}
     return {
         **signed,  # first, in this order: an exported table is known by its first columns
-        "reason": row.reason,
-        "repeat_of": row.repeat_of,
-        "attempts": row.attempts,
-        "recipe_hash": row.recipe_hash,
-        "folder": str(row.folder),
-        "started": row.started.isoformat() if row.started else None,
+        "epochs": trial.epochs,
+        "reason": trial.reason,
+        "repeat_of": trial.repeat_of,
+        "continues": trial.continues,
+        "attempts": trial.attempts,
+        "recipe_hash": trial.recipe_hash,
+        "folder": str(trial.folder),
+        "started": trial.started.isoformat() if trial.started else None,
     }
 
 
-def _flat(row: TrialRow) -> dict[str, Any]:
-    flat = _common(row)
-    flat |= {f"param.{name}": value for name, value in (row.candidate or {}).items()}
-    for name, value in row.metrics.items():
+def _flat(trial: Trial) -> dict[str, Any]:
+    flat = _common(trial)
+    flat["fragment"] = json.dumps(dict(trial.fragment))
+    # what a candidate holds beside numbers and names (a formula's tree) is one cell of JSON
+    flat |= {
+        f"param.{name}": json.dumps(value) if isinstance(value, (list, dict)) else value
+        for name, value in (trial.candidate or {}).items()
+    }
+    for name, value in trial.metrics.items():
         scalars = value.items() if isinstance(value, Mapping) else [("", value)]
         for inner, number in scalars:
             if isinstance(number, (int, float)):
@@ -237,39 +252,55 @@ def _flat(row: TrialRow) -> dict[str, Any]:
     return flat
 
 
-def read_rows(database: BaseStorage, study_id: int, folder: Path) -> list[TrialRow]:
-    """All rows of a study, by number; trial folders lie under `folder`."""
-    return [to_row(trial, folder) for trial in database.get_all_trials(study_id)]
+def read_trials(database: BaseStorage, study_id: int, folder: Path) -> list[Trial]:
+    """All trials of a study, by number; their folders lie under `folder`."""
+    return [to_trial(row, folder) for row in database.get_all_trials(study_id)]
 
 
-def to_row(trial: FrozenTrial, folder: Path) -> TrialRow:
+def to_trial(row: FrozenTrial, folder: Path) -> Trial:
     """Our view of one of Optuna's trials."""
-    attrs = trial.user_attrs
-    repeat_of = attrs.get("repeat_of")
-    states: dict[str, State] = {"COMPLETE": "complete", "FAIL": "failed"}
-    state = states.get(trial.state.name, "running")
-    if state == "complete" and repeat_of is not None:
-        state = "repeat"
-    return TrialRow(
-        number=trial.number,
-        candidate=None if attrs.get("kind") == "baseline" else dict(trial.params),
+    attrs = row.user_attrs
+    repeat_of, continues = attrs.get("repeat_of"), attrs.get("continues")
+    state = _state(row.state.name, repeat_of is not None)
+    ended = state != "running"
+    return Trial(
+        number=row.number,
+        candidate=_candidate(row),
         state=state,
-        value=trial.value if state in ("complete", "repeat") else None,
-        seconds=attrs.get("seconds") if state != "running" else None,
+        value=row.value if ended and state != "failed" else None,
+        seconds=attrs.get("seconds") if ended else None,
         reason=attrs.get("reason") if state == "failed" else None,
-        folder=trial_folder(folder, trial.number if repeat_of is None else repeat_of),
+        folder=trial_folder(folder, next(n for n in (continues, repeat_of, row.number) if n is not None)),
         recipe_yaml=attrs.get("recipe", ""),
         metrics=attrs.get("metrics") or {},
         recipe_hash=attrs.get("recipe_hash", ""),
+        fragment=attrs.get("fragment") or {},
         repeat_of=repeat_of,
+        continues=continues,
+        epochs=attrs.get("epochs"),
+        scores=tuple((int(epoch), float(value)) for epoch, value in attrs.get("scores", ())),
         attempts=attrs.get("attempts", 1),
         worker=attrs.get("worker"),
-        started=trial.datetime_start,
+        started=row.datetime_start,
         asked=attrs.get("asked"),
-        # written before the state, so without the state it is not an event yet
-        told=attrs.get("told") if state != "running" else None,
-        elapsed=attrs.get("elapsed", 0.0) if state != "running" else 0.0,
+        # attributes are written before the state, so without the state this is not an event yet
+        told=attrs.get("told") if ended else None,
+        elapsed=attrs.get("elapsed", 0.0) if ended else 0.0,
     )
+
+
+def _state(optuna_state: str, repeat: bool) -> State:
+    states: dict[str, State] = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "stopped"}
+    state = states.get(optuna_state, "running")
+    # the answer to a shorter training stays `stopped`: its score must not compete with those of whole ones
+    return "repeat" if repeat and state == "complete" else state
+
+
+def _candidate(row: FrozenTrial) -> Candidate | None:
+    if row.user_attrs.get("kind") == "baseline":
+        return None
+    kept: Candidate | None = row.user_attrs.get("candidate")  # of a space that is no product
+    return dict(row.params) if kept is None else kept
 
 
 def trial_folder(folder: Path, number: int) -> Path:

@@ -2,9 +2,9 @@
 
 It talks to the coordinator through files in its own folder, each written beside and renamed into place:
 
-    task.json     coordinator -> worker   a trial to run: {"trial": 7, "folder": ...}
+    task.json     coordinator -> worker   a trial to run (see Task)
     running.json  worker                  the same file once taken
-    <trial>/result.json  worker -> coordinator
+    <trial>/result.json  worker -> coordinator, under the name that the task gives
     ready.json    worker                  process, host and job id, once run_trial is imported
     error.json    worker                  why it could not begin
     stop          coordinator -> worker   end after this trial
@@ -30,10 +30,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detsearch_cli.errors import DetsearchError
+from detsearch_cli.errors import DetsearchError, StorageError
+from detsearch_cli.files import replace_file
 
 POLL_SECONDS = 0.02
-RunTrial = Callable[[str, str], dict[str, Any]]
+RunTrial = Callable[[str, str, int | None], dict[str, Any]]
+"""(recipe_yaml, folder, epochs) -> metrics; epochs None: the whole training."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial that a worker is handed.
+
+    recipe: YAML; the one in the folder may be another by now, with half the batch after running out of memory.
+    epochs: how many to train up to, None for all. result: the name of the file to report in.
+    """
+
+    trial: int
+    folder: str
+    recipe: str
+    epochs: int | None = None
+    result: str = "result.json"
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ def serve(spec: WorkerSpec) -> None:
     folder = Path(spec.folder)
     with _held(folder / "lock") as held:
         if not held:
-            return  # a restarted coordinator launched a second worker for this slot
+            return  # a restarted coordinator launched a second worker in this folder
         try:
             run_trial = _begin(folder, spec)
             if run_trial is not None:
@@ -94,10 +111,10 @@ def _begin(folder: Path, spec: WorkerSpec) -> RunTrial | None:
         for part in name.split("."):
             function = getattr(function, part)
     except Exception as error:
-        write_json(folder / "error.json", {"reason": reason(error), "trace": traceback.format_exc()})
+        write_message(folder / "error.json", {"reason": reason(error), "trace": traceback.format_exc()})
         return None
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
-    write_json(folder / "ready.json", {"process": os.getpid(), "host": socket.gethostname(), "job": job})
+    write_message(folder / "ready.json", {"process": os.getpid(), "host": socket.gethostname(), "job": job})
     return function
 
 
@@ -105,6 +122,7 @@ def _loop(folder: Path, run_trial: RunTrial, idle_seconds: float) -> None:
     heartbeat, seen, since = folder.parent / "heartbeat", 0.0, time.monotonic()
     while not (folder / "stop").exists():
         try:
+            # one step, so that a trial is either waiting or taken, whenever this process is killed
             (folder / "task.json").replace(folder / "running.json")
         except FileNotFoundError:
             with contextlib.suppress(OSError):
@@ -115,22 +133,22 @@ def _loop(folder: Path, run_trial: RunTrial, idle_seconds: float) -> None:
                 return
             time.sleep(POLL_SECONDS)
             continue
-        task = read_json(folder / "running.json")
-        sound = task is None or _run(Path(task["folder"]), task, run_trial)
-        (folder / "running.json").unlink(missing_ok=True)
+        task = read_task(folder / "running.json")
+        sound = task is None or _run(task, run_trial)
+        (folder / "running.json").unlink(missing_ok=True)  # this worker's own: it renamed task.json to it
         if not sound:
             return
         since = time.monotonic()
 
 
-def _run(trial: Path, task: dict[str, Any], run_trial: RunTrial) -> bool:
+def _run(task: Task, run_trial: RunTrial) -> bool:
     """Train one trial and write its result; False when this process should not be trusted with another."""
     start = time.perf_counter()
-    result: dict[str, Any] = {"trial": task["trial"], "worker": f"{socket.gethostname()}:{os.getpid()}"}
+    result: dict[str, Any] = {"trial": task.trial, "worker": f"{socket.gethostname()}:{os.getpid()}"}
     sound = True
     try:
-        recipe = (trial / "recipe.yaml").read_text(encoding="utf-8")
-        result["metrics"] = json.loads(json.dumps(run_trial(recipe, str(trial)), default=_plain))
+        metrics = run_trial(task.recipe, task.folder, task.epochs)
+        result["metrics"] = json.loads(json.dumps(metrics, default=_plain))
     except Exception as error:
         from detsearch_cli.search.storage import is_disk_error
 
@@ -138,22 +156,24 @@ def _run(trial: Path, task: dict[str, Any], run_trial: RunTrial) -> bool:
         # after a CUDA error every later call fails too, and running out of memory leaves fragments
         sound = isinstance(error, DetsearchError) or not isinstance(error, (RuntimeError, MemoryError))
     result["seconds"] = time.perf_counter() - start
+    path = Path(task.folder) / task.result
     while True:
         try:
-            write_json(trial / "result.json", result)
+            write_message(path, result)
             break
-        except OSError as error:
+        except StorageError as error:
             # a full disk: the training is done, so hold on to its result until there is room or Ctrl-C
-            print(f"cannot write {trial / 'result.json'}: {error}", file=sys.stderr, flush=True)
+            print(error, file=sys.stderr, flush=True)
             time.sleep(1.0)
     return sound
 
 
 def _put_back(folder: Path) -> None:
     """Interrupted: an unfinished trial is as if it had not been taken; it goes on from its checkpoint."""
-    task = read_json(folder / "running.json")
+    task = read_task(folder / "running.json")
     with contextlib.suppress(OSError):
-        if task is not None and (Path(task["folder"]) / "result.json").exists():
+        # both files are this worker's own, in its own folder
+        if task is not None and (Path(task.folder) / task.result).exists():
             (folder / "running.json").unlink()
         else:
             (folder / "running.json").replace(folder / "task.json")
@@ -172,16 +192,21 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write beside and rename, so that a reader sees the whole file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+def write_message(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the whole file or none. Raises StorageError when the disk refuses.
+
+    Not `files.write_json`: a metric that is NaN must reach the ledger as NaN, not as null.
+    """
+    replace_file(path, lambda p: p.write_text(json.dumps(content), encoding="utf-8"))
+
+
+def read_task(path: Path) -> Task | None:
+    """The task in the file; None when there is no whole one."""
+    content = read_json(path)
     try:
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+        return None if content is None else Task(**content)
+    except TypeError:
+        return None  # of another version of detsearch, so it is no task of this search
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

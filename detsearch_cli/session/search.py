@@ -131,14 +131,13 @@ def scored_apart(recipe: Recipe) -> Recipe:
 
 def reopened(folder: Path) -> Search:
     """The search that a study's folder holds. Raises StudyError where it holds none, or one that is damaged."""
-    from detsearch_cli.search.config import SamplerChoice
 
     settings = read_settings(folder)
     study = study_of(folder)
     identity = study.config.identity
     recipe = recipe_of(study, settings)
     method = load_method(identity["method"], identity["options"])
-    return Search(method, recipe, SamplerChoice.parse(study.config.sampler.to_json()), folder, settings)
+    return Search(method, recipe, study.config.sampler, folder, settings)
 
 
 def study_of(folder: Path) -> Study:

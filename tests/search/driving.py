@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -12,31 +13,48 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from detsearch_cli.search.coordinator import Event, Outcome, Plan, run
+from detsearch_cli.search import coordinator
+from detsearch_cli.search.config import SamplerChoice, StudyConfig
 from detsearch_cli.search.executors.base import Executor
+from detsearch_cli.search.executors.slurm import Slurm
 from detsearch_cli.search.ledger import Ledger  # noqa: F401 (warms up the fork server)
-from detsearch_cli.search.space import Integer, Space
-from detsearch_cli.search.study import TrialRow, open_study
-from detsearch_cli.search.worker import WorkerSpec, _run, read_json
+from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared
+from detsearch_cli.search.space import Candidate, Integer, Product
+from detsearch_cli.search.study import Trial, open_study
+from detsearch_cli.search.worker import WorkerSpec, _run, read_task
 from tests.search import fakes
 
-SPACE = Space((Integer("a", 1, 25), Integer("b", 1, 25)))
+SPACE = Product((Integer("a", 1, 25), Integer("b", 1, 25)))
+CONFIG = ("identity", "space", "sampler", "seed", "budget", "workers")
+
+
+def prepared(recipe_yaml: str, candidate: Candidate | None) -> Prepared:
+    """Named by its text, since these recipes are no real ones."""
+    name = hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16]
+    return Prepared(recipe_yaml, name, {"assign": candidate} if candidate else {})
+
+
+def prepare(candidate: Candidate | None) -> Prepared:
+    return prepared(fakes.recipe(candidate), candidate)
 
 
 def plan(folder: Path, **changes: Any) -> Plan:
+    """A plan of the tests; changes go to the Plan or to its StudyConfig. sampler: as for `SamplerChoice.parse`."""
+    config: dict[str, Any] = {"identity": {"recipe": "r1"}, "space": SPACE, "sampler": "random", "seed": 1}
+    config |= {"budget": changes.get("trials", 8), "workers": changes.get("jobs", 1)}
+    config |= {name: changes.pop(name) for name in CONFIG if name in changes}
+    config["sampler"] = SamplerChoice.parse(config["sampler"])
     base = Plan(
         name="study",
         folder=folder,
         storage=None,
-        space=SPACE,
-        sampler="random",
-        seed=1,
+        config=StudyConfig(**config),
         trials=8,
         time_budget=None,
         jobs=1,
         executor="local",
-        identity={"recipe": "r1"},
-        make_recipe=fakes.recipe,
+        epochs=9,
+        prepare=prepare,
     )
     return replace(base, **changes)
 
@@ -44,44 +62,44 @@ def plan(folder: Path, **changes: Any) -> Plan:
 class Inline(Executor):
     """Runs a trial where it is handed over: for tests of what is not about processes."""
 
-    def launch(self, slot: int, spec: WorkerSpec) -> None: ...
+    def launch(self, worker: int, spec: WorkerSpec) -> None: ...
 
-    def alive(self, slot: int) -> bool:
+    def alive(self, worker: int) -> bool:
         return True
 
-    def interrupt(self, slot: int, kill: bool = False) -> None: ...
+    def interrupt(self, worker: int, kill: bool = False) -> None: ...
 
     def stop(self, wait: float = 0.0) -> None: ...
 
     def abort(self, wait: float = 0.0) -> None: ...
 
-    def start(self, slot: int) -> None:
-        folder = self.folder(slot)
-        task = read_json(folder / "task.json")
+    def start(self, worker: int) -> None:
+        folder = self.folder(worker)
+        task = read_task(folder / "task.json")
         if task is not None:
             (folder / "task.json").unlink()
-            _run(Path(task["folder"]), task, getattr(fakes, self.run_trial.partition(":")[2]))
-
-    def hand(self, slot: int, trial: int, folder: Path) -> None:
-        self.folder(slot).mkdir(parents=True, exist_ok=True)
-        super().hand(slot, trial, folder)
+            _run(task, getattr(fakes, self.run_trial.partition(":")[2]))
 
 
 def search(
     folder: Path, trial: str = "quick", on_event: Callable[[Event], None] | None = None, **changes: Any
 ) -> Outcome:
     """Run a search in this process."""
+    run = coordinator.run
     return run(plan(folder, **changes), f"tests.search.fakes:{trial}", on_event or (lambda event: None))
 
 
 def _main(folder: str, trial: str, changes: dict[str, Any], environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    # shorter than a user would want them
+    Executor.idle_seconds = float(environment.get("IDLE_SECONDS", Executor.idle_seconds))
+    Slurm.check_seconds = 0.1
     log = Path(folder).with_suffix(".events")
 
     def note(event: Event) -> None:
         with log.open("a") as file:
             file.write(
-                json.dumps([event.kind, event.row.number if event.row else None, event.message]) + "\n"
+                json.dumps([event.kind, event.trial.number if event.trial else None, event.message]) + "\n"
             )
 
     try:
@@ -115,10 +133,13 @@ def begun(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("trials/*/begun"))
 
 
-def story(rows: tuple[TrialRow, ...]) -> list[tuple[Any, ...]]:
+def story(trials: tuple[Trial, ...]) -> list[tuple[Any, ...]]:
     """What must be equal between an interrupted and an uninterrupted search."""
-    return [(r.number, r.candidate, r.state, r.value, r.repeat_of, r.asked, r.told) for r in rows]
+    return [
+        (t.number, t.candidate, t.epochs, t.state, t.value, t.repeat_of, t.continues, t.asked, t.told)
+        for t in trials
+    ]
 
 
-def read(folder: Path) -> tuple[TrialRow, ...]:
-    return open_study(folder).rows
+def read(folder: Path) -> tuple[Trial, ...]:
+    return open_study(folder).trials

@@ -30,7 +30,7 @@ def _count(folder: str) -> int:
     return len(path.read_text().splitlines())
 
 
-def quick(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def quick(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     _count(folder)
     return {
         "AP": score(recipe_yaml),
@@ -39,7 +39,7 @@ def quick(recipe_yaml: str, folder: str) -> dict[str, Any]:
     }
 
 
-def short(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def short(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """About a tenth of a second, in steps, so that a kill falls in the middle."""
     _count(folder)
     for _ in range(8):
@@ -47,14 +47,14 @@ def short(recipe_yaml: str, folder: str) -> dict[str, Any]:
     return {"AP": score(recipe_yaml)}
 
 
-def uneven(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def uneven(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """Takes 0 to 0.2 s, never twice the same."""
     _count(folder)
     time.sleep(int.from_bytes(os.urandom(1)) / 255 * 0.2)
     return {"AP": score(recipe_yaml)}
 
 
-def failing(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def failing(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """Candidates with an odd first number raise, those with 4 return NaN."""
     candidate = json.loads(recipe_yaml)["assign"]
     first = next(iter(candidate.values())) if candidate else 0
@@ -63,18 +63,18 @@ def failing(recipe_yaml: str, folder: str) -> dict[str, Any]:
     return {"AP": float("nan") if first == 4 else score(recipe_yaml)}
 
 
-def always_failing(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def always_failing(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     raise RuntimeError("CUDA error: nothing works")
 
 
-def dying_once(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def dying_once(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """Trial 2 kills its worker the first time."""
     if folder.endswith("00002") and _count(folder) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"AP": score(recipe_yaml)}
 
 
-def dying(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def dying(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """Trial 2 always kills its worker."""
     if folder.endswith("00002"):
         _count(folder)
@@ -82,14 +82,14 @@ def dying(recipe_yaml: str, folder: str) -> dict[str, Any]:
     return {"AP": score(recipe_yaml)}
 
 
-def full_disk(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def full_disk(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """Trial 2 finds the disk full the first time."""
     if folder.endswith("00002") and _count(folder) == 1:
         raise OSError(28, "No space left on device")
     return {"AP": score(recipe_yaml)}
 
 
-def endless(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def endless(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """Notes Ctrl-C, as the engine does by a checkpoint; goes on quickly when called again."""
     if _count(folder) > 1 or not folder.endswith("00002"):
         return {"AP": score(recipe_yaml)}
@@ -99,3 +99,36 @@ def endless(recipe_yaml: str, folder: str) -> dict[str, Any]:
     except KeyboardInterrupt:
         (Path(folder) / "checkpoint").touch()
         raise
+
+
+WHOLE = 9
+
+
+def staged(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
+    """Trains epoch by epoch from its checkpoint, as the engine does: AP grows towards the recipe's score.
+
+    The file `trained` has a line for each epoch ever trained, so that nothing trained twice goes unseen.
+    """
+    place = Path(folder)
+    done = place / "checkpoint"
+    last = int(done.read_text()) if done.exists() else 0
+    scores = json.loads((place / "scores.json").read_text())["scores"] if last else []
+    value = score(recipe_yaml) * last / WHOLE
+    for epoch in range(last + 1, (epochs or WHOLE) + 1):
+        time.sleep(0.01)
+        with (place / "trained").open("a") as file:
+            file.write(f"{epoch}\n")
+        value = score(recipe_yaml) * epoch / WHOLE
+        scores = [*scores[: epoch - 1], [epoch, value]]
+        for name, text in (("scores.json", json.dumps({"scores": scores})), ("checkpoint", str(epoch))):
+            (place / f"{name}.new").write_text(text)
+            (place / f"{name}.new").replace(place / name)
+    return {"AP": value, "epochs": epochs or WHOLE, "stopped": epochs is not None}
+
+
+def failing_later(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
+    """Odd first numbers raise as soon as they are to be trained beyond epoch 1."""
+    first = next(iter((json.loads(recipe_yaml)["assign"] or {"a": 0}).values()))
+    if first % 2 and epochs != 1:
+        raise ValueError("fell apart")
+    return staged(recipe_yaml, folder, epochs)

@@ -13,7 +13,7 @@ import pytest
 
 from detsearch_cli.errors import CheckFailed, StudyError
 from detsearch_cli.search.batch import run_batch
-from detsearch_cli.search.storage import locked
+from detsearch_cli.search.storage import sole_writer
 from tests.search import fakes
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_a_training_that_raises_ends_the_batch_with_its_reason_and_runs_again_la
 
 def test_a_place_in_use_is_refused(tmp_path: Path) -> None:
     folders = made(tmp_path, [2])
-    with locked(tmp_path), pytest.raises(StudyError, match="being written by"):
+    with sole_writer(tmp_path), pytest.raises(StudyError, match="being written by"):
         run_batch(folders, tmp_path, "tests.search.fakes:quick", 1)
 
 

@@ -9,33 +9,41 @@ import pytest
 
 from detsearch_cli import parts
 from detsearch_cli.errors import StudyError
-from detsearch_cli.search.samplers.base import Sampler
-from detsearch_cli.search.space import Candidate, Choice, Integer, Real, Space, key
+from detsearch_cli.search.config import SamplerChoice
+from detsearch_cli.search.samplers.base import Proposal, Sampler
+from detsearch_cli.search.space import Candidate, Choice, Integer, Product, Real, key
+from tests.search.words import Words
 
 NAMES = parts.names("search.samplers")
 SPACES = {
-    "fifteen counts": Space(tuple(Integer(f"c{i}", 1, 25) for i in range(15))),
-    "five counts": Space(tuple(Integer(f"c{i}", 1, 25) for i in range(5))),
-    "one count": Space((Integer("c", 1, 80),)),
-    "tiny": Space((Integer("c", 1, 3),)),
-    "single point": Space((Integer("c", 4, 4), Integer("d", 1, 1))),
-    "mixed": Space(
+    "fifteen counts": Product(tuple(Integer(f"c{i}", 1, 25) for i in range(15))),
+    "five counts": Product(tuple(Integer(f"c{i}", 1, 25) for i in range(5))),
+    "one count": Product((Integer("c", 1, 80),)),
+    "tiny": Product((Integer("c", 1, 3),)),
+    "single point": Product((Integer("c", 4, 4), Integer("d", 1, 1))),
+    "mixed": Product(
         (Integer("a", 1, 9), Real("b", 1e-3, 1.0, log=True), Choice("c", ("x", "y")), Integer("fixed", 4, 4))
     ),
 }
-Event = tuple[str, Candidate, float]
+Event = tuple[str, Proposal, float]
 
 
 @pytest.fixture(autouse=True)
 def _quick_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    from detsearch_cli.search.samplers import _pysot
+    from detsearch_cli.search.samplers import _strategies
 
-    monkeypatch.setattr(_pysot, "GENERATIONS", 4)
-    monkeypatch.setattr(_pysot, "GP_RESTARTS", 0)
+    monkeypatch.setattr(_strategies, "GENERATIONS", 4)
+    monkeypatch.setattr(_strategies, "GP_RESTARTS", 0)
 
 
-def make(name: str, space: Space, budget: int = 30, seed: int = 0, workers: int = 1) -> Sampler:
+def make(name: str, space: Product, budget: int = 30, seed: int = 0, workers: int = 1) -> Sampler:
     return parts.find("search.samplers", name, Sampler, StudyError)(space, budget, seed, workers)
+
+
+def ask(sampler: Sampler) -> Candidate:
+    proposal = sampler.ask()
+    assert proposal is not None
+    return proposal.candidate
 
 
 def value(candidate: Candidate) -> float:
@@ -43,60 +51,80 @@ def value(candidate: Candidate) -> float:
     return 0.4 - sum((v - 9) ** 2 for v in numbers) / 600 / len(numbers)
 
 
-def drive(sampler: Sampler, steps: int, workers: int, events: list[Event], flying: list[Candidate]) -> None:
-    """Ask and tell like a coordinator with `workers` slots; every seventh trial fails, the second first."""
+def drive(
+    sampler: Sampler,
+    steps: int,
+    workers: int,
+    events: list[Event],
+    flying: list[Proposal],
+    refuses: bool = False,
+) -> None:
+    """Ask and tell like a coordinator with `workers` workers; every seventh trial fails, the second first.
+
+    refuses: every third proposal is refused.
+    """
     for _ in range(steps):
-        while len(flying) < workers and (candidate := sampler.ask()) is not None:
-            events.append(("ask", candidate, 0.0))
-            flying.append(candidate)
+        while len(flying) < workers and (proposal := sampler.ask()) is not None:
+            events.append(("ask", proposal, 0.0))
+            if refuses and sum(kind == "ask" for kind, _, _ in events) % 3 == 0:
+                sampler.refused(proposal, "no")
+                events.append(("refused", proposal, 0.0))
+            else:
+                flying.append(proposal)
         if not flying:
             return
         done = flying.pop(len(events) % len(flying))
-        told = sum(kind != "ask" for kind, _, _ in events)
+        told = sum(kind in ("tell", "fail") for kind, _, _ in events)
         if told % 7 == 1:
             sampler.fail(done)
             events.append(("fail", done, 0.0))
         else:
-            sampler.tell(done, value(done))
-            events.append(("tell", done, value(done)))
+            sampler.tell(done, value(done.candidate))
+            events.append(("tell", done, value(done.candidate)))
 
 
 def replay(sampler: Sampler, events: list[Event]) -> None:
-    for kind, candidate, told in events:
+    for kind, proposal, told in events:
         if kind == "ask":
-            sampler.restore(candidate)
+            sampler.restore(proposal)
         elif kind == "tell":
-            sampler.tell(candidate, told)
+            sampler.tell(proposal, told)
+        elif kind == "refused":
+            sampler.refused(proposal, "no")
         else:
-            sampler.fail(candidate)
+            sampler.fail(proposal)
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("name", NAMES)
-def test_proposals_lie_in_the_space_even_beyond_the_budget(name: str, space: Space) -> None:
+def test_proposals_lie_in_the_space_even_beyond_the_budget(name: str, space: Product) -> None:
     for budget, workers in ((6, 1), (16, 3)):
         events: list[Event] = []
         drive(make(name, space, budget, workers=workers), budget + 6, workers, events, [])
-        asked = [candidate for kind, candidate, _ in events if kind == "ask"]
-        for candidate in asked:
-            space.check(candidate)
-            assert list(candidate) == list(space.names)
+        asked = [proposal for kind, proposal, _ in events if kind == "ask"]
+        for proposal in asked:
+            space.check(proposal.candidate)
+            assert list(proposal.candidate) == list(space.names)
+            assert proposal.epochs is None
         limit = budget if space.size is None else min(space.size, budget)
         assert len(asked) >= limit or name == "grid"
         assert asked
 
 
+@pytest.mark.parametrize("refuses", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("space", ["five counts", "mixed", "one count", "tiny"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_replayed_sampler_goes_on_like_the_uninterrupted_one(name: str, space: str, workers: int) -> None:
+def test_a_replayed_sampler_goes_on_like_the_uninterrupted_one(
+    name: str, space: str, workers: int, refuses: bool
+) -> None:
     total = 10 if name in ("ei", "lcb") else 30
     events: list[Event] = []
-    flying: list[Candidate] = []
+    flying: list[Proposal] = []
     whole = make(name, SPACES[space], total, 3, workers)
-    states: dict[int, list[Candidate]] = {}
+    states: dict[int, list[Proposal]] = {}
     for _ in range(total):
-        drive(whole, 1, workers, events, flying)
+        drive(whole, 1, workers, events, flying, refuses)
         states[len(events)] = list(flying)
     for cut in list(states)[total // 5 :: max(1, len(states) // 3)]:
         resumed = make(name, SPACES[space], total, 3, workers)
@@ -104,14 +132,58 @@ def test_a_replayed_sampler_goes_on_like_the_uninterrupted_one(name: str, space:
         replay(resumed, again)
         under_way = list(states[cut])
         while len(again) < len(events):
-            drive(resumed, 1, workers, again, under_way)
+            drive(resumed, 1, workers, again, under_way, refuses)
         assert again[: len(events)] == events
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refusals_do_not_end_a_sampler_nor_grow_its_model(name: str) -> None:
+    sampler = make(name, SPACES["five counts"], 12)
+    asked: list[Proposal] = []
+    for _ in range(60):  # beyond any initial design
+        proposal = sampler.ask()
+        if proposal is None:
+            assert sampler.exhausted
+            break
+        asked.append(proposal)
+        sampler.refused(proposal, "no")
+    assert len(asked) == (12 if name == "grid" else 60)
+    assert len({key(proposal.candidate) for proposal in asked}) == len(asked)
+    if hasattr(sampler, "_method"):
+        assert len(sampler._method.X) == sampler._method.surrogate.num_pts == 0
+        assert len(sampler._method.Xpend) == sampler._method.pending_evals == 0
+
+
+@pytest.mark.parametrize("name", ["dycors", "srbf", "ei", "lcb"])
+def test_what_the_surrogate_insists_on_is_not_proposed_again_once_refused(name: str) -> None:
+    sampler = make(name, SPACES["one count"], 20)
+    refused: set[str] = set()
+    for step in range(30):
+        proposal = sampler.ask()
+        assert proposal is not None
+        assert key(proposal.candidate) not in refused
+        if proposal.candidate["c"] > 70 and step > 4:  # where the value grows
+            sampler.refused(proposal, "too large")
+            refused.add(key(proposal.candidate))
+        else:
+            sampler.tell(proposal, proposal.candidate["c"] / 100)
+    assert refused
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_have_documented_defaults_and_only_random_takes_any_space(name: str) -> None:
+    kind = parts.find("search.samplers", name, Sampler, StudyError)
+    options = SamplerChoice.parse(name).options
+    assert set(options) == set(kind.Options.model_fields)
+    assert not options or all(f"{option}:" in (kind.Options.__doc__ or "") for option in options)
+    assert kind.accepts(SPACES["mixed"])
+    assert kind.accepts(Words()) == (name == "random")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_seed_proposes_other_candidates(name: str) -> None:
     space = SPACES["fifteen counts"]
-    first = [key(make(name, space, 40, seed).ask() or {}) for seed in range(4)]
+    first = [key(ask(make(name, space, 40, seed))) for seed in range(4)]
     assert len(set(first)) > 1
 
 
@@ -137,11 +209,11 @@ def test_a_search_of_failures_only_goes_on(name: str) -> None:
     sampler = make(name, SPACES["five counts"], 12)
     asked = 0
     for _ in range(20):
-        candidate = sampler.ask()
-        if candidate is None:
+        proposal = sampler.ask()
+        if proposal is None:
             break
         asked += 1
-        sampler.fail(candidate)
+        sampler.fail(proposal)
     assert asked >= 12 or sampler.exhausted
 
 
@@ -180,7 +252,7 @@ def test_pysot_proposes_itself_on_the_papers_space(
     steps = min(budget, 20 if name == "lcb" else 60)
     events: list[Event] = []
     drive(make(name, SPACES["fifteen counts"], budget, workers=workers), steps, workers, events, [])
-    asked = {key(candidate) for kind, candidate, _ in events if kind == "ask"}
+    asked = {key(proposal.candidate) for kind, proposal, _ in events if kind == "ask"}
     assert len(asked) >= steps
 
 
@@ -211,7 +283,9 @@ def test_failures_are_told_as_slightly_worse_than_the_worst() -> None:
     sampler.fail(first)
     sampler.tell(second, 0.3)
     sampler.tell(third, 0.1)
-    sampler.fail(sampler.ask() or {})
+    fourth = sampler.ask()
+    assert fourth
+    sampler.fail(fourth)
     told = -sampler._method.fX.ravel()  # type: ignore[attr-defined]
     assert told[[0, 2]].tolist() == [0.3, 0.1]
     assert 0.1 < told[1] < 0.2  # only .3 was known: well below it
@@ -220,9 +294,9 @@ def test_failures_are_told_as_slightly_worse_than_the_worst() -> None:
 
 def test_the_grid_has_all_values_when_the_budget_allows_and_varies_all_parameters_when_not() -> None:
     grid = make("grid", SPACES["one count"], 100)
-    assert [grid.ask() for _ in range(80)] == [{"c": i} for i in range(1, 81)]
+    assert [ask(grid) for _ in range(80)] == [{"c": i} for i in range(1, 81)]
     assert grid.ask() is None and grid.exhausted
     wide = make("grid", SPACES["fifteen counts"], 20)
-    points = [wide.ask() or {} for _ in range(20)]
+    points = [ask(wide) for _ in range(20)]
     assert len({key(p) for p in points}) == 20
     assert all(len({p[name] for p in points}) == 2 for name in SPACES["fifteen counts"].names)

@@ -15,8 +15,8 @@ from detsearch_cli.search.worker import read_json
 from tests.search.driving import begun, process, read, search, story, wait_for
 
 
-def _worker(folder: Path, slot: int = 0) -> int | None:
-    ready = read_json(folder / "workers" / str(slot) / "ready.json")
+def _worker(folder: Path, number: int = 0) -> int | None:
+    ready = read_json(folder / "workers" / str(number) / "ready.json")
     return int(ready["process"]) if ready else None
 
 
@@ -29,7 +29,7 @@ def _alive(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
     folder = tmp_path_factory.mktemp("whole") / "study"
-    return story(search(folder, "short", trials=12, sampler="dycors").rows)
+    return story(search(folder, "short", trials=12, sampler="dycors").trials)
 
 
 def test_a_coordinator_killed_at_several_moments_goes_on_as_if_it_had_not_been(
@@ -66,20 +66,20 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(
         os.kill(_worker(folder) or 0, signal.SIGKILL)
     coordinator.join()
     assert coordinator.exitcode == 0
-    rows = read(folder)
-    assert story(rows) == uninterrupted
-    assert max(row.attempts for row in rows) <= 2
+    trials = read(folder)
+    assert story(trials) == uninterrupted
+    assert max(trial.attempts for trial in trials) <= 2
 
 
 def test_with_two_jobs_the_trials_do_not_depend_on_how_long_each_took_nor_on_kills(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    whole = story(search(one, "uneven", trials=9, jobs=2, sampler="dycors").rows)
+    whole = story(search(one, "uneven", trials=9, jobs=2, sampler="dycors").trials)
     for count in (3, 6):
         coordinator = process(two, "uneven", trials=9, jobs=2, sampler="dycors")
         wait_for(lambda count=count: len(begun(two)) >= count)
         coordinator.kill()
         coordinator.join()
-    assert story(search(two, "uneven", trials=9, jobs=2, sampler="dycors").rows) == whole
+    assert story(search(two, "uneven", trials=9, jobs=2, sampler="dycors").trials) == whole
 
 
 def test_coordinator_and_workers_killed_together_go_on_with_two_jobs(tmp_path: Path) -> None:
@@ -90,15 +90,15 @@ def test_coordinator_and_workers_killed_together_go_on_with_two_jobs(tmp_path: P
             lambda count=count: len(begun(folder)) >= count and _worker(folder, 0) and _worker(folder, 1)
         )
         coordinator.kill()
-        for slot in (0, 1):
+        for number in (0, 1):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(_worker(folder, slot) or 0, signal.SIGKILL)
+                os.kill(_worker(folder, number) or 0, signal.SIGKILL)
         coordinator.join()
     last = process(folder, "short", trials=9, jobs=1, sampler="random")  # fewer jobs than before
     last.join()
-    rows = read(folder)
-    assert [row.state for row in rows] == ["complete"] * 10
-    assert {row.attempts for row in rows} == {1}  # not the trials' fault
+    trials = read(folder)
+    assert [trial.state for trial in trials] == ["complete"] * 10
+    assert {trial.attempts for trial in trials} == {1}  # not the trials' fault
 
 
 def test_ctrl_c_saves_ends_the_workers_and_can_be_resumed(tmp_path: Path) -> None:
@@ -113,20 +113,20 @@ def test_ctrl_c_saves_ends_the_workers_and_can_be_resumed(tmp_path: Path) -> Non
     assert coordinator.exitcode == 130
     assert (trial_folder(folder, 2) / "checkpoint").exists()
     wait_for(lambda: not _alive(worker), 5)
-    assert [row.state for row in read(folder)] == ["complete", "complete", "running"]
+    assert [trial.state for trial in read(folder)] == ["complete", "complete", "running"]
     outcome = search(folder, "endless", trials=4)
-    assert [row.state for row in outcome.rows] == ["complete"] * 5
+    assert [trial.state for trial in outcome.trials] == ["complete"] * 5
     assert len((trial_folder(folder, 2) / "begun").read_text().splitlines()) == 2
 
 
 def test_a_trial_that_kills_its_worker_is_tried_twice_then_failed(tmp_path: Path) -> None:
     once = search(tmp_path / "once", "dying_once", trials=3)
-    assert [row.attempts for row in once.rows] == [1, 1, 2, 1]
-    assert [row.state for row in once.rows] == ["complete"] * 4
+    assert [trial.attempts for trial in once.trials] == [1, 1, 2, 1]
+    assert [trial.state for trial in once.trials] == ["complete"] * 4
     kinds: list[str] = []
     always = search(tmp_path / "always", "dying", lambda event: kinds.append(event.kind), trials=3)
-    assert [row.state for row in always.rows] == ["complete", "complete", "failed", "complete"]
-    assert always.rows[2].reason == "its worker died 2 times without a word: killed, or out of memory"
+    assert [trial.state for trial in always.trials] == ["complete", "complete", "failed", "complete"]
+    assert always.trials[2].reason == "its worker died 2 times without a word: killed, or out of memory"
     assert kinds.count("retried") == 1
 
 
@@ -139,12 +139,12 @@ def test_workers_that_cannot_import_the_trial_end_the_search(tmp_path: Path) -> 
 
 def test_idle_workers_without_a_coordinator_end_themselves(tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    coordinator = process(folder, "short", trials=50, executor_options={"idle_seconds": 0.5})
+    coordinator = process(folder, "short", trials=50, environment={"IDLE_SECONDS": "0.5"})
     wait_for(lambda: len(begun(folder)) >= 2)
     worker = _worker(folder) or 0
     coordinator.kill()
     coordinator.join()
     wait_for(lambda: not _alive(worker), 10)
-    running = [row.number for row in read(folder) if row.state == "running"]
+    running = [trial.number for trial in read(folder) if trial.state == "running"]
     # the trial under way was finished first
     assert all((trial_folder(folder, number) / "result.json").exists() for number in running)

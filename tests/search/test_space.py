@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from detsearch_cli.errors import SpaceError
-from detsearch_cli.search.space import Choice, Integer, Real, Space, key
+from detsearch_cli.search.space import Choice, Integer, Product, Real, key
 
-SPACE = Space((Integer("count", 1, 25), Real("alpha", 0.1, 10, log=True), Choice("loss", ("giou", "iou"))))
+SPACE = Product((Integer("count", 1, 25), Real("alpha", 0.1, 10, log=True), Choice("loss", ("giou", "iou"))))
 
 
 def test_every_sample_lies_in_the_space() -> None:
@@ -18,13 +18,13 @@ def test_every_sample_lies_in_the_space() -> None:
 
 
 def test_size_is_the_product_and_none_with_a_real_parameter() -> None:
-    assert Space((Integer("a", 1, 3), Choice("b", ("x", "y")))).size == 6
+    assert Product((Integer("a", 1, 3), Choice("b", ("x", "y")))).size == 6
     assert SPACE.size is None
-    assert Space((Real("a", 2.0, 2.0),)).size == 1
+    assert Product((Real("a", 2.0, 2.0),)).size == 1
 
 
 def test_a_space_survives_json() -> None:
-    assert Space.from_json(SPACE.to_json()) == SPACE
+    assert Product.from_json(SPACE.to_json()) == SPACE
 
 
 def test_all_levels_of_an_integer_are_all_its_values() -> None:
@@ -60,8 +60,8 @@ def test_a_candidate_outside_the_space_is_named(candidate: dict, named: str) -> 
         lambda: Real("a", 0.0, float("inf")),
         lambda: Choice("a", ()),
         lambda: Choice("a", ("x", "x")),
-        lambda: Space(()),
-        lambda: Space((Integer("a", 1, 2), Integer("a", 1, 2))),
+        lambda: Product(()),
+        lambda: Product((Integer("a", 1, 2), Integer("a", 1, 2))),
     ],
 )
 def test_impossible_spaces_are_refused(build: object) -> None:

@@ -16,9 +16,10 @@ from sqlalchemy.engine import Engine
 from detsearch_cli.errors import StorageError, StudyError
 from detsearch_cli.search import coordinator
 from detsearch_cli.search.importance import importances
-from detsearch_cli.search.storage import locked
+from detsearch_cli.search.plan import Prepared
+from detsearch_cli.search.storage import sole_writer
 from detsearch_cli.search.study import Study, export, list_studies, open_study
-from tests.search.driving import Inline, read, search
+from tests.search.driving import Inline, prepared, read, search
 
 
 @pytest.fixture(autouse=True)
@@ -95,17 +96,17 @@ def test_a_full_disk_is_a_storage_error_and_the_search_goes_on_later(tmp_path: P
         event.remove(Engine, "connect", limit)
     assert caught.value.exit_code == 1 and "free some space" in str(caught.value)
     kept = read(tmp_path / "s")
-    assert kept[:3] == first.rows
+    assert kept[:3] == first.trials
     whole = search(tmp_path / "whole", trials=30)
     again = search(tmp_path / "s", trials=30)
-    assert [row.candidate for row in again.rows] == [row.candidate for row in whole.rows]
-    assert all(row.state == "complete" for row in again.rows)
+    assert [trial.candidate for trial in again.trials] == [trial.candidate for trial in whole.trials]
+    assert all(trial.state == "complete" for trial in again.trials)
 
 
 def test_a_study_is_locked_while_it_is_written(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(StudyError, match="only one search"), locked(tmp_path):
+    with sole_writer(tmp_path), pytest.raises(StudyError, match="only one search"), sole_writer(tmp_path):
         pass
-    with locked(tmp_path):  # the lock's file stays, the lock does not
+    with sole_writer(tmp_path):  # the lock's file stays, the lock does not
         pass
 
 
@@ -130,11 +131,11 @@ def test_several_studies_may_share_a_database(tmp_path: Path) -> None:
     for name in ("a", "b"):
         search(tmp_path / name, trials=2, name=name, storage=url)
     again = search(tmp_path / "a", trials=3, name="a", storage=url)
-    assert len(again.rows) == 4
+    assert len(again.trials) == 4
     assert [s.name for s in list_studies(tmp_path, url) if isinstance(s, Study)] == ["a", "b"]
     with pytest.raises(StudyError, match="one of a, b"):
         open_study(tmp_path / "a", None, url)
-    assert len(open_study(tmp_path / "b", "b", url).rows) == 3
+    assert len(open_study(tmp_path / "b", "b", url).trials) == 3
 
 
 def test_a_storage_that_is_no_url_is_refused(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_foreign_optuna_study_is_refused_and_left_alone(tmp_path: Path) -> Non
 def test_optuna_itself_reads_the_ledger(finished: Study) -> None:
     study = optuna.load_study(study_name="study", storage=finished.storage)
     assert study.best_value == finished.best.value  # type: ignore[union-attr]
-    assert len(study.trials) == len(finished.rows)
+    assert len(study.trials) == len(finished.trials)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -162,11 +163,11 @@ def test_tables_hold_a_line_a_trial(finished: Study, tmp_path: Path, ending: str
     path = tmp_path / "new" / f"table.{ending}"
     export(finished, path)
     table = pd.read_csv(path) if ending == "csv" else pd.read_parquet(path)
-    assert table["number"].tolist() == [row.number for row in finished.rows]
+    assert table["number"].tolist() == [trial.number for trial in finished.trials]
     assert {"state", "value", "seconds", "reason", "param.a", "param.b", "metric.AP"} <= set(table.columns)
-    assert table["param.a"].isna().tolist() == [row.baseline for row in finished.rows]
+    assert table["param.a"].isna().tolist() == [trial.baseline for trial in finished.trials]
     assert table["value"].dropna().tolist() == pytest.approx(
-        [r.value for r in finished.rows if r.value is not None]
+        [r.value for r in finished.trials if r.value is not None]
     )
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -175,8 +176,8 @@ def test_json_holds_recipes_and_no_nan(finished: Study, tmp_path: Path) -> None:
     export(finished, tmp_path / "s.json")
     content = json.loads((tmp_path / "s.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert content["best"] == finished.best.number  # type: ignore[union-attr]
-    assert content["trials"][1]["params"] == finished.rows[1].candidate
-    assert json.loads(content["trials"][1]["recipe"])["assign"] == finished.rows[1].candidate
+    assert content["trials"][1]["params"] == finished.trials[1].candidate
+    assert json.loads(content["trials"][1]["recipe"])["assign"] == finished.trials[1].candidate
 
 
 def test_an_unknown_ending_is_refused(finished: Study, tmp_path: Path) -> None:
@@ -185,13 +186,13 @@ def test_an_unknown_ending_is_refused(finished: Study, tmp_path: Path) -> None:
 
 
 def test_importances_find_the_parameter_that_matters_and_need_enough_trials(tmp_path: Path) -> None:
-    def make(candidate: dict | None) -> str:
+    def make(candidate: dict | None) -> Prepared:
         matters = {"a": candidate["a"]} if candidate else None
-        return json.dumps({"assign": matters, "also": candidate and candidate["b"]})
+        return prepared(json.dumps({"assign": matters, "also": candidate and candidate["b"]}), candidate)
 
-    search(tmp_path / "s", trials=4, make_recipe=make)
+    search(tmp_path / "s", trials=4, prepare=make)
     assert importances(open_study(tmp_path / "s")) == {}
-    search(tmp_path / "s", trials=30, make_recipe=make)
+    search(tmp_path / "s", trials=30, prepare=make)
     study = open_study(tmp_path / "s")
     found = importances(study)
     assert list(found) == ["a", "b"] and found["a"] > 0.8 and sum(found.values()) == pytest.approx(1)

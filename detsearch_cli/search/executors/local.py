@@ -6,12 +6,11 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detsearch_cli.errors import StudyError
 from detsearch_cli.search.executors.base import Executor, environment, fresh
 from detsearch_cli.search.worker import WorkerSpec, read_json, serve
 
@@ -20,51 +19,47 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Local(Executor):
-    """`--jobs N` workers share the machine: CPU threads are divided, GPUs go round by slot."""
+    """`--jobs N` workers share the machine: CPU threads are divided, GPUs go round by worker."""
 
-    def __init__(self, folder: Path, jobs: int, run_trial: str, options: Mapping[str, Any]) -> None:
-        super().__init__(folder, jobs, run_trial, options)
-        if self.options:
-            raise StudyError(
-                f"the local executor takes no option but idle_seconds, got {', '.join(self.options)}"
-            )
+    def __init__(self, folder: Path, jobs: int, run_trial: str) -> None:
+        super().__init__(folder, jobs, run_trial)
         self._launched: dict[int, Any] = {}
 
-    def spec(self, slot: int) -> WorkerSpec:
+    def spec(self, worker: int) -> WorkerSpec:
         known = visible_gpus()
-        return replace(super().spec(slot), gpu=known[slot % len(known)] if known else None, detach=True)
+        return replace(super().spec(worker), gpu=known[worker % len(known)] if known else None, detach=True)
 
-    def launch(self, slot: int, spec: WorkerSpec) -> None:
+    def launch(self, worker: int, spec: WorkerSpec) -> None:
         import submitit
 
-        executor = submitit.LocalExecutor(fresh(self.log(slot)))
+        executor = submitit.LocalExecutor(fresh(self.log(worker)))
         executor.update_parameters(timeout_min=_YEAR_MINUTES)
         threads = str(threads_per_worker(self.jobs))
         changes = dict.fromkeys(_THREADS, threads)
         changes["PYTHONPATH"] = os.pathsep.join(spec.path)
         with environment(changes), _sigint_ignored():
-            self._launched[slot] = executor.submit(serve, spec)
+            self._launched[worker] = executor.submit(serve, spec)
 
-    def alive(self, slot: int) -> bool:
-        path = self.folder(slot) / "lock"
+    def alive(self, worker: int) -> bool:
+        path = self.folder(worker) / "lock"
         with contextlib.suppress(FileNotFoundError), path.open("r+") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return True
-        job = self._launched.get(slot)
+        job = self._launched.get(worker)
         # before it takes the lock, only the process that launched it knows that it is starting
-        return job is not None and not self.ready(slot) and not job.done()
+        return job is not None and not self.ready(worker) and not job.done()
 
     def close(self) -> None:
         self._launched.clear()  # submitit's jobs complain when they are collected at the interpreter's end
 
-    def interrupt(self, slot: int, kill: bool = False) -> None:
-        ready = read_json(self.folder(slot) / "ready.json")
+    def interrupt(self, worker: int, kill: bool = False) -> None:
+        ready = read_json(self.folder(worker) / "ready.json")
         with contextlib.suppress(ProcessLookupError):
             if ready is not None:
                 os.kill(int(ready["process"]), signal.SIGKILL if kill else signal.SIGINT)
-            elif (job := self._launched.get(slot)) is not None and not job.done():
+            elif (job := self._launched.get(worker)) is not None and not job.done():
                 # not begun: submitit's own process passes SIGTERM on to it
                 os.kill(int(job.job_id), signal.SIGTERM)
 

@@ -1,73 +1,111 @@
-"""What a sampler is: a deterministic ask/tell object, rebuilt after a restart by replaying the ledger.
+"""What a sampler is: a deterministic ask/tell object, rebuilt after a restart by replaying its events.
 
-Given the same space, budget, seed, workers and the same sequence of events (ask, tell, fail), a sampler
-proposes the same candidates. It keeps no state on disk and touches no global random state. It maximises.
+Given the same space, budget, seed, workers, options and the same sequence of events (ask, tell, fail, refused), a
+sampler proposes the same candidates. It keeps no state on disk and touches no global random state. It maximises.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from detsearch_cli.errors import StudyError
-from detsearch_cli.search.space import Candidate, Space, key
+from detsearch_cli.parts import Part
+from detsearch_cli.search.space import Candidate, Product, Space, key
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate to train. epochs: up to which epoch, None for the whole training.
+
+    The same candidate proposed again with more epochs goes on from its checkpoint.
+    """
+
+    candidate: Candidate
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"a proposal must ask for at least 1 epoch, got {self.epochs}")
 
 
 class Sampler(ABC):
     """Proposes candidates of `space`.
 
     budget: how many candidates the search means to try, for samplers that shrink their steps or lay a grid.
-    workers: how many candidates may be under way at once.
+    workers: how many candidates may be under way at once. options: an instance of the class's own `Options`;
+    None for their defaults.
     """
 
-    def __init__(self, space: Space, budget: int, seed: int, workers: int = 1) -> None:
+    Options: ClassVar[type[Part]] = Part
+
+    def __init__(
+        self, space: Space, budget: int, seed: int, workers: int = 1, options: Part | None = None
+    ) -> None:
         self.space = space
         self.budget = max(1, budget)
         self.seed = seed
         self.workers = max(1, workers)
+        self.options = self.Options() if options is None else options
         self.asked = 0
 
-    def ask(self) -> Candidate | None:
-        """The next candidate; None when nothing can be proposed before something under way is told.
+    @classmethod
+    def accepts(cls, space: Space) -> bool:
+        """True when this sampler can search such a space; most need the parameters of a product."""
+        return isinstance(space, Product)
+
+    def ask(self) -> Proposal | None:
+        """The next proposal; None when nothing can be proposed before something under way is told.
 
         None changes nothing, so waiting is not an event and need not be replayed.
         """
-        candidate = self.propose()
-        if candidate is not None:
+        proposal = self.propose()
+        if proposal is not None:
             self.asked += 1
-        return candidate
+        return proposal
 
     @abstractmethod
-    def propose(self) -> Candidate | None:
-        """The candidate number `self.asked`, or None to wait."""
+    def propose(self) -> Proposal | None:
+        """The proposal number `self.asked`, or None to wait."""
 
     @abstractmethod
-    def tell(self, candidate: Candidate, value: float) -> None:
-        """The finite value of a candidate that was asked; higher is better."""
+    def tell(self, proposal: Proposal, value: float) -> None:
+        """The finite value of a proposal that was asked; higher is better."""
 
     @abstractmethod
-    def fail(self, candidate: Candidate) -> None:
-        """A candidate that was asked has no value: its training failed."""
+    def fail(self, proposal: Proposal) -> None:
+        """A proposal that was asked has no value: its training failed."""
+
+    @abstractmethod
+    def refused(self, proposal: Proposal, reason: str) -> None:
+        """A proposal that was asked is not trained. There may be ten thousand of these before one that is."""
 
     @property
     def exhausted(self) -> bool:
         """True when this sampler will never propose again."""
         return False
 
-    def restore(self, candidate: Candidate) -> None:
-        """Replay an ask event of the ledger: afterwards the sampler is as if `ask` had returned `candidate`.
+    def restore(self, proposal: Proposal) -> None:
+        """Replay an ask event: afterwards the sampler is as if `ask` had returned `proposal`.
 
         Raises StudyError when it now proposes something else, as after an upgrade of the library behind it.
         """
-        proposed = self.ask()
-        if proposed is None or key(proposed) != key(candidate):
+        now = self.ask()
+        if now is None or key(now.candidate) != key(proposal.candidate) or now.epochs != proposal.epochs:
             raise StudyError(
-                f"the sampler proposes {proposed} where the ledger holds {candidate}, proposal {self.asked}; "
+                f"the sampler proposes {now} where the ledger holds {proposal}, proposal {self.asked}; "
                 "if a library was upgraded since, go back to its former version or start another --name"
             )
+
+
+class ProductSampler(Sampler):
+    """A sampler that needs the parameters of a product."""
+
+    space: Product
 
 
 def stream(seed: int, index: int) -> np.random.Generator:

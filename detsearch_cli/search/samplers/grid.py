@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from detsearch_cli.search.samplers.base import Sampler, stream
-from detsearch_cli.search.space import Candidate, Space
+from detsearch_cli.parts import Part
+from detsearch_cli.search.samplers.base import ProductSampler, Proposal, stream
+from detsearch_cli.search.space import Product
 
 
-class Grid(Sampler):
+class Grid(ProductSampler):
     """Levels are the centres of equal parts of each range; with all its levels a parameter has every value.
 
     Parameters gain levels in turn while the grid fits the budget. Where even two levels each are more points
@@ -14,8 +15,10 @@ class Grid(Sampler):
     still varies, which a grid over the first few parameters would not do.
     """
 
-    def __init__(self, space: Space, budget: int, seed: int, workers: int = 1) -> None:
-        super().__init__(space, budget, seed, workers)
+    def __init__(
+        self, space: Product, budget: int, seed: int, workers: int = 1, options: Part | None = None
+    ) -> None:
+        super().__init__(space, budget, seed, workers, options)
         self.levels = _levels(space, self.budget)
         self.points = 1
         for count in self.levels:
@@ -26,7 +29,7 @@ class Grid(Sampler):
     def exhausted(self) -> bool:
         return self.asked >= len(self._order)
 
-    def propose(self) -> Candidate | None:
+    def propose(self) -> Proposal | None:
         if self.exhausted:
             return None
         rest = self._order[self.asked]
@@ -35,16 +38,19 @@ class Grid(Sampler):
             rest, index = divmod(rest, count)
             indices.append(index)
         parts = zip(self.space.parameters, reversed(indices), self.levels, strict=True)
-        return {p.name: p.level(index, count) for p, index, count in parts}
+        return Proposal({p.name: p.level(index, count) for p, index, count in parts})
 
-    def tell(self, candidate: Candidate, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float) -> None:
         """A grid learns nothing."""
 
-    def fail(self, candidate: Candidate) -> None:
+    def fail(self, proposal: Proposal) -> None:
+        """A grid learns nothing."""
+
+    def refused(self, proposal: Proposal, reason: str) -> None:
         """A grid learns nothing."""
 
 
-def _levels(space: Space, budget: int) -> list[int]:
+def _levels(space: Product, budget: int) -> list[int]:
     limits = [p.size if p.size is not None else budget for p in space.parameters]
     levels = [min(2, limit) for limit in limits]
     product = 1

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from detsearch_cli.search.samplers.base import Sampler, stream
-from detsearch_cli.search.space import Candidate, Space, key
+from detsearch_cli.parts import Part
+from detsearch_cli.search.samplers.base import Proposal, Sampler, stream
+from detsearch_cli.search.space import Space, key
 
 
 class Random(Sampler):
-    """Independent uniform draws; a known candidate is drawn again, up to 100 times, so that few repeat."""
+    """Independent draws of any space; a known candidate is drawn again, up to 100 times, so that few repeat."""
 
-    def __init__(self, space: Space, budget: int, seed: int, workers: int = 1) -> None:
-        super().__init__(space, budget, seed, workers)
+    def __init__(
+        self, space: Space, budget: int, seed: int, workers: int = 1, options: Part | None = None
+    ) -> None:
+        super().__init__(space, budget, seed, workers, options)
         self._seen: set[str] = set()
 
-    def propose(self) -> Candidate | None:
+    @classmethod
+    def accepts(cls, space: Space) -> bool:
+        return True  # every space can be drawn from
+
+    def propose(self) -> Proposal | None:
         rng = stream(self.seed, self.asked)
         for _ in range(100):
             candidate = self.space.sample(rng)
             if key(candidate) not in self._seen:
                 break
         self._seen.add(key(candidate))
-        return candidate
+        return Proposal(candidate)
 
-    def tell(self, candidate: Candidate, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float) -> None:
         """Random search learns nothing."""
 
-    def fail(self, candidate: Candidate) -> None:
+    def fail(self, proposal: Proposal) -> None:
+        """Random search learns nothing."""
+
+    def refused(self, proposal: Proposal, reason: str) -> None:
         """Random search learns nothing."""

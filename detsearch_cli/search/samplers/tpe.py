@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import optuna
+from pydantic import Field
 
+from detsearch_cli.parts import Part
 from detsearch_cli.search.samplers._optuna import OptunaSampler
 
 
 class Tpe(OptunaSampler):
-    """Source: Bergstra et al. 2011. The first ten candidates, at most half the budget, are random."""
+    """Source: Bergstra et al. 2011."""
+
+    class Options(Part):
+        """startup: candidates drawn at random before the model is asked, at most half the budget."""
+
+        startup: int = Field(10, ge=1)
+
+    options: Options
 
     def build(self) -> optuna.samplers.BaseSampler:
-        startup = max(1, min(10, self.budget // 2))
+        startup = max(1, min(self.options.startup, self.budget // 2))
         return optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=startup, multivariate=True)

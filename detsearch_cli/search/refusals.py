@@ -1,0 +1,97 @@
+"""The log of refused proposals, `refused.jsonl` in the study's folder: one line each, no row in the ledger.
+
+A row costs a transaction, so ten thousand refusals would take half an hour; a line takes microseconds. The
+sampler's events are numbered through ledger and log, so a replay merges both by number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detsearch_cli.search.space import Candidate
+from detsearch_cli.search.storage import guarded
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+REFUSED = "refused.jsonl"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A proposal that was refused. asked, told: the numbers of its two events."""
+
+    asked: int
+    told: int
+    candidate: Candidate
+    epochs: int | None
+    reason: str
+
+
+def read_refusals(folder: Path) -> list[Refusal]:
+    """All refusals of the study in `folder`, in order."""
+    return _read(folder / REFUSED)[0]
+
+
+class RefusalLog:
+    """The log, open for appending by the study's only writer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / REFUSED
+        self.entries, self._whole_bytes = _read(self.path)
+        self._file: FileIO | None = None
+        self._unsynced = False
+
+    def append(self, refusal: Refusal) -> None:
+        """Write one line; a kill of this process cannot lose it, a power cut can until `sync`."""
+        line = json.dumps(asdict(refusal)) + "\n"
+        with guarded(str(self.path)):
+            if self._file is None:
+                self._file = self._opened()
+            rest = line.encode()
+            while rest:  # a disk that fills up takes a part of it first, and refuses the next
+                rest = rest[self._file.write(rest) :]
+        self.entries.append(refusal)
+        self._unsynced = True
+
+    def _opened(self) -> FileIO:
+        file = self.path.open("ab", buffering=0)  # unbuffered: a line is the system's at once
+        # cuts off a line that a kill or a full disk left torn; it is ours, in a folder that was claimed
+        file.truncate(self._whole_bytes)
+        return file
+
+    def sync(self) -> None:
+        """Make sure that a power cut keeps what was appended."""
+        if self._file is not None and self._unsynced:
+            with guarded(str(self.path)):
+                os.fsync(self._file.fileno())
+            self._unsynced = False
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _read(path: Path) -> tuple[list[Refusal], int]:
+    """The entries up to the first line that is not whole, and the number of bytes they take."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    entries: list[Refusal] = []
+    whole_bytes = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            entry = Refusal(**json.loads(line))
+        except (ValueError, TypeError):
+            break
+        if not line.endswith(b"\n"):
+            break  # torn just before its end: the next line would be appended to it
+        entries.append(entry)
+        whole_bytes += len(line)
+    return entries, whole_bytes

@@ -57,7 +57,7 @@ LAST, BEST, RESUME, DETECTIONS = (
 )
 FINAL, SCORES, DIVERGED = "detections.final.json", "scores.json", "diverged.json"
 BOARD, BOARD_EVENTS = "tensorboard", "events.out.tfevents.*"
-RUN_FILES = (METRICS, RESUME, LAST, BEST, LOG, DETECTIONS, FINAL, FRAGMENT, SCORES, DIVERGED)
+RUN_FILES = (RESUME, METRICS, LAST, BEST, LOG, DETECTIONS, FINAL, FRAGMENT, SCORES, DIVERGED)
 """Every file of a run but its recipe, in the order in which `start_anew` removes them."""
 
 
@@ -187,23 +187,27 @@ def owned(folder: Path, recipe: Recipe) -> Iterator[None]:
         yield
 
 
-def start_anew(folder: Path, recipe: Recipe) -> None:
-    """Turn the run in `folder` into the untouched run of another recipe; files of other names stay.
+def start_anew(folder: Path, old: Recipe, new: Recipe) -> None:
+    """Turn the unfinished run of `old` in `folder` into the untouched run of `new`; files of other names stay.
 
-    After a kill on the way the folder is still the old recipe's, begun or not, and can be trained on.
-    Raises OutputError where `folder` is no run, CheckpointError while another process trains in it.
+    After a kill on the way the folder is still the old recipe's, and can be trained on. Raises OutputError where
+    `folder` is no run, CheckpointError where it is another's or finished, or while another process trains in it.
     """
-    claim_folder(folder, RECIPE, "run")
+    check(folder, old)
     with _locked(folder):
-        # metrics.json and resume.safetensors come first: what a kill leaves then starts at the first step, and
-        # the journal drops the entries that are too many; a checkpoint without its log would lose the best AP
+        # again: another process may have trained there before we held the lock
+        check(folder, old)
+        if (folder / METRICS).exists():
+            raise CheckpointError(f"the run in {folder} is finished, so it does not start anew")
+        # resume.safetensors comes first: what a kill leaves then starts at the first step, and the journal drops the
+        # entries that are too many; a checkpoint without its log would have lost the best AP
         for name in RUN_FILES:
             _remove(folder / name)
         board = folder / BOARD
         # through a link we would reach a folder that no run made
         for events in [] if board.is_symlink() else sorted(board.glob(BOARD_EVENTS)):
             _remove(events)
-        _write_recipe(folder, recipe)
+        _write_recipe(folder, new)
 
 
 def _remove(path: Path) -> None:

@@ -53,6 +53,7 @@ def accumulate(split: Split, table: DetectionTable, evaluator: str = "faster") -
             run.evaluate()
             run.accumulate()
     precision, recall = (np.array(run.eval[k], np.float64, order="C") for k in ("precision", "recall"))
+    # both write -1 where nothing is defined; in a mean it would count as a score
     return Accumulated(np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall))
 
 
@@ -62,6 +63,7 @@ def reference(truth: dict[str, Any], found: dict[str, Any]) -> Any:
     from pycocotools.cocoeval import COCOeval
 
     both = []
+    # it prints how long it took, and stdout is the one JSON document of `--json`
     with contextlib.redirect_stdout(io.StringIO()):
         for content in (truth, found):
             coco = COCO()

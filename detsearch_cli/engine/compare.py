@@ -82,7 +82,9 @@ def paired_bootstrap(
     n = len(split)
     if n < 2:
         raise EvaluationError(f"an interval over images needs at least 2, split {split.name!r} has {n}")
+    # how often each image is drawn, not which are: an image is then matched once, however often it is drawn
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    # the first row is the split itself; both detectors are scored on the same draws
     weights = np.concatenate([np.ones((1, n), np.int64), draws])
     scores = [resampled(split, table, weights, metric=metric) for table in (a, b)]
     if math.isnan(scores[0][0]):
@@ -142,6 +144,7 @@ class ClassMatches:
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Mean over thresholds of the 101-point AP. Image weights (B, N) -> (B,), NaN without objects."""
         num_objects = weights @ self.objects
+        # in pieces: a thousand draws of a large split would need gigabytes at once
         step = max(1, CELLS_AT_ONCE // max(1, len(self.image)))
         parts = [slice(start, start + step) for start in range(0, len(weights), step)]
         ap = np.concatenate([self._chunk(weights[part], num_objects[part]) for part in parts])
@@ -170,7 +173,7 @@ def _area(correct: np.ndarray, seen: np.ndarray, num_objects: np.ndarray) -> np.
     Each of the 101 recalls takes the envelope where the curve first reaches it; so the envelope at a
     detection counts as often as there are recalls that this detection is the first to reach.
     """
-    precision = correct / (seen + np.spacing(1))
+    precision = correct / (seen + np.spacing(1))  # COCO's own guard, so that the last bit agrees
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = correct / np.maximum(num_objects, 1)[:, None]
     reached = (recall * 100 + 1e-6).astype(np.int64)
@@ -182,6 +185,7 @@ def _area(correct: np.ndarray, seen: np.ndarray, num_objects: np.ndarray) -> np.
 def match(split: Split, table: DetectionTable, thresholds: slice = slice(0, 10)) -> list[ClassMatches]:
     """COCO's matches (all areas, 100 detections an image and class) of every class that has an object."""
     run = coco.reference(*coco.datasets(split, table))
+    # AP alone: COCO's other areas and numbers of detections would take several times as long
     run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
     run.params.iouThrs = run.params.iouThrs[thresholds]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -205,7 +209,7 @@ def _collect(
     present = [(row, image) for row, image in zip(rows, images, strict=True) if image is not None]
     none = np.zeros((num_thresholds, 0), bool)
     scores = np.concatenate([image["dtScores"] for _, image in present])
-    order = np.argsort(-scores, kind="mergesort")
+    order = np.argsort(-scores, kind="mergesort")  # stable, as in pycocotools: equal scores keep their order
     counted = ~np.concatenate([none, *(np.asarray(i["dtIgnore"], bool) for _, i in present)], axis=1)[
         :, order
     ]
@@ -235,10 +239,11 @@ def seed_interval(baseline: Sequence[float], other: Sequence[float], metric: str
         )
     difference = float(b.mean() - a.mean())
     if len(a) == len(b):
+        # paired: both runs of a seed share the order of images, and what they share cancels
         error, freedom = float(np.std(b - a, ddof=1)) / math.sqrt(len(a)), float(len(a) - 1)
     else:
         error, freedom = _welch(a, b)
-    if error == 0:
+    if error == 0:  # t would be 0 / 0
         low, high, p_value = difference, difference, float(difference == 0)
     else:
         reach = float(stats.t.ppf(0.975, freedom)) * error

@@ -32,6 +32,7 @@ def confusion_matrix(
     counts = np.zeros((background + 1, background + 1), np.int64)
     for record, found in _by_image(split, table.select(table.scores >= min_score)):
         truth, predicted = _pair(record, found, min_iou, background)
+        # not counts[...] += 1, which counts a pair that occurs twice once
         np.add.at(counts, (truth, predicted), 1)
     return counts
 
@@ -54,10 +55,12 @@ def _pair(
     open_pairs = np.argwhere((iou >= min_iou) & ~ignored)
     partner = np.full(len(found), -1)
     taken = np.zeros(len(record.labels), bool)
+    # stable: of equal overlaps the surer detection comes first, because `found` is sorted
     for detection, gt in open_pairs[np.argsort(-iou[tuple(open_pairs.T)], kind="stable")]:
         if partner[detection] < 0 and not taken[gt]:
             partner[detection], taken[gt] = gt, True
     excused = _overlaps(found.boxes, objects[ignored], record.crowd[ignored])
+    # a detection that found an object counts even where it also lies on an ignored one
     counts = (partner >= 0) | ~(excused >= min_iou).any(axis=1)
     missed = record.labels[~ignored & ~taken]
     truth = np.append(record.labels, background)[partner[counts]]  # partner -1 reads the appended background

@@ -57,10 +57,12 @@ class DetectionTable:
 
     def select(self, rows: np.ndarray) -> DetectionTable:
         """The detections at `rows`, (N,) int64 or (D,) bool."""
+        # without proposals: they are known of the whole split only
         return DetectionTable(self.image[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
 
     def check(self, split: Split) -> None:
         """Raises EvaluationError unless all is finite and belongs to images and classes of `split`."""
+        # first the lengths: every later check compares rows with rows
         lengths = {len(self.image), len(self.boxes), len(self.scores), len(self.labels)}
         if len(lengths) > 1 or self.boxes.ndim != 2:
             raise EvaluationError(
@@ -70,6 +72,7 @@ class DetectionTable:
             return
         _all_in_range("image row", self.image, len(split), f"split {split.name!r} has {len(split)} images")
         _all_in_range("label", self.labels, len(split.classes), f"the data has {len(split.classes)} classes")
+        # a sum over a box is not finite if one of its numbers is not
         for name, values in (("score", self.scores), ("box", self.boxes.sum(1))):
             bad = np.flatnonzero(~np.isfinite(values))
             if len(bad):
@@ -116,6 +119,7 @@ class DetectionTable:
 
     def save(self, path: Path, split: Split) -> None:
         """Write COCO's results file with the ids of `split`, atomically; EvaluationError or StorageError."""
+        # replaces what callers name: a run folder's own detections, or a file that they have claimed
         write_text(path, "[" + ",\n".join(map(json.dumps, self.to_coco(split))) + "]\n")
 
 
@@ -129,7 +133,7 @@ class _ImageIds:
 
     @property
     def by_name(self) -> Mapping[str, list[int]]:
-        if self._by_name is None:
+        if self._by_name is None:  # made when first needed: most files have numeric ids
             self._by_name = {}
             for row, record in enumerate(self.split.records):
                 for name in {record.file.name, record.file.stem} if record.file else set():
@@ -180,6 +184,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
             raise _entry(
                 path, number, f"must have image_id, category_id, bbox and score, {', '.join(missing)} missing"
             )
+        # a bool is an int in Python, and `true` no image
         if isinstance(entry["image_id"], bool) or not isinstance(entry["image_id"], int | str):
             raise _entry(
                 path, number, f"image_id must be an integer or a file name, got {entry['image_id']!r}"

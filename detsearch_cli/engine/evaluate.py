@@ -69,7 +69,7 @@ def evaluate(split: Split, table: DetectionTable, evaluator: str = "faster") -> 
     """
     if len(split) == 0:
         raise EvaluationError(f"split {split.name!r} has no images to score on; choose another split")
-    table.check(split)
+    table.check(split)  # what fits by chance would be scored without a word
     tables = coco.accumulate(split, table, evaluator)
     eleven, area = voc.average_precisions(split, table)
     return Evaluation(
@@ -117,5 +117,6 @@ def _rows(split: Split, tables: coco.Accumulated, eleven: np.ndarray, area: np.n
 
 def _mean(values: np.ndarray) -> float:
     """Mean of what is defined; NaN if nothing is."""
+    # not np.nanmean, which warns where nothing is defined
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else math.nan

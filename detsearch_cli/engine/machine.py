@@ -54,6 +54,7 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """Context in which a detector of this recipe computes, so that every scoring of its weights agrees."""
     dtype = precision(recipe.optim, device)
     if dtype == torch.float32:
+        # switched off, not left out: an autocast around the caller would hold here too
         return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, dtype=dtype)
 
@@ -96,6 +97,7 @@ def processes(runtime: Runtime) -> tuple[int, int]:
         starter, all_of_them, here = "torchrun", os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
     elif _tasks() > 1:
         starter, all_of_them = "srun", os.environ["SLURM_NTASKS"]
+        # srun sets it only where it was asked for; without it all tasks are taken to be on one node
         here = os.environ.get("SLURM_NTASKS_PER_NODE", all_of_them)
     elif runtime.num_nodes > 1:
         raise RecipeError(
@@ -162,6 +164,7 @@ def make_fabric(recipe: Recipe, place: Place | None) -> Fabric:
 
     Raises RecipeError, CheckpointError.
     """
+    # it announces devices and ranks, in a search once a trial
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     device = pick_device(recipe.runtime.device)
     per_node, nodes = processes(recipe.runtime)
@@ -177,6 +180,7 @@ def make_fabric(recipe: Recipe, place: Place | None) -> Fabric:
     names: dict[torch.dtype, Any] = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
     return Fabric(
         accelerator=device.type,
+        # a number is how many, a list is which
         devices=per_node if device.index is None else [device.index],
         num_nodes=nodes,
         strategy="ddp" if several else "auto",

@@ -37,9 +37,10 @@ def detect_split(
     loader = Loader(
         split,
         recipe.augment,
+        # no larger than in training: that size is known to fit
         batch_size=min(EVAL_BATCH, recipe.optim.batch_size),
         train=False,
-        seed=0,
+        seed=0,  # nothing is drawn: images are only resized
         device=device,
         workers=recipe.runtime.workers,
         cache=recipe.runtime.cache,
@@ -50,7 +51,7 @@ def detect_split(
         with autocast(recipe, device):
             tables = [_to_table(model, batch, split, recipe) for batch in loader.epoch(0)]
         return DetectionTable.concatenate(tables)
-    finally:
+    finally:  # also after an error: a training that catches it goes on in its own mode
         model.train(training)
 
 
@@ -122,6 +123,7 @@ def expand_images(given: Iterable[Path]) -> list[Path]:
 
 def per_image(table: DetectionTable, num_images: int) -> Iterator[DetectionTable]:
     """The table's rows of image 0, 1, ..."""
+    # stable: the detections of an image keep their order, best first
     order = np.argsort(table.image, kind="stable")
     bounds = np.searchsorted(table.image[order], np.arange(num_images + 1))
     for start, stop in pairwise(bounds.tolist()):

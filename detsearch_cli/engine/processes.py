@@ -48,6 +48,7 @@ class Place:
 
 def first_place(world: int) -> Place:
     """Rank 0 of `world` processes, at a free port."""
+    # asked of the system and let go at once: a fixed port would be taken by the next training on the machine
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return Place(0, world, probe.getsockname()[1])
@@ -65,6 +66,7 @@ def together(place: Place | None, recipe: Recipe, folder: Path, until: int | Non
     order = {"parent": os.getpid(), "recipe": recipe.to_yaml(), "folder": str(folder), "until": until}
     others = [_Other(Place(rank, place.world, place.port), order) for rank in range(1, place.world)]
     ended = threading.Event()
+    # a daemon: it must not keep rank 0 alive, whose end it only watches for
     threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
     try:
         yield
@@ -181,6 +183,7 @@ def _wait(others: list[_Other]) -> None:
 def _reason(others: list[_Other]) -> Exception:
     """The error of the rank that stopped by itself; the others stopped because of it, without a word."""
     failed = [other.error() for other in others if other.code]
+    # a rank that only lost its peers stopped because of another's error: that one is told
     own = [error for error in failed if not isinstance(error, ProcessLost)]
     return (own or failed or [ProcessLost("the processes of the training lost each other; run it again")])[0]
 

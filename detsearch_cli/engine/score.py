@@ -43,10 +43,12 @@ def detect_with(
         chosen = resolve(recipe.data, open_source(recipe.data.source)).val
     else:
         chosen = open_split(data or recipe.data.source, split)
+    # the order too: labels are numbers, and another order names the same classes wrongly
     if chosen.classes != classes:
         raise EvaluationError(
             f"{run_or_file} knows the classes {', '.join(classes)}, the data has {', '.join(chosen.classes)}; "
             f"score it on data with the same classes"
         )
+    # after the refusals: moving the detector to a GPU takes longer than all of them
     where = pick_device(device)
     return chosen, detect_split(model.to(where), chosen, recipe, where)

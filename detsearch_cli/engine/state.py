@@ -40,6 +40,7 @@ class State:
         about = {
             "step": self.step,
             "seconds": self.seconds,
+            # float16's loss scale: one that starts again too large skips the steps that overflow
             "precision": self.fabric.strategy.precision.state_dict(),
         }
         save_tensors(path, tensors, {"about": json.dumps(about), "optim": groups})
@@ -48,6 +49,7 @@ class State:
         """Go on from the file. Raises CheckpointError when it is not whole."""
         tensors, text = load_tensors(path)
         about = json.loads(text["about"])
+        # into the tensors that are there: the optimiser and the wrapper of several processes hold these
         self.model.load_state_dict(_under("model.", tensors))
         if self.average is not None:
             self.average.load_state_dict(_under("ema.", tensors))

@@ -165,8 +165,7 @@ class _Run:
         # the wrapper synchronises gradients over ranks, but only of methods that it is told about
         self.wrapped, self.optimizer = fabric.setup(self.model, optimizer)
         self.wrapped.mark_forward_method("training_loss")
-        self.interrupted = False
-        self.stopping = False
+        self.interrupted = self.stopping = False
 
     @property
     def final_model(self) -> Detector:
@@ -351,7 +350,6 @@ class _Run:
 
     def _finish(self, table: DetectionTable, result: Evaluation | None) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
-        stopped = self.until < self.epochs
         if result is not None:
             metrics = {
                 "AP": result.coco["AP"],
@@ -360,14 +358,14 @@ class _Run:
                 "images": len(self.loader.split),
                 "val_images": len(self.val),
                 "epochs": self.until,
-                **({"stopped": True} if stopped else {}),
+                **({"stopped": True} if self.until < self.epochs else {}),
                 "seed": self.recipe.seed,
                 "recipe_hash": self.recipe.hash(),
                 "train_seconds": round(self.state.seconds, 3),
                 "parameters": sum(p.numel() for p in self.model.deployed().parameters()),
                 "versions": versions(),
             }
-        if result is not None and not stopped:
+        if result is not None and "stopped" not in metrics:
             table.save(self.folder / ckpt.DETECTIONS, self.val)
             self._save_fragment()
             # after all the rest: its presence says that the run is finished and that nothing is missing

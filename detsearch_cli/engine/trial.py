@@ -85,7 +85,7 @@ def train_with_retry(
         # outside the except block: the exception would keep the failed run's tensors alive
         torch.cuda.empty_cache()
         # only what the failed run wrote goes; a folder that is not ours has been refused by `train` already
-        ckpt.start_anew(folder, halved)
+        ckpt.start_anew(folder, recipe, halved)
     metrics = train(halved, data.train, data.val, folder, on_progress, until=until)
     return {**metrics, "halved_batch": True}
 

@@ -52,6 +52,7 @@ def average_precisions(
     Detections of equal score keep the table's order.
     """
     objects = Objects.of(split)
+    # stable, so that equal scores keep the table's order
     table = table.select(np.argsort(-table.scores, kind="stable"))
     correct, wrong = outcomes(objects, table, min_iou=min_iou, inclusive=inclusive)
     num_objects = np.bincount(objects.labels[~objects.ignored], minlength=len(split.classes))
@@ -96,6 +97,7 @@ def best_objects(
     start, stop = (np.searchsorted(key[by_key], wanted, side) for side in ("left", "right"))
     with_objects = np.flatnonzero(stop > start)
     pairs_before = np.cumsum((stop - start)[with_objects])
+    # in pieces: all pairs of a crowded split at once would need gigabytes
     for chunk in np.split(with_objects, _cuts(pairs_before)):
         counts = (stop - start)[chunk]
         first = np.cumsum(counts) - counts

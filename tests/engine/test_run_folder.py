@@ -76,7 +76,7 @@ def test_a_folder_that_holds_anything_of_the_users_is_refused(tmp_path: Path, na
         lambda: fit_with_retry(small(), tmp_path),
         lambda: run_trial(small().to_yaml(), str(tmp_path)),
         lambda: ckpt.claim(tmp_path, small()),
-        lambda: ckpt.start_anew(tmp_path, small()),
+        lambda: ckpt.start_anew(tmp_path, small(), HALVED),
     ]
     for write in writing:
         with pytest.raises(OutputError, match=f"holds {name} and is no run"):
@@ -149,7 +149,7 @@ def test_events_behind_a_symbolic_link_stay(tmp_path: Path) -> None:
     theirs.mkdir()
     (theirs / "events.out.tfevents.1").write_text("another run's")
     (run / ckpt.BOARD).symlink_to(theirs)
-    ckpt.start_anew(run, HALVED)
+    ckpt.start_anew(run, small(), HALVED)
     assert (theirs / "events.out.tfevents.1").read_text() == "another run's"
     assert (run / ckpt.BOARD).is_symlink()
 
@@ -165,8 +165,14 @@ def test_every_file_that_a_run_writes_is_known_by_name(tmp_path: Path) -> None:
     run_trial(recipe.to_yaml(), str(tmp_path / "whole"))
     written = {p.name for run in ("stopped", "whole") for p in (tmp_path / run).iterdir()}
     assert written == {*ckpt.RUN_FILES, ckpt.RECIPE, ckpt.BOARD, "lock"} - {ckpt.FINAL, ckpt.DIVERGED}
-    ckpt.start_anew(tmp_path / "whole", with_fragment(recipe, {"seed": 5}))
-    left = {p.name for p in (tmp_path / "whole").rglob("*")}
+    before = contents(tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="whole is finished, so it does not start anew"):
+        ckpt.start_anew(tmp_path / "whole", recipe, HALVED)
+    with pytest.raises(CheckpointError, match="holds the run of another recipe"):
+        ckpt.start_anew(tmp_path / "stopped", HALVED, recipe)
+    assert contents(tmp_path / "whole") == before
+    ckpt.start_anew(tmp_path / "stopped", recipe, HALVED)
+    left = {p.name for p in (tmp_path / "stopped").rglob("*")}
     assert left == {ckpt.RECIPE, ckpt.BOARD, "lock"}
 
 
@@ -208,9 +214,9 @@ def test_killed_between_any_two_steps_the_same_call_goes_on(
 def killing(start_anew: Callable[..., None], patch: pytest.MonkeyPatch, write: Any) -> Callable[..., None]:
     """`start_anew` whose last step, writing the recipe, is one too many."""
 
-    def start(folder: Path, recipe: Recipe) -> None:
+    def start(folder: Path, old: Recipe, new: Recipe) -> None:
         patch.setattr(ckpt, "_write_recipe", write)
-        start_anew(folder, recipe)
+        start_anew(folder, old, new)
 
     return start
 
@@ -260,7 +266,7 @@ def test_a_second_training_in_a_folder_is_refused_and_named_until_the_first_ends
         ):
             again(small(), tmp_path / "{run}")
     with pytest.raises(CheckpointError, match="is being trained by"):
-        ckpt.start_anew(tmp_path / "{run}", HALVED)
+        ckpt.start_anew(tmp_path / "{run}", small(), HALVED)
     assert contents(tmp_path / "{run}") == before
     process.kill()
     process.wait()

@@ -6,6 +6,6 @@ A top-level package called `kernels` would collide with a well-known one of that
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["detsearch_cli*"]), "detsearch_kernels", "detsearch_kernels.csrc"],
+    packages=[*find_packages(include=["detsearch_cli*"]), "detsearch_kernels"],
     package_dir={"detsearch_kernels": "kernels"},
 )

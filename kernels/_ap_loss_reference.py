@@ -1,8 +1,8 @@
 """The parameterized AP loss in plain PyTorch: what runs where there is no compiler, and what the kernels must equal.
 
-The same way as csrc/ap_loss.cpp: scores fall into the bins between the thresholds s_i + knot, suffix sums over bins
-answer every positive, and a score's gradient is looked up by its bin. Scores pass in pieces, so that temporaries
-stay in the cache.
+It works as csrc/ap_loss/ap_loss.cpp does: scores fall into the bins between the thresholds s_i + knot, suffix sums over bins
+give the sums of every positive, and a score's gradient is looked up by its bin. Scores are read a chunk at a time, so
+that temporaries stay in the cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 FARTHEST = 1e12
-PIECE = {"cpu": 1 << 14, "cuda": 1 << 24}  # scores at a time
+CHUNK = {
+    "cpu": 1 << 14,
+    "cuda": 1 << 24,
+}  # scores at a time: on a CPU they stay in the cache, a GPU wants many at once
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,18 @@ class Curve:
     x: Tensor
     y: Tensor
 
-    def passed(self, at: Tensor) -> Tensor:
+    def knots_passed(self, at: Tensor) -> Tensor:
         """Number of knots at or below each value."""
         return torch.bucketize(at, self.x, right=True)
 
     def slope(self, at: Tensor) -> Tensor:
         """Derivative, of the segment right of a knot; 0 below 0 and from 1 on."""
         inner = self.y.diff() / self.x.diff()
-        return torch.cat([inner.new_zeros(1), inner, inner.new_zeros(1)])[self.passed(at)]
+        return torch.cat([inner.new_zeros(1), inner, inner.new_zeros(1)])[self.knots_passed(at)]
 
     def value(self, at: Tensor) -> Tensor:
         """f."""
-        left = (self.passed(at) - 1).clamp(min=0)
+        left = (self.knots_passed(at) - 1).clamp(min=0)
         return (self.y[left] + (at - self.x[left]) * self.slope(at)).clamp(max=1)
 
 
@@ -48,17 +51,21 @@ def curves_of(knots: Tensor) -> list[Curve]:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """Knots of f(.; 2) and f(.; 4) over a difference of scores, merged: offset (K,), both slopes right of it."""
+class MergedKnots:
+    """Knots of f(.; 2) and f(.; 4) over a difference of scores, merged, so that one pass serves both.
+
+    offset (K,); above, rank (K,): both slopes right of each.
+    """
 
     offset: Tensor
     above: Tensor
     rank: Tensor
 
     @staticmethod
-    def of(above: Curve, rank: Curve) -> Ladder:
+    def of(above: Curve, rank: Curve) -> MergedKnots:
         x = torch.cat([above.x, rank.x]).unique()
-        return Ladder(2 * x - 1, above.slope(x) / 2, rank.slope(x) / 2)
+        # x in [0, 1] is a difference in [-1, 1], so a slope over the difference is half of that over x
+        return MergedKnots(2 * x - 1, above.slope(x) / 2, rank.slope(x) / 2)
 
 
 class Bins:
@@ -66,11 +73,13 @@ class Bins:
 
     def __init__(self, edges: Tensor) -> None:
         self.edges = edges
+        # a GPU searches for all scores at once and is not helped by a table
         self.grid = edges.device.type == "cpu" and len(edges) > 0
         if not self.grid:
             return
         self.cells = 1 << min(16, max(6, (8 * len(edges)).bit_length()))
         self.low = edges[0]
+        # a range of at least 1: equal edges would divide by 0
         self.scale = self.cells / (edges[-1] - edges[0]).clamp(min=1)
         first = torch.searchsorted(self._cell(edges), torch.arange(self.cells + 1, dtype=torch.int32))
         many = first.diff()
@@ -80,6 +89,7 @@ class Bins:
         self.first = torch.where(many > 1, -1, first[:-1]).to(torch.int32)
 
     def _cell(self, scores: Tensor) -> Tensor:
+        # limited before the conversion: an infinite score has no integer
         x = (scores - self.low).mul_(self.scale).nan_to_num_(0.0)
         return x.clamp_(0, self.cells - 1).to(torch.int32)
 
@@ -88,17 +98,17 @@ class Bins:
         if not self.grid:
             return torch.bucketize(scores, self.edges, right=True, out_int32=True)
         cell = self._cell(scores)
-        found = self.first.index_select(0, cell)
-        hard = (found < 0).nonzero()[:, 0]
-        found += scores >= self.edge.index_select(0, cell)
-        if len(hard):
-            found[hard] = torch.bucketize(scores[hard], self.edges, right=True, out_int32=True)
-        return found
+        bin_of = self.first.index_select(0, cell)
+        crowded = (bin_of < 0).nonzero()[:, 0]
+        bin_of += scores >= self.edge.index_select(0, cell)
+        if len(crowded):
+            bin_of[crowded] = torch.bucketize(scores[crowded], self.edges, right=True, out_int32=True)
+        return bin_of
 
 
-def pieces(scores: Tensor) -> Iterator[Tensor]:
-    """Scores a piece at a time."""
-    return iter(scores.split(PIECE.get(scores.device.type, 1 << 24)))
+def chunks(scores: Tensor) -> Iterator[Tensor]:
+    """Scores a chunk at a time."""
+    return iter(scores.split(CHUNK.get(scores.device.type, 1 << 24)))
 
 
 def edges_of(threshold: Tensor, dtype: torch.dtype) -> Tensor:
@@ -112,6 +122,7 @@ def usable(scores: Tensor, positives: Tensor, quality: Tensor) -> Tensor:
     inside = (positives >= 0) & (positives < len(scores))
     if not len(scores):
         return inside.all()
+    # clamped, and no early return: on a GPU a look at the indices would wait for it
     own = scores[positives.clamp(0, len(scores) - 1)]
     distinct = (positives.sort().values.diff() > 0).all()
     return (inside & (own.abs() <= FARTHEST) & ~quality.isnan()).all() & distinct
@@ -129,12 +140,13 @@ class Rows:
     by_quality: Tensor
 
     @staticmethod
-    def of(curves: list[Curve], ladder: Ladder, prefix: Tensor, u: Tensor, through: bool) -> Rows:
-        """prefix (4, P, K): count, excess and both weighted, at every threshold of every positive. u: quality."""
+    def of(curves: list[Curve], merged: MergedKnots, suffix_sums: Tensor, u: Tensor, through: bool) -> Rows:
+        """suffix_sums (4, P, K): count, excess and both weighted, at every threshold of every positive. u: quality."""
         middle, number = u.new_tensor(0.5), len(u)
-        between = -prefix.diff(dim=2)
-        rank_slope, rank = (between[:2] * ladder.rank[:-1]).sum(2)
-        above_slope, above = (between[2:] * ladder.above[:-1]).sum(2)
+        between = -suffix_sums.diff(dim=2)
+        rank_slope, rank = (between[:2] * merged.rank[:-1]).sum(2)
+        above_slope, above = (between[2:] * merged.above[:-1]).sum(2)
+        # the prediction itself is taken out of its sums; what rounding leaves below 0 would turn the sign of a gradient
         above = (above - (1 - curves[2].value(u)) * curves[1].value(middle)).clamp(min=0)
         rank = 1 + (rank - curves[3].value(middle)).clamp(min=0)
         ratio, scale = above / rank, curves[4].value(u)
@@ -152,36 +164,38 @@ class Rows:
 def forward(
     scores: Tensor, positives: Tensor, quality: Tensor, knots: Tensor, through_denominator: bool
 ) -> tuple[Tensor, ...]:
-    """As the compiled operator: loss (), bins (N,), slopes (B + 1,), gradients by the positives' scores, qualities.
+    """The same as the compiled operator: loss (), bins (N,), slopes (B + 1,), gradients by the positives' scores, qualities.
 
     The loss is NaN where an input is not usable.
     """
     if len(positives) == 0:
         return without_positives(scores)
     curves = curves_of(knots.to(scores.device))
-    ladder = Ladder.of(curves[1], curves[3])
-    sound = usable(scores, positives, quality)
+    merged = MergedKnots.of(curves[1], curves[3])
+    valid = usable(scores, positives, quality)
     own = scores[positives.clamp(0, max(0, len(scores) - 1))] if len(scores) else torch.zeros_like(quality)
-    own, u = torch.where(sound, own, 0).double(), quality.double()
-    at, owner = (own[:, None] + ladder.offset).flatten().sort(stable=True)
+    own, u = torch.where(valid, own, 0).double(), quality.double()
+    # stable: equal thresholds stay in the order of their owners, as the kernels sort them
+    at, owner = (own[:, None] + merged.offset).flatten().sort(stable=True)
     bins = Bins(edges_of(at, scores.dtype))
-    kept, count, total, sound = fill(bins, scores, sound)
+    kept, count, total, valid = fill(bins, scores, valid)
 
-    # a bin's excess over its left threshold, and what positives weigh less than 1
+    # a bin's excess over its left threshold, and by how much the positives in it weigh less than 1
     left, part = torch.cat([at[:1], at]), curves[2].value(u)
     of_own = bins.of(own.to(scores.dtype)).long()
-    less = torch.zeros_like(count).index_add_(0, of_own, part)
-    less_total = torch.zeros_like(count).index_add_(0, of_own, part * own)
+    deficit = torch.zeros_like(count).index_add_(0, of_own, part)
+    deficit_total = torch.zeros_like(count).index_add_(0, of_own, part * own)
+    # total - count * left cancels, and rounding may leave less than nothing
     excess = (total - count * left).clamp(min=0)
-    weighted = (total - less_total - (count - less) * left).clamp(min=0)
-    prefix = at.new_empty(4, len(at))
-    prefix[:, owner] = torch.stack([*suffix(count, excess, at), *suffix(count - less, weighted, at)])
-    rows = Rows.of(curves, ladder, prefix.view(4, len(own), -1), u, through_denominator)
+    weighted = (total - deficit_total - (count - deficit) * left).clamp(min=0)
+    suffix_sums = at.new_empty(4, len(at))
+    suffix_sums[:, owner] = torch.stack([*suffix(count, excess, at), *suffix(count - deficit, weighted, at)])
+    rows = Rows.of(curves, merged, suffix_sums.view(4, len(own), -1), u, through_denominator)
 
     # over all rows: slopes in each bin, and the derivative by a weight at its left threshold
-    row, step = owner // len(ladder.offset), owner % len(ladder.offset)
-    above = running(rows.by_above[row] * rise(ladder.above)[step])
-    rank = running(rows.by_rank[row] * rise(ladder.rank)[step])
+    row, step = owner // len(merged.offset), owner % len(merged.offset)
+    above = value_of_bins(rows.by_above[row] * slope_changes(merged.above)[step])
+    rank = value_of_bins(rows.by_rank[row] * slope_changes(merged.rank)[step])
     weight_at = torch.cat([at.new_zeros(2), (above[1:-1] * at.diff()).cumsum(0)])
     weight = weight_at[of_own] + above[of_own] * (own - left[of_own])
     weight -= rows.by_above * curves[1].value(u.new_tensor(0.5))
@@ -190,7 +204,7 @@ def forward(
     by_score = rows.by_score + (1 - part) * above[of_own] - rank[of_own]
     by_quality = rows.by_quality - curves[2].slope(u) * weight
     results = (rows.term.sum(), slopes, by_score, by_quality)
-    loss, *others = [torch.where(sound, x, torch.nan).to(scores.dtype) for x in results]
+    loss, *others = [torch.where(valid, x, torch.nan).to(scores.dtype) for x in results]
     return loss, kept, *others
 
 
@@ -204,11 +218,11 @@ def without_positives(scores: Tensor) -> tuple[Tensor, ...]:
 def backward(positives: Tensor, bins: Tensor, slopes: Tensor, by_score: Tensor, gradient: Tensor) -> Tensor:
     """Gradient by the scores (N,)."""
     result = (slopes * gradient).index_select(0, bins)
-    result[positives] = by_score * gradient
+    result[positives] = by_score * gradient  # after the lookup: it replaces what a positive's bin gave
     return result
 
 
-def fill(bins: Bins, scores: Tensor, sound: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fill(bins: Bins, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The bin of every score (N,), count and sum of the scores in each (B + 1,), and whether none is NaN.
 
     The lowest and highest bins' sums matter to no positive and stay 0: their scores may be infinite.
@@ -217,13 +231,13 @@ def fill(bins: Bins, scores: Tensor, sound: Tensor) -> tuple[Tensor, Tensor, Ten
     kept = torch.empty_like(scores, dtype=torch.int32)
     count = torch.zeros(size, dtype=torch.int64, device=scores.device)
     total = torch.zeros(size, dtype=torch.float64, device=scores.device)
-    for piece, found in zip(pieces(scores), pieces(kept), strict=True):
-        found.copy_(bins.of(piece))
-        count += torch.bincount(found, minlength=size)
-        total += torch.bincount(found, weights=piece.double(), minlength=size)
-        sound = sound & ~piece.isnan().any()
+    for chunk, bin_of in zip(chunks(scores), chunks(kept), strict=True):
+        bin_of.copy_(bins.of(chunk))
+        count += torch.bincount(bin_of, minlength=size)
+        total += torch.bincount(bin_of, weights=chunk.double(), minlength=size)
+        valid = valid & ~chunk.isnan().any()
     total[0] = total[-1] = 0
-    return kept, count.double(), total, sound
+    return kept, count.double(), total, valid
 
 
 def suffix(count: Tensor, excess: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,12 +247,12 @@ def suffix(count: Tensor, excess: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     return right, gained.flip(0).cumsum(0).flip(0)
 
 
-def rise(slope: Tensor) -> Tensor:
+def slope_changes(slope: Tensor) -> Tensor:
     """By how much the slope grows at each knot."""
     return torch.cat([slope[:1], slope.diff()])
 
 
-def running(change: Tensor) -> Tensor:
+def value_of_bins(change: Tensor) -> Tensor:
     """Value in each bin (B + 1,) from its changes at thresholds (B,)."""
     return torch.cat([change.new_zeros(1), change.cumsum(0)])
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MEASURES = ("iou", "giou", "diou", "ciou")
-"""In the order of csrc/boxes.h."""
+"""In the order of csrc/boxes/boxes.h."""
 
 
 def pairwise(
@@ -17,6 +17,7 @@ def pairwise(
     """Value, intersection, union and hull of every pair. gt (G, 4), priors (A, 4) or (B, A, 4) -> 4 x (G, A)."""
     if splits is not None:
         rows = torch.arange(gt.shape[0], device=gt.device)
+        # right=True: images without ground truths have equal splits, and the last of them owns the row
         priors = priors[torch.searchsorted(splits, rows, right=True) - 1]
     return compare(gt[:, None], priors, measure, eps)
 
@@ -24,7 +25,7 @@ def pairwise(
 def compare(a: Tensor, b: Tensor, measure: int, eps: float) -> tuple[Tensor, ...]:
     """Value, intersection, union and hull of boxes that broadcast. a, b (..., 4) -> 4 x (...)."""
     if a.dtype in (torch.float16, torch.bfloat16):
-        a, b = a.float(), b.float()
+        a, b = a.float(), b.float()  # an area overflows float16 from 256 px on
     ax1, ay1, ax2, ay2 = a.unbind(-1)
     bx1, by1, bx2, by2 = b.unbind(-1)
     # relu: unlike that of clamp, its gradient at 0 is 0 in every version of torch
@@ -52,6 +53,7 @@ def compare(a: Tensor, b: Tensor, measure: int, eps: float) -> tuple[Tensor, ...
 
 def ratio(n: Tensor, d: Tensor) -> Tensor:
     """n / d, and 0 where there is nothing to divide by; there, no gradient flows."""
+    # the inner `where` too: 0 / 0 in the branch that is not taken would still make the gradient NaN
     nothing = d <= torch.finfo(d.dtype).tiny
     return torch.where(nothing, 0.0, n / torch.where(nothing, 1.0, d))
 

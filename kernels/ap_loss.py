@@ -20,9 +20,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import _ap_loss_reference as plain
+from . import _ap_loss_reference as reference
 from .loader import ready
 
+# these three are constants of csrc/ap_loss/ap_loss.h, too
 MOST_KNOTS = 33
 FARTHEST = 1e12
 SHORT_BINS = 65536
@@ -41,7 +42,9 @@ class Curves:
         for number, curve in enumerate(points, start=1):
             _check_curve(number, [tuple(map(float, point)) for point in curve])
         self.points = tuple(tuple((float(x), float(y)) for x, y in curve) for curve in points)
+        # float64, whatever the scores are: differences of nearby knots divide
         self.knots = torch.tensor([point for curve in self.points for point in curve], dtype=torch.float64)
+        # knots that both functions have are one threshold; passed on, because the operator's fake kernel cannot count them
         self.steps = len({x for curve in (self.points[1], self.points[3]) for x, _ in curve})
 
     @classmethod
@@ -76,7 +79,8 @@ def parameterized_ap_loss(
             *inputs, curves.knots, curves.steps, through_denominator
         )[0]
     else:
-        loss = plain.ParameterizedApLoss.apply(*inputs, curves.knots, through_denominator)
+        loss = reference.ParameterizedApLoss.apply(*inputs, curves.knots, through_denominator)
+    # the operators only give NaN; the inputs are searched for the reason here, where time does not matter any more
     if loss.device.type == "cpu" and math.isnan(loss.item()):
         _explain(*inputs)
     return loss
@@ -157,7 +161,7 @@ def _check(scores: Tensor, positives: Tensor, quality: Tensor) -> None:
 
 
 def _explain(scores: Tensor, positives: Tensor, quality: Tensor) -> None:
-    """Raises ValueError for what made the loss NaN."""
+    """Raise ValueError for what made the loss NaN."""
     for name, values in (("score", scores), ("quality", quality)):
         wrong = values.isnan().nonzero()
         if len(wrong):

@@ -1,12 +1,12 @@
-"""HPS-Det's Algorithm 2 in one call for a whole batch: who is positive, by lowest loss.
+"""HPS-Det's Algorithm 2 in one call for a whole batch: which priors are positive, by lowest loss.
 
 Priors tile the image: each cell of a level holds the same boxes. So the candidates of a ground truth are found by
-looking at the cells near it, and neither a ground truth x prior matrix nor a permuted copy of the logits is made;
-memory beside the result is some 16 bytes a candidate of one ground truth.
+looking at the cells near it, and neither a ground truth x prior matrix nor a permuted copy of the logits is made.
+Memory beside the result is some 16 bytes a candidate of one ground truth.
 
-Priors that repeat in no pattern are looked through in blocks of neighbours instead, on the CPU only.
+Priors that repeat in no pattern are searched in blocks of neighbours instead, on the CPU only.
 
-The reference, in PyTorch, is detsearch_cli/slots/assigners/dynamic.py, which also says what the paper leaves open. Both
+The reference in PyTorch is detsearch_cli/slots/assigners/dynamic.py, which also says what the paper leaves open. Both
 choose alike but for losses that differ by rounding.
 """
 
@@ -27,8 +27,8 @@ class Tiling:
 
     sizes (L, 2) int64: cells down and across. strides (L,) float32 px: a cell's centre is (column + .5, row + .5)
     strides. cell (L, S, 4) float32 px: xyxy of a cell's priors relative to its centre. ranges (L, 2) float32 px:
-    (low, high] of the largest distance to a side (points, S = 1), or (0, 2) for anchors. All on the CPU; cell, which
-    training changes where anchors are learned, may be where the predictions are.
+    (low, high] of the largest distance to a side (points, S = 1), or (0, 2) for anchors. All on the CPU, except that
+    `cell` may be on the device of the predictions: training changes it where anchors are learned.
     """
 
     sizes: Tensor
@@ -82,7 +82,9 @@ def assign_topk(
     alpha: float,
     min_iou: float,
 ) -> Tensor:
-    """The `counts` candidates of lowest focal + alpha x IoU loss of every ground truth -> matched (B, A) int64.
+    """Every ground truth gets its candidates of lowest focal + alpha x IoU loss, `counts` of them.
+
+    Returns matched (B, A) int64.
 
     logits: (B, A, C), or what the head wrote, (B, S x C, H, W) a level, with any strides. boxes (B, A, 4): predicted,
     xyxy px. truth (G, 4), labels (G,), splits (B + 1,): the ground truths, image after image. counts (R, K) int64 and
@@ -119,7 +121,7 @@ def assign_topk(
 
 
 def register() -> None:
-    """Tell torch the operator's shape; called once its library is loaded."""
+    """Tell torch the shape of the result; called once the library is loaded."""
 
     def shape(logits: Sequence[Tensor], boxes: Tensor, truth: Tensor, labels: Tensor, *_: object) -> Tensor:
         return labels.new_empty(boxes.shape[:2])
@@ -140,6 +142,7 @@ def _num_classes(levels: list[Tensor], boxes: Tensor, tiling: Tiling | Scattered
         raise ValueError(
             f"logits must be one (B, A, C) or one of each of {len(cells)} levels, got {len(levels)}"
         )
+    # from the first level; the loop below refuses a level that contradicts it, and a channel too many
     classes = levels[0].shape[1] // cells[0][2] if levels[0].dim() == 4 else 0
     for number, (level, (height, width, shapes)) in enumerate(zip(levels, cells, strict=True)):
         if level.dim() != 4 or level.shape != (len(boxes), shapes * classes, height, width):
@@ -174,6 +177,7 @@ def _check(
             f"counts must have one row or {len(tiling.sizes)}, and edges one column less; got "
             f"{tuple(counts.shape)} and {tuple(edges.shape)}"
         )
+    # checked here: the operators read raw pointers, and a wrong dtype or device would be memory of somebody else
     here, cpu, number, whole = boxes.device, torch.device("cpu"), torch.float32, torch.int64
     for name, tensor, dtype, device in (
         ("boxes", boxes, number, here),
@@ -186,9 +190,9 @@ def _check(
         *_operands_of(tiling, here, cpu),
     ):
         if tensor.dtype != dtype or tensor.device != device:
-            place = "the CPU" if device.type == "cpu" else device
+            expected = "the CPU" if device.type == "cpu" else device
             raise ValueError(
-                f"{name} must be {str(dtype).removeprefix('torch.')} on {place}, got {tensor.dtype} on {tensor.device}"
+                f"{name} must be {str(dtype).removeprefix('torch.')} on {expected}, got {tensor.dtype} on {tensor.device}"
             )
 
 
@@ -206,7 +210,7 @@ def _operands_of(
                 f"cell must be ({count}, S, 4) and strides ({count},), got {tuple(tiling.cell.shape)} and "
                 f"{tuple(tiling.strides.shape)}"
             )
-        device = tiling.cell.device  # of learned anchors: copied
+        device = tiling.cell.device  # any: learned anchors are copied where they are needed
         return [*shared, ("strides", tiling.strides, number, cpu), ("cell", tiling.cell, number, device)]
     columns = 2 if len(tiling.ranges) else 4
     if tiling.priors.shape != (tiling.num_priors, columns):

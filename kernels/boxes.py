@@ -69,7 +69,7 @@ def pairwise_iou(
 def pairwise_overlap(
     gt: Tensor, priors: Tensor, measure: Measure = "iou", *, splits: Tensor | None = None, eps: float = 0.0
 ) -> Overlap:
-    """As `pairwise_iou`, with intersection, union and enclosing area: four (G, A)."""
+    """`pairwise_iou` together with intersection, union and enclosing area: four (G, A)."""
     index = _index(measure)
     _check_pairwise(gt, priors, splits)
     if ready(gt.device):
@@ -78,7 +78,10 @@ def pairwise_overlap(
 
 
 def per_image(pairs: Tensor, splits: Tensor) -> tuple[Tensor, ...]:
-    """The rows of every image as a view. pairs (G, A), splits (B + 1,) -> B tensors (G_b, A). Waits for a GPU."""
+    """The rows of every image as a view. pairs (G, A), splits (B + 1,) -> B tensors (G_b, A).
+
+    On a GPU the host waits for `splits`.
+    """
     return pairs.split(splits.diff().tolist())
 
 
@@ -96,7 +99,7 @@ def aligned_iou(a: Tensor, b: Tensor, measure: Measure = "giou", *, eps: float =
 
 
 def aligned_overlap(a: Tensor, b: Tensor, measure: Measure = "iou", *, eps: float = 0.0) -> Overlap:
-    """As `aligned_iou`, with intersection, union and enclosing area, all four differentiable: four (...)."""
+    """`aligned_iou` together with intersection, union and enclosing area, all differentiable: four (...)."""
     index = _index(measure)
     _check_aligned(a, b)
     if ready(a.device):
@@ -105,7 +108,7 @@ def aligned_overlap(a: Tensor, b: Tensor, measure: Measure = "iou", *, eps: floa
 
 
 def register() -> None:
-    """Teach PyTorch the shapes and gradients of the compiled operators, once they are loaded."""
+    """Tell torch shapes and gradients of the compiled operators; called once their library is loaded."""
     fake, autograd = torch.library.register_fake, torch.library.register_autograd
     fake("detsearch::box_pairwise", lambda gt, priors, *_: _pairwise_empty(gt, priors))
     fake("detsearch::box_pairwise_out", lambda *_: None)
@@ -122,7 +125,9 @@ def register() -> None:
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     a, b, ctx.measure, ctx.eps = inputs
     ctx.save_for_backward(a, b)
-    ctx.set_materialize_grads(False)
+    ctx.set_materialize_grads(
+        False
+    )  # a result that is not used then arrives as None, and costs no tensor of zeros
 
 
 def _backward_of_value(ctx: Any, value: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -25,9 +25,13 @@ from filelock import FileLock
 
 SOURCES, TORCH = Path(__file__).parent / "csrc", Path(torch.__file__).parent
 COMMON = ("-O3", "-std=c++20", "-fPIC")
-# no contraction: CPU and GPU must round alike, so that both choose the same priors
+# no contraction: CPU and GPU must round alike, so that both choose the same priors; and no -ffast-math, which would also
+# let the compiler reorder sums and forget NaN
 HOST = ("-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra")
 DEVICE = ("--fmad=false", "--expt-relaxed-constexpr", "-DUSE_CUDA")
+
+
+SECONDS = {"cpu": 20, "cuda": 40}  # that compiling takes, about
 
 
 class BuildError(Exception):
@@ -36,7 +40,10 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Library:
-    """One library to build. kind: cpu or cuda. command: compiler and flags; link: what follows the sources."""
+    """One library to build. kind: cpu or cuda. command: compiler and flags; link: what follows the sources.
+
+    identity: hash of all that decides its content; it names the folder.
+    """
 
     kind: str
     command: tuple[str, ...]
@@ -58,14 +65,14 @@ def cache_folder() -> Path:
 
 def cpu_library() -> Library:
     """The library of the CPU operators, which also declares them. Raises BuildError without a compiler."""
-    compiler = os.environ.get("CXX") or _first("c++", "g++", "clang++")
+    compiler = os.environ.get("CXX") or _first_on_path("c++", "g++", "clang++")
     if compiler is None:
         raise BuildError("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
     command = (compiler, *COMMON, *HOST, *_include(), "-shared")
-    # -### prints what -march=native stands for on this machine
-    machine = _said((compiler, "-march=native", "-###", "-E", "-x", "c++", os.devnull))
+    # -### prints what -march=native stands for on this machine: the flag alone would be equal on all that share a home
+    machine = _output_of((compiler, "-march=native", "-###", "-E", "-x", "c++", os.devnull))
     return _library(
-        "cpu", command, SOURCES.glob("*.cpp"), ("torch_cpu",), _said((compiler, "--version")) + machine
+        "cpu", command, SOURCES.rglob("*.cpp"), ("torch_cpu",), _output_of((compiler, "--version")) + machine
     )
 
 
@@ -86,10 +93,10 @@ def cuda_library(architectures: Sequence[str] = ()) -> Library:
         if not number.isdigit() or len(number) < 2:
             raise BuildError(f"a CUDA architecture is a number such as 9.0, got {name!r}")
         codes += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
-    newest = max(wanted, key=float).replace(".", "")
+    newest = max(wanted, key=float).replace(".", "")  # as numbers: "10.0" comes after "9.0"
     codes += ["-gencode", f"arch=compute_{newest},code=compute_{newest}"]  # PTX, for GPUs to come
     host = ["-Xcompiler", "-fPIC"]
-    common = [flag for flag in COMMON if flag != "-fPIC"]
+    common = [flag for flag in COMMON if flag != "-fPIC"]  # nvcc knows it only as a flag of its host compiler
     command = (
         nvcc,
         *common,
@@ -100,7 +107,7 @@ def cuda_library(architectures: Sequence[str] = ()) -> Library:
         "-shared",
     )
     return _library(
-        "cuda", command, SOURCES.glob("*.cu"), ("torch_cuda", "torch_cpu"), _said((nvcc, "--version"))
+        "cuda", command, SOURCES.rglob("*.cu"), ("torch_cuda", "torch_cpu"), _output_of((nvcc, "--version"))
     )
 
 
@@ -115,24 +122,30 @@ def visible_architectures() -> tuple[str, ...]:
 def build(library: Library, say: Callable[[str], None] = lambda text: None) -> Path:
     """Path of the library, compiled if it is not there yet. Raises BuildError with the compiler's first error."""
     path = library.path
-    if path.is_file():
+    if path.is_file():  # without the lock: it is there only when it is complete
         return path
     try:
+        # makes folders, and changes none that is there
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BuildError(f"cannot write {path.parent}: {error.strerror}; set $XDG_CACHE_HOME") from error
+    # The lock empties a file of this name. It can only be ours: the folder is named by our hash. A file that is left over
+    # after `kill -9` locks nothing, since the lock is held by the process.
     with FileLock(path.with_suffix(".lock")):
         if path.is_file():
             return path  # another process compiled it meanwhile
-        say(f"compiling detsearch's {library.kind} kernels, once, about {ABOUT[library.kind]} seconds ...")
+        say(f"compiling detsearch's {library.kind} kernels, once, about {SECONDS[library.kind]} seconds ...")
+        # Removed at the end, with all it holds: it was made here, under a name that nothing had. It lies beside the
+        # library, because a file can only be renamed inside one file system.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            _compile((*library.command, *map(str, library.sources), "-o", str(made), *library.link))
-            made.replace(path)
+            unfinished = Path(folder) / path.name
+            include = f"-I{SOURCES}"  # not part of the identity: equal sources make equal libraries, wherever they lie
+            sources = map(str, library.sources)
+            _compile((*library.command, include, *sources, "-o", str(unfinished), *library.link))
+            # Replaces nothing: there was no file of this name a few lines above, and only holders of the lock make one.
+            # A link would be replaced itself, never what it leads to.
+            unfinished.replace(path)
     return path
-
-
-ABOUT = {"cpu": 20, "cuda": 40}
 
 
 def _compile(command: Sequence[str]) -> None:
@@ -153,10 +166,11 @@ def first_error(text: str) -> str:
 def _library(
     kind: str, command: tuple[str, ...], sources: Iterable[Path], libraries: tuple[str, ...], tools: str
 ) -> Library:
-    found = tuple(sorted(sources))
+    found = tuple(sorted(sources))  # a folder lists its files in any order, and the order decides the hash
     digest = hashlib.sha256()
-    for path in (*found, *sorted(SOURCES.glob("*.h"))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in (*found, *sorted(SOURCES.rglob("*.h"))):
+        # the path inside csrc, not the bare name: a file that moves to another folder changes what is included
+        digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     versions = (torch.__version__, sys.platform, tools, *command)
     digest.update("\0".join(versions).encode())
     link = (f"-L{TORCH / 'lib'}", *(f"-l{name}" for name in libraries))
@@ -168,7 +182,7 @@ def _include() -> tuple[str, ...]:
 
 
 @cache
-def _said(command: tuple[str, ...]) -> str:
+def _output_of(command: tuple[str, ...]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -176,11 +190,12 @@ def _said(command: tuple[str, ...]) -> str:
     return done.stdout + done.stderr
 
 
-def _first(*names: str) -> str | None:
+def _first_on_path(*names: str) -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def _nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    # $CUDA_HOME before PATH: whoever sets it means a toolkit other than the usual one
     inside = Path(home) / "bin" / "nvcc" if home else None
     return str(inside) if inside is not None and inside.is_file() else shutil.which("nvcc")

@@ -33,6 +33,7 @@ def focal_sum(
     GPU, where looking would stall it, these make the loss NaN (compiled) or stop the device (PyTorch).
     """
     _check(logits, matched, labels, alpha, gamma)
+    # float32 for half precision: p^gamma underflows float16
     working = [level.float() if level.dtype in (torch.float16, torch.bfloat16) else level for level in logits]
     if not ready(matched.device):
         return reference(working, matched, labels, alpha, gamma)
@@ -45,7 +46,7 @@ def focal_sum(
 def reference(
     logits: Sequence[Tensor], matched: Tensor, labels: Tensor, alpha: float, gamma: float
 ) -> Tensor:
-    """The same in PyTorch: every logit counts as a negative first, then positives' own classes are corrected."""
+    """The same in PyTorch: every logit counts as a negative first, then the classes of positives are corrected."""
     total, start = logits[0].new_zeros(()), 0
     for level in logits:
         rows = level.flatten(1, -2)
@@ -54,6 +55,7 @@ def reference(
         image, prior = (mine >= 0).nonzero(as_tuple=True)
         own = rows[image, prior, labels[mine[image, prior]]]
         correction = elementwise(own, True, alpha, gamma) - elementwise(own, False, alpha, gamma)
+        # summed over classes before priors are selected: a mask of all logits would be as large as they are
         negative = elementwise(rows, False, alpha, gamma).sum(-1)
         total = total + negative[mine != IGNORED].sum() + correction.sum()
     return total
@@ -70,7 +72,7 @@ def elementwise(logits: Tensor, positive: bool, alpha: float, gamma: float) -> T
 
 
 def register() -> None:
-    """Shapes and gradient of the compiled operators, once they are loaded."""
+    """Tell torch shapes and gradient of the compiled operators; called once their library is loaded."""
     torch.library.register_fake("detsearch::focal_sum", lambda logits, *_: logits[0].new_empty(()))
     torch.library.register_fake(
         "detsearch::focal_gradient", lambda _, logits, *others: [torch.empty_like(level) for level in logits]
@@ -95,7 +97,7 @@ def _no_second_gradient(ctx: Any, *gradients: Tensor) -> None:
 
 
 def _packed(level: Tensor) -> Tensor:
-    """Itself where a head's convolution wrote it, in either memory format; else a copy."""
+    """The tensor itself where it lies as a convolution writes it, in either memory format; else a copy."""
     if level.is_contiguous() or (level.dim() == 5 and level.permute(0, 3, 4, 1, 2).is_contiguous()):
         return level
     return level.contiguous()

@@ -27,7 +27,7 @@ class KernelsRequired(RuntimeError):
 
 @dataclass(frozen=True)
 class Status:
-    """kind: cpu or cuda. library: path of what is loaded, None with the `reason` why nothing is."""
+    """State of one kind of device, cpu or cuda. library: path of what is loaded; None, with a `reason`, where nothing is."""
 
     kind: str
     library: str | None
@@ -35,7 +35,7 @@ class Status:
 
 
 def use(mode: Mode) -> None:
-    """auto: compiled operators where they can be had; required: or KernelsRequired; off: never."""
+    """Choose when compiled operators run. auto: where they can be had; required: always, or KernelsRequired; off: never."""
     global _mode
     if mode not in ("auto", "required", "off"):
         raise ValueError(f"kernels are auto, required or off, got {mode!r}")
@@ -57,9 +57,11 @@ def ready(device: torch.device) -> bool:
 
 def load(kind: str, say: Callable[[str], None] | None = None) -> Status:
     """Build and load the operators of a kind of device, once a process; a failure is warned of once."""
+    # One thread compiles, others wait. Reentrant: the CUDA library loads the CPU library first.
     with _lock:
         if kind not in _states:
             _states[kind] = _load(kind, say or _print)
+            # `required` raises the reason, and whoever chose `off` has no use for a warning
             if _states[kind].library is None and _mode == "auto":
                 warnings.warn(
                     f"detsearch's {kind} kernels are not available, its slower PyTorch operators are used: "
@@ -70,14 +72,14 @@ def load(kind: str, say: Callable[[str], None] | None = None) -> Status:
 
 
 def info() -> list[Status]:
-    """What is active, device by device; loads what can be loaded."""
+    """The state of every kind of device here; loads what can be loaded."""
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return [load(kind) for kind in kinds]
 
 
 def _load(kind: str, say: Callable[[str], None]) -> Status:
     if kind == "cuda":
-        first = load("cpu", say)  # it declares the operators
+        first = load("cpu", say)  # its library declares the operators; this one only adds to them
         if first.library is None:
             return Status(kind, None, first.reason)
     try:
@@ -86,6 +88,7 @@ def _load(kind: str, say: Callable[[str], None]) -> Status:
     except (BuildError, OSError) as error:
         return Status(kind, None, str(error))
     if kind == "cpu":
+        # imported only now: these modules import this one
         for name in OPERATORS:
             importlib.import_module(f".{name}", __package__).register()
     return Status(kind, str(path), None)

@@ -1,15 +1,15 @@
 """The baselines' assignments in one call for a whole batch: max-IoU, ATSS, FCOS and SimOTA.
 
-As `assign_topk` they look at the cells near each ground truth and make no ground truth x prior matrix. Each has its
-PyTorch twin in detsearch_cli/slots/assigners (max_iou.py, atss.py, fcos.py, simota.py), which says what it does and
-what happens to equals. The first three choose exactly what their twin chooses, SimOTA but for costs that differ by
-rounding.
+Like `assign_topk` they look at the cells near each ground truth and make no ground truth x prior matrix. The same in
+PyTorch is in detsearch_cli/slots/assigners (max_iou.py, atss.py, fcos.py, simota.py), which says what each does and how
+ties are broken. The first three choose exactly what the PyTorch assigner chooses; SimOTA may differ where two costs
+differ by rounding.
 
-All take truth (G, 4) xyxy px float32 and splits (B + 1,) int64, the ground truths image after image, and a Tiling; all
-give matched (B, A) int64: rows of `truth`, -1 for background, -2 for priors to ignore. On the CPU, or but for the
-tiling on a GPU, which chooses the same priors. A ground truth that is not finite gets nothing. Each raises TypeError or
-ValueError for operands that do not fit, and RuntimeError where it is not compiled. On a GPU nothing waits for the
-device, so splits and labels are not looked at: a label that is no class gets nothing.
+All take truth (G, 4) xyxy px float32, splits (B + 1,) int64 (the ground truths lie image after image) and a Tiling. All
+give matched (B, A) int64: rows of `truth`, -1 for background, -2 for priors to ignore. Operands are on the CPU or on a
+GPU, which chooses the same priors; a tiling is on the CPU in both cases. A ground truth that is not finite gets nothing.
+Each raises TypeError or ValueError for operands that do not fit, and RuntimeError where it is not compiled. On a GPU
+nothing waits for the device, so splits and labels are not checked: a ground truth whose label is no class gets nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def max_iou(
 ) -> Tensor:
     """Priors of IoU from positive_iou on are positive, below negative_iou background, between ignored (RetinaNet, RPN).
 
-    low_quality: the priors of a ground truth's highest IoU are positive too, for the ground truth each overlaps most.
+    low_quality: the priors of a ground truth's highest IoU are positive too. Each goes to the ground truth that it
+    overlaps most.
     Source: Lin et al. 2017 (focal loss), section 4; maskrcnn-benchmark's Matcher.
     """
     if not 0 <= negative_iou <= positive_iou <= 1:
@@ -48,7 +49,8 @@ def max_iou(
 
 
 def atss(truth: Tensor, splits: Tensor, tiling: Tiling, *, top_k: int = 9) -> Tensor:
-    """Of the priors of the top_k nearest cells a level, those of IoU above their mean plus deviation.
+    """Positives are chosen among the priors of the top_k nearest cells of every level: those whose IoU reaches the mean
+    plus the standard deviation of all these priors' IoUs.
 
     Source: Zhang et al. 2020 (ATSS), Algorithm 1.
     """
@@ -82,7 +84,9 @@ def simota(
     top_k: int = 10,
     radius: float = 2.5,
 ) -> Tensor:
-    """As many priors of lowest cost as the top_k highest IoUs add up to, inside the box and near its middle first.
+    """Every ground truth gets the priors of lowest cost; the sum of its top_k highest IoUs says how many.
+
+    Priors inside the box and near its middle come first.
 
     logits: (B, A, C), or what the head wrote, (B, S x C, H, W) a level, with any strides. boxes (B, A, 4): predicted,
     xyxy px. labels (G,) int64. All float32 but labels. radius: how near the middle is, in strides.
@@ -90,7 +94,7 @@ def simota(
     """
     _positive("top_k", top_k)
     _positive("radius", radius)
-    *places, priors = _operands("simota", truth, splits, tiling)
+    *shared, priors = _operands("simota", truth, splits, tiling)
     levels = [logits] if isinstance(logits, Tensor) else list(logits)
     shape = (len(splits) - 1, priors, 4)
     if boxes.shape != shape:
@@ -101,18 +105,18 @@ def simota(
     _expect("labels", labels, torch.int64, truth.device)
     if labels.shape != truth.shape[:1]:
         raise ValueError(f"{len(truth)} ground truths need as many labels, got {tuple(labels.shape)}")
-    on_cpu = truth.device.type == "cpu"
+    on_cpu = truth.device.type == "cpu"  # a look at a GPU's labels would wait for it
     if on_cpu and len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         wrong = [x for x in labels.tolist() if not 0 <= x < classes]
         raise ValueError(f"labels must be below the {classes} classes, got {wrong[0]}")
     matched: Tensor = torch.ops.detsearch.simota(
-        levels, boxes.contiguous(), places[0], labels.contiguous(), *places[1:], classes, top_k, radius
+        levels, boxes.contiguous(), shared[0], labels.contiguous(), *shared[1:], classes, top_k, radius
     )
     return matched
 
 
 def register() -> None:
-    """Tell torch the operators' shapes; called once their library is loaded."""
+    """Tell torch the shapes of results; called once the library is loaded."""
 
     def without_predictions(truth: Tensor, splits: Tensor, *rest: object) -> Tensor:
         priors = rest[4]  # after the tiling's sizes, cell, strides and ranges
@@ -130,7 +134,7 @@ def register() -> None:
 def _operands(name: str, truth: Tensor, splits: Tensor, tiling: Tiling) -> tuple[object, ...]:
     """What every operator begins with, checked: truth, splits, the tiling's tensors, its number of priors.
 
-    Must come before the operator is named: it loads the library.
+    Call it before torch.ops.detsearch names the operator: it loads the library that declares it.
     """
     if not ready(truth.device):
         raise RuntimeError(
@@ -146,10 +150,10 @@ def _operands(name: str, truth: Tensor, splits: Tensor, tiling: Tiling) -> tuple
     starts = splits.tolist() if on_cpu else []
     if on_cpu and (starts[0] != 0 or starts[-1] != len(truth) or starts != sorted(starts)):
         raise ValueError(f"splits must ascend from 0 to the {len(truth)} ground truths, got {starts}")
-    # a GPU takes learned cells from where they are; all else of a tiling is read by the CPU
+    # learned anchors are already on the GPU, and copying them back would wait for it; all else of a tiling the CPU reads
     cell = tiling.cell.detach().cpu() if on_cpu else tiling.cell.detach()
-    places = (tiling.sizes, cell.contiguous(), tiling.strides, tiling.ranges)
-    return truth.contiguous(), splits.contiguous(), *places, tiling.num_priors
+    tensors = (tiling.sizes, cell.contiguous(), tiling.strides, tiling.ranges)
+    return truth.contiguous(), splits.contiguous(), *tensors, tiling.num_priors
 
 
 def _expect(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -165,7 +169,7 @@ def _positive(name: str, value: float) -> None:
 
 
 def _num_classes(levels: list[Tensor], tiling: Tiling, images: int) -> int:
-    shapes, sizes = tiling.cell.shape[1], tiling.sizes.tolist()
+    priors_per_cell, sizes = tiling.cell.shape[1], tiling.sizes.tolist()
     if levels and levels[0].dim() == 3:
         if len(levels) > 1 or levels[0].shape[:2] != (images, tiling.num_priors):
             raise ValueError(
@@ -174,9 +178,10 @@ def _num_classes(levels: list[Tensor], tiling: Tiling, images: int) -> int:
         return levels[0].shape[2]
     channels = levels[0].shape[1] if levels and levels[0].dim() == 4 else 0
     wanted = [(images, channels, height, width) for height, width in sizes]
-    found = [tuple(level.shape) for level in levels]
-    if channels % shapes or channels == 0 or found != wanted:
+    given = [tuple(level.shape) for level in levels]
+    # every cell has the scores of its priors one after the other, so channels must divide
+    if channels % priors_per_cell or channels == 0 or given != wanted:
         raise ValueError(
-            f"logits must be (B, {shapes} x C, H, W) for {images} images and cells {sizes}, got {found}"
+            f"logits must be (B, {priors_per_cell} x C, H, W) for {images} images and cells {sizes}, got {given}"
         )
-    return channels // shapes
+    return channels // priors_per_cell

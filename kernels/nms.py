@@ -13,8 +13,8 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, *, most_iou: float, limit
     """Indices (K,) int64 of the boxes that are kept, best first, K <= limit; of equal scores the first.
 
     A box goes when its IoU with a better kept one of its class exceeds `most_iou`. boxes (N, 4) xyxy px, scores (N,),
-    both float32, labels (N,) int64. Compiled on the CPU; on a GPU, and where it is not compiled, torchvision's
-    `batched_nms`, cut after `limit`, does it.
+    both float32, labels (N,) int64. On a GPU, and where it is not compiled, torchvision's `batched_nms` does the work and
+    the result is cut after `limit`.
 
     Raises TypeError or ValueError for tensors that do not fit, RuntimeError for a NaN score (compiled).
     """
@@ -44,8 +44,9 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, *, most_iou: float, limit
 
 
 def register() -> None:
-    """Tell torch the operator's shape; called once its library is loaded."""
+    """Tell torch the shape of the result; called once the library is loaded."""
 
     @torch.library.register_fake("detsearch::nms")
     def _(boxes: Tensor, scores: Tensor, labels: Tensor, most_iou: float, limit: int) -> Tensor:
+        # how many boxes are kept depends on their values, which tracing does not know
         return labels.new_empty(torch.library.get_ctx().new_dynamic_size())

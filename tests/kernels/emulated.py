@@ -13,10 +13,10 @@ EMULATION = Path(__file__).parent / "emulation"
 
 
 def load(name: str) -> None:
-    """Register the operators of csrc/<name>.cu as torch.ops.detsearch_emulated's, for tensors on the CPU."""
+    """Register the operators of emulation/<name>.cpp as torch.ops.detsearch_emulated's, for tensors on the CPU."""
     cpu = build.cpu_library()
-    digest = hashlib.sha256(cpu.identity.encode())  # of the headers that both include, too
-    for path in (*sorted(EMULATION.iterdir()), build.SOURCES / f"{name}.cu"):
+    digest = hashlib.sha256(cpu.identity.encode())  # covers the headers, which both include
+    for path in (*sorted(EMULATION.iterdir()), *sorted(build.SOURCES.rglob("*.cu"))):
         digest.update(path.read_bytes())
     flags = ("-DUSE_CUDA", "-Wno-unknown-pragmas", "-Wno-attributes", f"-I{EMULATION}")
     library = replace(

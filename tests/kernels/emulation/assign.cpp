@@ -2,7 +2,7 @@
 
 #include "torch_cuda.h"
 
-#include "../../../kernels/csrc/assign.cu"
+#include "assign/assign.cu"
 
 namespace detsearch::gpu {
 thread_local uint64_t shared_memory[1 << 16];

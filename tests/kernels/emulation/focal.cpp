@@ -2,7 +2,7 @@
 
 #include "torch_cuda.h"
 
-#include "../../../kernels/csrc/focal.cu"
+#include "focal/focal.cu"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(detsearch_emulated, m) {
   m.def("focal_sum(Tensor[] logits, Tensor matched, Tensor labels, float alpha, float gamma) -> Tensor");

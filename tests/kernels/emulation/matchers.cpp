@@ -1,8 +1,10 @@
-// matchers.cu on a CPU, as the operators detsearch_emulated::max_iou, fcos_targets, atss and simota of tensors there.
+// matchers.cu and simota.cu on a CPU, as the operators detsearch_emulated::max_iou, fcos_targets, atss and simota of
+// tensors on the CPU.
 
 #include "torch_cuda.h"
 
-#include "../../../kernels/csrc/matchers.cu"
+#include "matchers/matchers.cu"
+#include "simota/simota.cu"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(detsearch_emulated, m) {
   m.def(

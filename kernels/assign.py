@@ -39,7 +39,7 @@ class Tiling:
     @property
     def num_priors(self) -> int:
         """Priors of all levels."""
-        return sum(height * width * shapes for height, width, shapes in self.cells())
+        return sum(height * width * priors_per_cell for height, width, priors_per_cell in self.cells())
 
     def cells(self) -> list[tuple[int, int, int]]:
         """Cells down and across, and priors of a cell, of every level."""
@@ -62,11 +62,11 @@ class Scattered:
     @property
     def num_priors(self) -> int:
         """Priors of all levels."""
-        return sum(height * width * shapes for height, width, shapes in self.cells())
+        return sum(height * width * priors_per_cell for height, width, priors_per_cell in self.cells())
 
     def cells(self) -> list[tuple[int, int, int]]:
         """Cells down and across, and priors of a cell, of every level."""
-        return [(height, width, shapes) for height, width, shapes in self.sizes.tolist()]
+        return [(height, width, priors_per_cell) for height, width, priors_per_cell in self.sizes.tolist()]
 
 
 def assign_topk(
@@ -144,11 +144,11 @@ def _num_classes(levels: list[Tensor], boxes: Tensor, tiling: Tiling | Scattered
         )
     # from the first level; the loop below refuses a level that contradicts it, and a channel too many
     classes = levels[0].shape[1] // cells[0][2] if levels[0].dim() == 4 else 0
-    for number, (level, (height, width, shapes)) in enumerate(zip(levels, cells, strict=True)):
-        if level.dim() != 4 or level.shape != (len(boxes), shapes * classes, height, width):
+    for number, (level, (height, width, priors_per_cell)) in enumerate(zip(levels, cells, strict=True)):
+        if level.dim() != 4 or level.shape != (len(boxes), priors_per_cell * classes, height, width):
             raise ValueError(
-                f"logits of level {number} must be ({len(boxes)}, {shapes} x C, {height}, {width}) with the same C on "
-                f"all levels, got {tuple(level.shape)}"
+                f"logits of level {number} must be ({len(boxes)}, {priors_per_cell} x C, {height}, {width}) with the "
+                f"same C on all levels, got {tuple(level.shape)}"
             )
     return classes
 

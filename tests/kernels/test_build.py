@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from detsearch_kernels import loader
 from detsearch_cli.cli.app import run
 
 NO_COMPILER = {"CXX": "/nowhere/c++"}
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -52,6 +56,76 @@ def test_another_source_is_another_library(small: Path) -> None:
     assert after != before
     (small / "one.cpp").write_text('extern "C" int one() { return 2; }\n')
     assert tools.cpu_library().path not in (before, after)
+
+
+def test_a_source_in_another_folder_is_another_library(small: Path) -> None:
+    (small / "near").mkdir()
+    (small / "far").mkdir()
+    (small / "near" / "two.h").write_text("// the same\n")
+    before = tools.cpu_library().path
+    (small / "near" / "two.h").rename(small / "far" / "two.h")
+    assert tools.cpu_library().path != before
+
+
+def test_sources_in_folders_are_found_and_include_from_the_root(small: Path) -> None:
+    (small / "folder").mkdir()
+    (small / "folder" / "two.h").write_text("inline int two() { return 2; }\n")
+    (small / "folder" / "two.cpp").write_text(
+        '#include "folder/two.h"\nextern "C" int one(); int x = one() + two();\n'
+    )
+    library = tools.cpu_library()
+    assert [path.name for path in library.sources] == ["two.cpp", "one.cpp"]
+    assert tools.build(library).is_file()
+
+
+def test_a_file_beside_the_library_survives_its_build(small: Path) -> None:
+    library = tools.cpu_library()
+    library.path.parent.mkdir(parents=True)
+    notes = library.path.parent / "notes.txt"
+    notes.write_text("mine")
+    tools.build(library)
+    assert notes.read_text() == "mine"
+
+
+def test_an_operators_sources_include_only_common_and_their_own() -> None:
+    allowed = {"simota": {"matchers", "common"}, "nms": set()}
+    for path in tools.SOURCES.rglob("*.[hc]*"):
+        own = path.parent.name
+        for folder in re.findall(r'#include "(\w+)/', path.read_text()):
+            assert folder in {own, *allowed.get(own, {"common"})}, f"{own}/{path.name} includes {folder}"
+
+
+def test_a_wheel_holds_every_source(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    tree = tmp_path / "tree"
+    for name in ("pyproject.toml", "setup.py", "README.md"):
+        tree.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tree)
+    for name in ("kernels", "detsearch_cli"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [
+        "-m",
+        "pip",
+        "wheel",
+        str(tree),
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        str(tmp_path),
+    ]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if "No module named pip" in done.stderr:
+        pytest.skip("no pip here")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {
+        name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("detsearch_kernels/csrc/")
+    }
+    sources = {
+        path.relative_to(tools.SOURCES).as_posix() for path in tools.SOURCES.rglob("*") if path.is_file()
+    }
+    assert packed == {f"detsearch_kernels/csrc/{path}" for path in sources}
 
 
 def test_a_source_that_does_not_compile_is_told_by_its_first_error_and_leaves_nothing(small: Path) -> None:

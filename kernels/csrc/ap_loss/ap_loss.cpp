@@ -101,7 +101,7 @@ struct Binned {
   std::vector<double> at;
   std::vector<int32_t> owner;  // of thresholds: positive x steps + step
   std::vector<Bin> bins;
-  std::vector<uint32_t> own;  // the positives' bins
+  std::vector<uint32_t> own_bin;  // the positives' bins
   // of each bin: by how much the positives weigh less than 1, and that times their scores
   std::vector<double> deficit, deficit_sum;
 };
@@ -123,7 +123,7 @@ bool sort_into_bins(const Loss& loss, const T* scores, int64_t n, const Positive
     // negatives have weight 1, so only the few positives need their weights subtracted
     const uint32_t bin = finder.bin_of(static_cast<T>(positives.score[i]));
     const double part = loss.others.value(positives.quality[i]);
-    result.own.push_back(bin);
+    result.own_bin.push_back(bin);
     result.deficit[bin] += part;
     result.deficit_sum[bin] += part * positives.score[i];
   }
@@ -132,7 +132,7 @@ bool sort_into_bins(const Loss& loss, const T* scores, int64_t n, const Positive
 
 // The suffix sums at every threshold, in the order of owners.
 std::vector<SuffixSums> suffix_sums_of(const Binned& binned) {
-  const auto& [at, owner, bins, own, deficit, deficit_sum] = binned;
+  const auto& [at, owner, bins, own_bin, deficit, deficit_sum] = binned;
   const int64_t count = static_cast<int64_t>(at.size());
   std::vector<SuffixSums> suffix_sums(count);
   SuffixSums p = {double(bins[count].count), 0, bins[count].count - deficit[count], 0};
@@ -184,8 +184,8 @@ void write_results(const Loss& loss, const Binned& binned, const Positives<T>& p
   out.slopes[count] = T(0);  // above every threshold nothing changes
   double value = 0;
   for (size_t i = 0; i < row.size(); ++i) {
-    const Column& c = column[binned.own[i]];
-    const double quality = positives.quality[i], beyond = positives.score[i] - binned.at[binned.own[i] - 1];
+    const Column& c = column[binned.own_bin[i]];
+    const double quality = positives.quality[i], beyond = positives.score[i] - binned.at[binned.own_bin[i] - 1];
     out.by_score[i] = static_cast<T>(score_gradient(loss, row[i], c, quality));
     out.by_quality[i] = static_cast<T>(quality_gradient(loss, row[i], c, quality, beyond));
     value += row[i].value;
@@ -195,9 +195,9 @@ void write_results(const Loss& loss, const Binned& binned, const Positives<T>& p
 
 template <typename T>
 bool has_nan(const T* scores, int64_t n) {
-  int bad = 0;
-  for (int64_t k = 0; k < n; ++k) bad |= scores[k] != scores[k];
-  return bad != 0;
+  int saw_nan = 0;
+  for (int64_t k = 0; k < n; ++k) saw_nan |= scores[k] != scores[k];
+  return saw_nan != 0;
 }
 
 struct Cpu {

@@ -100,7 +100,7 @@ struct Cuda {
                  wrong.get());
     stream.start(weigh_positives<T>, rows, 0, loss.others, own.get(), u, rows, edge, count, bin.get(), deficit,
                  deficit_sum);
-    stream.start(make_spans, count, 0, at.get(), sum, number.get(), deficit, deficit_sum, count, running.get());
+    stream.start(make_score_sums, count, 0, at.get(), sum, number.get(), deficit, deficit_sum, count, running.get());
     if (count) stream.scan(scores, running.get(), scanned.get(), count);
     stream.start(make_rows<T>, rows, 0, loss, scanned.get(), position.get(), u, rows, count, row.get());
     stream.start(make_changes, count, 0, loss.merged, row.get(), at.get(), owner.get(), count, running.get());

@@ -101,12 +101,12 @@ __global__ void fill_bins(const T* scores, int64_t n, const T* edges, int64_t co
     __syncthreads();  // cleared before any thread adds
   }
   unsigned above = 0;  // by thread: one address for all of them would be a queue
-  bool bad = false;
+  bool saw_nan = false;
   for (int64_t j = first_item(); j < n; j += item_step()) {
     const T score = scores[j];
     const int64_t bin = bin_of(my_edges, count, score);
     bins[j] = static_cast<Index>(bin);
-    bad |= score != score;
+    saw_nan |= score != score;
     // bin 0 and the last one have no excess that matters, and their scores may be infinite
     if (bin == count) {
       ++above;
@@ -116,9 +116,9 @@ __global__ void fill_bins(const T* scores, int64_t n, const T* edges, int64_t co
     }
   }
   if (above) atomicAdd(&number[count], above);
-  if (bad) atomicOr(wrong, 1);
+  if (saw_nan) atomicOr(wrong, 1);
   if (!local) return;
-  __syncthreads();
+  __syncthreads();  // all threads of the block have added
   for (int64_t b = threadIdx.x; b < count; b += blockDim.x) {
     if (my_number[b] == 0) continue;
     atomicAdd(&sum[b], my_sum[b]);
@@ -139,8 +139,8 @@ __global__ void weigh_positives(Curve others, const double* own, const T* qualit
 }
 
 // The elements of the first scan, from the highest threshold down: the scores in the bin right of each.
-__global__ void make_spans(const double* at, const double* sum, const unsigned* number, const double* deficit,
-                           const double* deficit_sum, int64_t count, RunningSums* running) {
+__global__ void make_score_sums(const double* at, const double* sum, const unsigned* number, const double* deficit,
+                                const double* deficit_sum, int64_t count, RunningSums* running) {
   for (int64_t r = first_item(); r < count; r += item_step()) {
     const int64_t b = count - 1 - r;
     const double all = static_cast<double>(number[b + 1]), weighted = all - deficit[b + 1];
@@ -216,12 +216,13 @@ __global__ void write_loss(const Row* row, int64_t rows, const int* wrong, T* va
   for (int64_t i = threadIdx.x; i < rows; i += kThreads) sum += row[i].value;
   part[threadIdx.x] = sum;
   for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
+    __syncthreads();  // before every round, which reads what other threads have written; the last is read by its writer
     if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
   }
   if (threadIdx.x == 0) *value = static_cast<T>(*wrong ? NAN : part[0]);
 }
 
+// Without *wrong: then the slopes are NaN themselves.
 template <typename T, typename Index>
 __global__ void look_up_gradients(const Index* bins, int64_t n, const T* slopes, const T* factor, T* out) {
   for (int64_t j = first_item(); j < n; j += item_step()) out[j] = slopes[bins[j]] * *factor;

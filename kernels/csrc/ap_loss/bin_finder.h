@@ -73,12 +73,12 @@ class BinFinder {
     for (int64_t from = 0; from < n; from += kBlock) {
       const T* s = scores + from;
       const int m = static_cast<int>(std::min<int64_t>(kBlock, n - from));
-      int bad = 0;
+      int saw_nan = 0;
       for (int k = 0; k < m; ++k) {
         cell[k] = cell_of(s[k]);
-        bad |= s[k] != s[k];
+        saw_nan |= s[k] != s[k];
       }
-      valid &= bad == 0;
+      valid &= saw_nan == 0;
       for (int k = 0; k < m; ++k) {
         const Cell& at = table_[cell[k]];
         // comparisons instead of branches: where a score lies in its cell cannot be predicted

@@ -103,11 +103,11 @@ template <typename CandidatesByLoss>
 void serve_orphans(int64_t begin, int64_t end, const std::vector<int64_t>& num_chosen, CandidatesByLoss& by_loss,
                    int64_t* matched, std::vector<int64_t>& num_owned) {
   const auto orphans = [&] {
-    std::vector<int64_t> found;
+    std::vector<int64_t> rows;
     for (int64_t g = begin; g < end; ++g) {
-      if (num_chosen[g] > 0 && num_owned[g] == 0) found.push_back(g);
+      if (num_chosen[g] > 0 && num_owned[g] == 0) rows.push_back(g);
     }
-    return found;
+    return rows;
   };
   std::vector<int64_t> left = orphans();
   if (left.empty()) return;

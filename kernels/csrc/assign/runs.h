@@ -153,10 +153,10 @@ void visit_anchor_runs(const Level& level, int64_t shape, const Box& truth, floa
 // and box (low, high).
 inline Span cells_of_most(float from, float to, float low, float high, float stride, int64_t cells) {
   const float one = low - from, other = high - to;
-  const Span found = cells_between(min_of(one, other), max_of(one, other), stride, cells);
+  const Span span = cells_between(min_of(one, other), max_of(one, other), stride, cells);
   // at least one cell: a box outside the image shares most with the cell at the edge
-  const int64_t begin = std::min(found.begin, cells - 1);
-  return {begin, std::max(found.end, begin + 1)};
+  const int64_t begin = std::min(span.begin, cells - 1);
+  return {begin, std::max(span.end, begin + 1)};
 }
 
 // The highest IoU of one shape's priors on one level with the box; something lower where it is not above `known`.
@@ -187,9 +187,9 @@ inline int64_t best_level(const Grid& grid, const Box& truth, float min_iou) {
   float highest = -1.0f;
   for (int64_t i = 0; i < grid.count(); ++i) {
     for (int64_t shape = 0; shape < grid.levels[i].shapes; ++shape) {
-      const float found = highest_iou(grid.levels[i], shape, truth, min_iou, highest);
-      if (found > highest) {
-        highest = found;
+      const float overlap = highest_iou(grid.levels[i], shape, truth, min_iou, highest);
+      if (overlap > highest) {
+        highest = overlap;
         best = i;
       }
     }

@@ -63,14 +63,14 @@ class TopK {
     const size_t count = static_cast<size_t>(count_of(problem_, gt.box, candidates_));
     find_candidates(problem_, gt, candidates_);
     best_.clear();
-    const size_t found = candidates_.prior.size();
-    if (found <= count) {
+    const size_t num_candidates = candidates_.prior.size();
+    if (num_candidates <= count) {
       for (const int32_t prior : candidates_.prior) best_.push_back({kUnknown, prior});
       return best_;
     }
     measure_overlaps(problem_, gt, candidates_);
     const float first_overlap =
-        found > kManyFactor * count ? overlap_reached_by(candidates_.overlap, kFirstFactor * count) : 0.0f;
+        num_candidates > kManyFactor * count ? overlap_reached_by(candidates_.overlap, kFirstFactor * count) : 0.0f;
     make_shortlist([&](float overlap) { return !(overlap < first_overlap); });
     offer_first(gt, count);
     if (first_overlap > 0.0f) {

@@ -65,7 +65,7 @@ float visit_anchors(const Level& level, int64_t shape, const Box& truth, float m
     scratch.width[i] = positive(x2 - x1);
     scratch.shared[i] = positive(min_of(x2, truth.x2) - max_of(x1, truth.x1));
   }
-  float highest = -1.0f;  // below every IoU: 0 would say that something was found
+  float highest = -1.0f;  // below every IoU; 0 would be one
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const float y = centre(row, level.stride);
     const float y1 = y + cell.y1, y2 = y + cell.y2;

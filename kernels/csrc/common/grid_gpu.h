@@ -93,7 +93,7 @@ __device__ inline int32_t open_windows(const DeviceGrid& grid, const Box& truth,
   const int32_t window = static_cast<int32_t>(threadIdx.x);
   if (window < kWindows) windows.end[window] = open_window(grid, truth, min_iou, first + window, window, windows);
   __syncthreads();
-  int32_t end = 0;  // the sum up to here; each thread takes its own, since 64 numbers are too few for a scan
+  int32_t end = 0;  // of all windows up to this one; a scan of 64 numbers would take more barriers
   if (window < kWindows) {
     for (int32_t i = 0; i <= window; ++i) end += windows.end[i];
   }

@@ -127,14 +127,14 @@ void claim_points(const Level& level, const Box& truth, int64_t g, float radius,
       cells_between(max_of(max_of(truth.y1, truth.y2 - level.high), y - reach),
                     min_of(min_of(truth.y2, truth.y1 + level.high), y + reach), level.stride, level.height);
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const float down = centre(row, level.stride);
-    const float above = down - truth.y1, below = truth.y2 - down, off = magnitude(down - y);
+    const float point_y = centre(row, level.stride);
+    const float above = point_y - truth.y1, below = truth.y2 - point_y, off = magnitude(point_y - y);
     int64_t* out = matched + level.first + row * level.width;
     for (int64_t column = columns.begin; column < columns.end; ++column) {
-      const float across = centre(column, level.stride);
+      const float point_x = centre(column, level.stride);
       // & and a conditional value instead of branches: the loop becomes vectors
-      const bool fits = point_fits(level, across - truth.x1, truth.x2 - across, above, below) & (off < reach) &
-                        (magnitude(across - x) < reach);
+      const bool fits = point_fits(level, point_x - truth.x1, truth.x2 - point_x, above, below) & (off < reach) &
+                        (magnitude(point_x - x) < reach);
       out[column] = fits ? g : out[column];
     }
   }
@@ -170,22 +170,22 @@ struct Near {
 };
 
 // The `count` cells of a level with the nearest centres, unordered; of equally near ones the first.
-void nearest_cells(const Level& level, float x, float y, int64_t count, std::vector<Near>& found) {
+void nearest_cells(const Level& level, float x, float y, int64_t count, std::vector<Near>& nearest) {
   count = std::min(count, level.height * level.width);
   for (int64_t side = first_side(count);; side *= 2) {
     const Span columns = around(x, level.stride, side, level.width), rows = around(y, level.stride, side, level.height);
-    found.clear();  // the larger square holds the smaller one
+    nearest.clear();  // the larger square holds the smaller one
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const float down = y - centre(row, level.stride);
       for (int64_t column = columns.begin; column < columns.end; ++column) {
-        found.push_back({squared(x - centre(column, level.stride), down), row, column});
+        nearest.push_back({squared(x - centre(column, level.stride), down), row, column});
       }
     }
-    if (static_cast<int64_t>(found.size()) < count) continue;  // a level with few rows cuts the square
-    std::nth_element(found.begin(), found.begin() + (count - 1), found.end());
-    if (surely_nearest(level, x, y, columns, rows, found[count - 1].squared)) break;
+    if (static_cast<int64_t>(nearest.size()) < count) continue;  // a level with few rows cuts the square
+    std::nth_element(nearest.begin(), nearest.begin() + (count - 1), nearest.end());
+    if (surely_nearest(level, x, y, columns, rows, nearest[count - 1].squared)) break;
   }
-  found.resize(count);
+  nearest.resize(count);
 }
 
 struct Overlapping {
@@ -194,13 +194,13 @@ struct Overlapping {
 };
 
 // Mean plus deviation. float64, so that the order of summation does not decide.
-double threshold_of(const std::vector<Overlapping>& found) {
-  const double count = static_cast<double>(found.size());
+double threshold_of(const std::vector<Overlapping>& candidates) {
+  const double count = static_cast<double>(candidates.size());
   double mean = 0.0, spread = 0.0;
-  for (const Overlapping& one : found) mean += one.overlap;
+  for (const Overlapping& one : candidates) mean += one.overlap;
   mean /= count;
-  if (found.size() < 2) return mean;  // the deviation of one number divides by 0
-  for (const Overlapping& one : found) spread += (one.overlap - mean) * (one.overlap - mean);
+  if (candidates.size() < 2) return mean;  // the deviation of one number divides by 0
+  for (const Overlapping& one : candidates) spread += (one.overlap - mean) * (one.overlap - mean);
   return mean + std::sqrt(spread / (count - 1.0));
 }
 
@@ -210,22 +210,22 @@ Tensor atss(const Tensor& truth, const Tensor& splits, const Tensor& sizes, cons
   const Batch batch = read_batch(truth, splits, sizes, cell, strides, ranges, priors);
   return for_images(batch, splits, [&](int64_t, int64_t begin, int64_t end, int64_t* matched) {
     std::vector<Near> near;
-    std::vector<Overlapping> found;
+    std::vector<Overlapping> candidates;
     for (int64_t g = begin; g < end; ++g) {
       const Box& box = batch.truth[g];
       if (!finite(box)) continue;
-      found.clear();
+      candidates.clear();
       for (int64_t i = 0; i < batch.grid.count(); ++i) {
         const Level& level = batch.grid.levels[i];
         nearest_cells(level, middle(box.x1, box.x2), middle(box.y1, box.y2), top_k, near);
         for (const Near& at : near) {
           for (int64_t shape = 0; shape < level.shapes; ++shape) {
-            found.push_back({{i, at.row, at.column, shape}, iou(box_at(level, at.row, at.column, shape), box)});
+            candidates.push_back({{i, at.row, at.column, shape}, iou(box_at(level, at.row, at.column, shape), box)});
           }
         }
       }
-      const double threshold = threshold_of(found);
-      for (const auto& [position, overlap] : found) {
+      const double threshold = threshold_of(candidates);
+      for (const auto& [position, overlap] : candidates) {
         const Level& level = batch.grid.levels[position.level];
         if (!(overlap >= threshold)) continue;
         // 0.01 px, as in the authors' code: a centre on a side is outside

@@ -136,8 +136,8 @@ __device__ inline void nearest_cells(const Level& level, float x, float y, int32
   }
 }
 
-// Calls visit(prior, IoU, distance to the nearest side) for the priors of the cells found, `top_k` a level, by one
-// warp.
+// Calls visit(prior, IoU, distance to the nearest side) for the priors of the nearest cells, `top_k` a level. By
+// one warp.
 template <typename Visit>
 __device__ void visit_nearest(const DeviceGrid& grid, const Box& truth, const int32_t* nearest, int32_t top_k,
                               const Visit& visit) {
@@ -152,7 +152,7 @@ __device__ void visit_nearest(const DeviceGrid& grid, const Box& truth, const in
   }
 }
 
-// nearest: rows x levels x top_k, memory for the cells found.
+// nearest: rows x levels x top_k, memory for the numbers of the nearest cells.
 __global__ void __launch_bounds__(kLevelThreads)
     offer_nearest(const __grid_constant__ MatchArguments args, int32_t top_k, int32_t* nearest) {
   const DeviceGrid& grid = args.grid;

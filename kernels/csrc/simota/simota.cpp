@@ -156,7 +156,7 @@ class Image {
     return position_of(grid_.levels[number], number, prior);
   }
 
-  // What g chooses, into chosen_.
+  // Writes the priors that g chooses to chosen_.
   void choose(int64_t g) {
     pairs_.clear();
     overlaps_.clear();
@@ -182,7 +182,7 @@ class Image {
     }
   }
 
-  // The sum of the highest IoUs with predictions, rounded y, at least 1. overlaps_ holds some of them.
+  // The sum of the highest IoUs with predictions, rounded down, at least 1. overlaps_ holds some of them.
   size_t dynamic_k(const Box& box) {
     const size_t most_of = problem_.top_k;
     // the near candidates are some of all: the highest IoUs of all are no lower than theirs
@@ -227,7 +227,7 @@ class Image {
     return count;
   }
 
-  // All candidates of the image but those in pairs_ become pairs_.
+  // Replaces pairs_ by the pairs of g with all other candidates of the image.
   void pair_with_the_rest(int64_t g) {
     const std::vector<Pair> near = std::move(pairs_);
     pairs_.clear();  // a vector that was moved from may hold anything
@@ -242,7 +242,7 @@ class Image {
     }
   }
 
-  // Adds the `count` pairs of choose_lowest cost, then choose_lowest prior, to chosen_.
+  // Adds the `count` pairs of lowest cost, then lowest prior, to chosen_.
   void choose_lowest(size_t count) {
     count = std::min(count, pairs_.size());
     if (count == 0) return;
@@ -272,7 +272,7 @@ class Image {
     holder = holder == kBackground ? g : kContested;
   }
 
-  // The ground truth of the image that a prior costs least, of equal ones the first.
+  // The ground truth of the image with the lowest cost for a prior, of equal ones the first.
   int64_t cheapest(int64_t prior) const {
     const PriorPosition at = position(prior);
     const Level& level = grid_.levels[at.level];

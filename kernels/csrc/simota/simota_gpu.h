@@ -96,8 +96,8 @@ __device__ inline uint32_t rank_of(const SimotaArguments& args, int32_t image, i
   return float_to_bits(cost_of(bound, own, args.sum[args.at(image, prior)])) | (both ? 0u : 1u << 31);
 }
 
-// The next key after `last` in order, over the candidates of an image, for all threads of a block; kNone after the
-// last.
+// The next key after `last` in order, among the candidates of an image; kNone where there is none. All threads of a
+// block must call it, and all get it.
 template <typename Key>
 __device__ uint64_t next_key(const SimotaArguments& args, int32_t image, bool first, uint64_t last,
                              WarpPartials& partials, const Key& key_of) {
@@ -126,12 +126,13 @@ __device__ inline int32_t dynamic_k(const SimotaArguments& args, int32_t image, 
   return max(1, static_cast<int32_t>(sum));
 }
 
-// What a ground truth chooses; a block for each.
+// Chooses the priors of a ground truth; a block for each.
 __global__ void __launch_bounds__(kSimotaThreads) choose_lowest(const __grid_constant__ SimotaArguments args) {
   __shared__ WarpPartials partials;
   const int32_t g = static_cast<int32_t>(blockIdx.x), image = args.match.image_of(g);
   const bool usable = args.usable(g);
-  // a row that is not usable goes through the loop too: it must write -1 to `chosen`, and no thread misses a barrier
+  // a ground truth that is not usable goes through the loop too: it must write -1 to `chosen`, and no thread misses a
+  // barrier
   const int32_t count = usable ? dynamic_k(args, image, args.match.truth[g], partials) : 0;
   uint64_t last = 0;
   for (int32_t i = 0; i < args.top_k; ++i) {
@@ -151,7 +152,8 @@ __global__ void __launch_bounds__(kSimotaThreads) choose_lowest(const __grid_con
   }
 }
 
-// A prior that several chose goes to the row of its image that it args least. All who chose it write the same.
+// A prior that several chose goes to the row of its image with the lowest cost. All threads of those rows write the
+// same.
 __global__ void settle_contested(const __grid_constant__ SimotaArguments args) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= int64_t(args.match.rows) * args.top_k || args.chosen[i] < 0) return;

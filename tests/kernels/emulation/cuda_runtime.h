@@ -1,6 +1,6 @@
-// As much of CUDA as assign.cu uses, on a CPU: the threads of a block are fibers of one thread, which run in a random
-// order from one meeting to the next. So a kernel's indices, its meetings and what it makes of every order are tested
-// where there is no GPU; its speed and memory model are not.
+// As much of CUDA as the kernels of assign.cu, matchers.cu, simota.cu and focal.cu use, on a CPU. The threads of a block
+// are fibers of one thread, which run in a random order from one barrier to the next. So the indices of a kernel, the
+// barriers and the effect of every order are tested where there is no GPU. Speed and the memory model are not.
 
 #pragma once
 
@@ -34,9 +34,9 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
 
-constexpr size_t kStack = 1 << 16, kMostThreads = 1024;
+constexpr size_t kStack = 1 << 16, kMaxThreads = 1024;
 
-struct Meeting {
+struct Barrier {
   unsigned arrived = 0, number = 0;
 };
 
@@ -44,51 +44,51 @@ struct Meeting {
 // kernel of one block after another.
 struct Fiber {
   ucontext_t begin;
-  jmp_buf rest;
-  bool begun = false, done = false;
+  jmp_buf waiting;
+  bool started = false, done = false;
 };
 
 struct Block {
-  std::vector<Fiber> thread{kMostThreads};
-  std::vector<char> stacks = std::vector<char>(kStack * kMostThreads);
+  std::vector<Fiber> thread{kMaxThreads};
+  std::vector<char> stacks = std::vector<char>(kStack * kMaxThreads);
   std::function<void()> kernel;
   ucontext_t outside;
   jmp_buf scheduler;
-  Meeting all, warp[kMostThreads / 32], half[kMostThreads / 16];
-  uint64_t told[kMostThreads];  // what each thread tells the others
-  bool moved;                   // something happened since all threads were last asked
+  Barrier all, warp[kMaxThreads / 32], half[kMaxThreads / 16];
+  uint64_t sent[kMaxThreads];  // what each thread passes to the others in an exchange
+  bool progressed;  // a thread ended or a barrier opened since the scheduler last began with the first thread
 };
 
 inline Block block;
 
-inline void rest() {
-  if (_setjmp(block.thread[threadIdx.x].rest) == 0) _longjmp(block.scheduler, 1);
+inline void yield_to_scheduler() {
+  if (_setjmp(block.thread[threadIdx.x].waiting) == 0) _longjmp(block.scheduler, 1);
 }
 
-inline void live() {
+inline void run_thread() {
   while (true) {
     block.kernel();
-    block.thread[threadIdx.x].done = block.moved = true;
-    rest();
+    block.thread[threadIdx.x].done = block.progressed = true;
+    yield_to_scheduler();
   }
 }
 
-inline void meet(Meeting& meeting, unsigned expected) {
-  const unsigned number = meeting.number;
-  if (++meeting.arrived == expected) {
-    meeting.arrived = 0;
-    ++meeting.number;
-    block.moved = true;
+inline void wait_at(Barrier& barrier, unsigned expected) {
+  const unsigned number = barrier.number;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    ++barrier.number;
+    block.progressed = true;
   }
-  while (meeting.number == number) rest();
+  while (barrier.number == number) yield_to_scheduler();
 }
 
 // The threads that a mask names: a warp or half of one.
-inline void meet(unsigned mask) {
+inline void wait_at(unsigned mask) {
   if (mask == 0xffffffffu) {
-    meet(block.warp[threadIdx.x / 32], 32);
+    wait_at(block.warp[threadIdx.x / 32], 32);
   } else if (mask == 0xffffu << (threadIdx.x & 16)) {
-    meet(block.half[threadIdx.x / 16], 16);
+    wait_at(block.half[threadIdx.x / 16], 16);
   } else {
     std::fprintf(stderr, "mask %x of thread %u\n", mask, threadIdx.x);
     std::abort();
@@ -96,14 +96,14 @@ inline void meet(unsigned mask) {
 }
 
 template <typename T>
-T hear(unsigned mask, T mine, unsigned from) {
-  block.told[threadIdx.x] = 0;
-  std::memcpy(&block.told[threadIdx.x], &mine, sizeof mine);
-  meet(mask);
-  T heard;
-  std::memcpy(&heard, &block.told[from], sizeof heard);
-  meet(mask);
-  return heard;
+T exchange(unsigned mask, T mine, unsigned from) {
+  block.sent[threadIdx.x] = 0;
+  std::memcpy(&block.sent[threadIdx.x], &mine, sizeof mine);
+  wait_at(mask);
+  T received;
+  std::memcpy(&received, &block.sent[from], sizeof received);
+  wait_at(mask);
+  return received;
 }
 
 // Lets a thread run until it waits or ends.
@@ -111,12 +111,12 @@ inline void resume(unsigned i) {
   threadIdx.x = i;
   Fiber& fiber = block.thread[i];
   if (_setjmp(block.scheduler) != 0) return;
-  if (fiber.begun) _longjmp(fiber.rest, 1);
-  fiber.begun = true;
+  if (fiber.started) _longjmp(fiber.waiting, 1);
+  fiber.started = true;
   getcontext(&fiber.begin);
   fiber.begin.uc_stack.ss_sp = block.stacks.data() + kStack * i;
   fiber.begin.uc_stack.ss_size = kStack;
-  makecontext(&fiber.begin, live, 0);
+  makecontext(&fiber.begin, run_thread, 0);
   swapcontext(&block.outside, &fiber.begin);
 }
 
@@ -127,11 +127,11 @@ inline void run_block(std::minstd_rand& random) {
   std::shuffle(order.begin(), order.end(), random);
   for (const unsigned i : order) block.thread[i].done = false;
   do {
-    block.moved = false;
+    block.progressed = false;
     for (const unsigned i : order) {
       if (!block.thread[i].done) resume(i);
     }
-  } while (block.moved);
+  } while (block.progressed);
   if (std::all_of(order.begin(), order.end(), [](unsigned i) { return block.thread[i].done; })) return;
   std::fprintf(stderr, "threads wait for each other for ever\n");
   std::abort();
@@ -170,13 +170,13 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return 0;
 }
 
-inline void __syncthreads() { emulation::meet(emulation::block.all, blockDim.x); }
+inline void __syncthreads() { emulation::wait_at(emulation::block.all, blockDim.x); }
 
 inline int __syncthreads_or(int mine) {
-  emulation::block.told[threadIdx.x] = mine != 0;
+  emulation::block.sent[threadIdx.x] = mine != 0;
   __syncthreads();
   int any = 0;
-  for (unsigned i = 0; i < blockDim.x; ++i) any |= static_cast<int>(emulation::block.told[i]);
+  for (unsigned i = 0; i < blockDim.x; ++i) any |= static_cast<int>(emulation::block.sent[i]);
   __syncthreads();
   return any;
 }
@@ -184,12 +184,12 @@ inline int __syncthreads_or(int mine) {
 template <typename T>
 T __shfl_down_sync(unsigned mask, T mine, unsigned step, unsigned width = 32) {
   const unsigned i = threadIdx.x;
-  return emulation::hear(mask, mine, i % width + step < width ? i + step : i);
+  return emulation::exchange(mask, mine, i % width + step < width ? i + step : i);
 }
 
 template <typename T>
 T __shfl_sync(unsigned mask, T mine, unsigned lane) {
-  return emulation::hear(mask, mine, threadIdx.x / 32 * 32 + lane);
+  return emulation::exchange(mask, mine, threadIdx.x / 32 * 32 + lane);
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool mine) {

@@ -50,10 +50,14 @@ def repeated(trial: TrialLike) -> bool:
     return trial.state == "repeat"
 
 
+def complete(trial: TrialLike) -> bool:
+    """The whole training has a score. A repeat is not meant: what it repeats may have been stopped."""
+    return trial.state == "complete" and known(trial.value)
+
+
 def scored(trials: Sequence[T]) -> list[T]:
-    """Trials with the score of a whole training, by number. Shorter trainings are no match for them."""
-    whole = [t for t in trials if t.state in ("complete", "repeat") and known(t.value)]
-    return sorted(whole, key=lambda t: t.number)
+    """The complete trials, by number."""
+    return sorted(filter(complete, trials), key=lambda t: t.number)
 
 
 def baseline_of(trials: Sequence[T]) -> T | None:

@@ -26,7 +26,7 @@ from detsearch_cli.files import (
 )
 from detsearch_cli.report.figures import to_png
 from detsearch_cli.report.page import RunPage
-from detsearch_cli.search.study import _write_parquet
+from detsearch_cli.search.export import write_parquet
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
 TABLE = pd.DataFrame([dict.fromkeys(EXPORT_COLUMNS, 1) | {"reason": None}])
@@ -45,7 +45,7 @@ def page(path: Path) -> None:
 def wide_parquet(path: Path) -> None:
     """Many columns and rows: the descriptions of the columns alone are larger than what is looked at."""
     columns = {f"metric.{i:04d}.{'long' * 10}": np.random.default_rng(i).random(50) for i in range(1500)}
-    _write_parquet(pd.concat([pd.DataFrame(columns), TABLE], axis=1), path)
+    write_parquet(pd.concat([pd.DataFrame(columns), TABLE], axis=1), path)
     assert path.stat().st_size > 10 * (1 << 16)
 
 
@@ -57,8 +57,8 @@ OURS: dict[str, Callable[[Path], object]] = {
     "a.html": page,
     "a.csv": lambda p: TABLE.to_csv(p, index=False),
     "empty.csv": lambda p: TABLE[list(EXPORT_COLUMNS)][:0].to_csv(p, index=False),
-    "a.parquet": lambda p: _write_parquet(TABLE, p),
-    "empty.parquet": lambda p: _write_parquet(TABLE[:0], p),
+    "a.parquet": lambda p: write_parquet(TABLE, p),
+    "empty.parquet": lambda p: write_parquet(TABLE[:0], p),
     "wide.parquet": wide_parquet,
 }
 NOT_OURS: dict[str, Callable[[Path], object]] = {

@@ -18,13 +18,7 @@ def test_a_tie_goes_to_the_earlier_trial_and_so_to_the_baseline() -> None:
     assert best_of([second, first, OWN]) == OWN
 
 
-def test_a_repeat_is_not_taken_for_the_trial_that_it_repeats() -> None:
-    trained, repeat = Trial(2, {"k": 2}, "complete", 0.6), Trial(3, {"k": 2}, "repeat", 0.6, 0.0)
-    assert best_of([OWN, repeat, trained]) == trained
-    assert scored([repeat, trained, OWN]) == [OWN, trained, repeat]
-
-
-@pytest.mark.parametrize("state", ["stopped", "failed", "running"])
+@pytest.mark.parametrize("state", ["stopped", "failed", "running", "repeat"])
 def test_only_a_whole_training_has_a_score(state: str) -> None:
     other = Trial(1, {"k": 1}, state, 0.9)
     assert scored([other, OWN]) == [OWN]

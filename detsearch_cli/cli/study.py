@@ -129,7 +129,7 @@ def export(
 ) -> None:
     """The trials as a table for other programs."""
     from detsearch_cli.cli import console
-    from detsearch_cli.search.study import export as write
+    from detsearch_cli.search.export import export as write
     from detsearch_cli.search.study import open_study
 
     study = open_study(folder, name, storage)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ def convert(source: Source, out: Path, format: str, splits: Sequence[str] | None
     """
     if format not in WRITERS:
         raise DataError(f"can write {', '.join(WRITERS)}, not {format!r}")
-    _check_place(source, out)
+    _check_target(source, out)
     return _write({name: source.load(name) for name in splits or source.splits}, out, format)
 
 
@@ -68,7 +69,7 @@ def split(
         raise DataError(
             f"fractions are train, val, test >= 0 with sum 1 and a train above 0, got {fractions}"
         )
-    _check_place(source, out)
+    _check_target(source, out)
     whole = join([source.load(name) for name in source.splits], "+".join(source.splits))
     counts = fractions_of(len(whole), fractions)
     if any(f > 0 and c == 0 for f, c in zip(fractions, counts, strict=True)):
@@ -85,7 +86,7 @@ def split(
     return _write(parts, out, "coco")
 
 
-def _check_place(source: Source, out: Path) -> None:
+def _check_target(source: Source, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; name a new folder")
     if out.is_dir() and any(out.iterdir()):
@@ -97,46 +98,51 @@ def _check_place(source: Source, out: Path) -> None:
 
 
 def _write(splits: dict[str, Split], out: Path, format: str) -> Converted:
-    place = out.resolve()  # a link to an empty folder stays a link
-    draft = _new_draft(place)
+    target = out.resolve()  # a link to an empty folder stays a link
+    draft = _new_draft(target)
     try:
-        folder = draft / "set"  # not the draft itself: the mark stays beside it until the set is in its place
+        process = {"process": os.getpid(), "host": socket.gethostname()}
+        write_signed_json(draft / MARK, DRAFT, process)
+        folder = draft / "set"  # not the draft itself: the mark stays beside the set until that has moved
         folder.mkdir()
         boxes, notes = WRITERS[format](folder, splits)
-        # The system lets a folder take the place of an empty one alone, so nothing put there meanwhile is lost.
-        folder.rename(place)
+        # The system lets a folder replace none but an empty one, so what came there meanwhile is not lost.
+        folder.rename(target)
     except OSError as error:
         raise StorageError(
             f"cannot write {out}: {error.strerror or error}; nothing was left behind"
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # ours: `_new_draft` made it, and fails where one exists
+        shutil.rmtree(draft, ignore_errors=True)  # ours: `_new_draft` made it, under a name that was free
+        _live.discard(draft)
     images = {name: len(s) for name, s in splits.items()}
     return Converted(out, format, images, boxes, tuple(notes))
 
 
-def _new_draft(place: Path) -> Path:
-    """An empty folder beside `place`, marked as this process's, after those of killed processes are removed."""
-    process = {"process": os.getpid(), "host": socket.gethostname()}
-    draft = place.with_name(f".{place.name}.{os.getpid()}.part")
+_live: set[Path] = set()  # drafts that this process is writing, in whatever thread
+
+
+def _new_draft(target: Path) -> Path:
+    """A new folder beside `target`; those that killed processes left for the same target are removed."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        for left in place.parent.iterdir():
-            if _is_left_behind(left, place.name):
-                # Ours: named like a draft of this very target and marked by a process that is gone. Only what is
-                # in the folder goes: rmtree follows no link.
-                shutil.rmtree(left, ignore_errors=True)
-        draft.mkdir()  # never one that exists
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for found in target.parent.iterdir():
+            if _is_left_behind(found, target.name):
+                # Ours: named like a draft of this very target, and marked by a process that is gone. What it
+                # links to is safe: rmtree follows no link.
+                shutil.rmtree(found, ignore_errors=True)
+        prefix = f".{target.name}.{os.getpid()}."
+        draft = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=target.parent))
     except OSError as error:
-        raise storage_error(place, error) from error
-    write_signed_json(draft / MARK, DRAFT, process)
+        raise storage_error(target, error) from error
+    _live.add(draft)
     return draft
 
 
 def _is_left_behind(path: Path, name: str) -> bool:
     """Whether `path` is a draft for the target `name` whose process, of this machine, was killed."""
-    named = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.part", path.name)
-    if named is None or path.is_symlink() or not is_ours(path / MARK, DRAFT):
+    named = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.\w+\.part", path.name)
+    if named is None or path.is_symlink() or path in _live or not is_ours(path / MARK, DRAFT):
         return False
     try:
         marked = json.loads((path / MARK).read_text(encoding="utf-8"))
@@ -146,13 +152,15 @@ def _is_left_behind(path: Path, name: str) -> bool:
     # the numbers of another machine's processes, on a shared disk, mean nothing here
     if (marked.get("process"), marked.get("host")) != (number, socket.gethostname()):
         return False
+    if number == os.getpid():
+        return True  # of an earlier process with this number: in a container every run may have the same
     try:
         os.kill(number, 0)  # signal 0 asks whether the process exists and does nothing to it
     except ProcessLookupError:
         return True
-    except OSError:  # it exists and is another user's
-        return False
-    return number == os.getpid()  # the number was given anew, to this process, which has no draft yet
+    except (OSError, OverflowError):
+        return False  # another user's process, or no number that a process can have
+    return False
 
 
 class _Images:
@@ -161,7 +169,7 @@ class _Images:
     def __init__(self) -> None:
         self.taken: set[str] = set()
 
-    def place(self, split: Split, index: int, folder: Path) -> str:
+    def copy(self, split: Split, index: int, folder: Path) -> str:
         """Copy image `index` into `folder`; returns the file's name there."""
         record = split.records[index]
         stem = record.file.stem if record.file else f"{split.name}_{record.image_id:06d}"
@@ -186,7 +194,7 @@ def _write_coco(folder: Path, splits: dict[str, Split]) -> tuple[dict[str, int],
         annotations: list[dict[str, Any]] = []
         rows = []
         for index, record in enumerate(content.records):
-            file_name = images.place(content, index, folder / name)
+            file_name = images.copy(content, index, folder / name)
             size = {"width": record.width, "height": record.height}
             rows.append({"id": record.image_id, "file_name": file_name, **size})
             annotations += _coco_objects(record, content.category_ids, len(annotations))
@@ -229,7 +237,7 @@ def _write_voc(folder: Path, splits: dict[str, Split]) -> tuple[dict[str, int], 
     for name, content in splits.items():
         stems = []
         for index, record in enumerate(content.records):
-            file_name = images.place(content, index, folder / "JPEGImages")
+            file_name = images.copy(content, index, folder / "JPEGImages")
             stems.append(Path(file_name).stem)
             # An inclusive box of one pixel or less cannot be told from a degenerate one.
             wide = ((record.boxes[:, 2:] - record.boxes[:, :2]) > 1).all(axis=1)
@@ -275,7 +283,7 @@ def _write_yolo(folder: Path, splits: dict[str, Split]) -> tuple[dict[str, int],
         for part in ("images", "labels"):
             (folder / part / name).mkdir(parents=True)
         for index, record in enumerate(content.records):
-            stem = Path(images.place(content, index, folder / "images" / name)).stem
+            stem = Path(images.copy(content, index, folder / "images" / name)).stem
             scale = (record.width, record.height)
             lines = []
             for i, (x1, y1, x2, y2) in enumerate(record.boxes.tolist()):

@@ -81,7 +81,7 @@ def resize_image(image: Tensor, rule: Rule) -> Tensor:
 
 
 def scaled(sample: Sample, image: Tensor) -> Sample:
-    """The sample with `image`, a resized version of its own, and the boxes to fit."""
+    """The sample with `image`, which is its own one resized, and with boxes to fit."""
     sy, sx = image.shape[-2] / sample.image.shape[-2], image.shape[-1] / sample.image.shape[-1]
     return Sample(image, sample.boxes * torch.tensor([sx, sy, sx, sy]), sample.labels, (sx, sy))
 
@@ -94,18 +94,18 @@ def flip(sample: Sample) -> Sample:
 
 
 def without_degenerate(sample: Sample) -> Sample:
-    """Without boxes of zero width or height, their labels neither."""
+    """The sample without boxes of zero width or height and without their labels."""
     good = (sample.boxes[:, 2:] > sample.boxes[:, :2]).all(1)
     if good.all():
         return sample
     return replace(sample, boxes=sample.boxes[good], labels=sample.labels[good])
 
 
-def place(sample: Sample, size: tuple[int, int], corner: tuple[int, int], canvas: Tensor) -> Sample:
-    """The sample resized to `size`, with its upper left corner at `corner`, on a copy of the canvas.
+def paste(sample: Sample, size: tuple[int, int], corner: tuple[int, int], canvas: Tensor) -> Sample:
+    """The sample resized to `size` on a copy of the canvas, its upper left corner at `corner`.
 
     size: height, width; corner: y, x, negative where it sticks out; canvas (3, H, W) uint8. Boxes are cut at the
-    border; those of less than 1 px, what encoding counts as the least, go.
+    border. A box narrower than 1 px goes: encoding takes no smaller one.
     """
     height, width = canvas.shape[-2:]
     resized = scaled(sample, F.resize(sample.image, list(size), antialias=True))
@@ -207,7 +207,7 @@ class Transform:
         size = tuple(max(1, round(side * factor)) for side in rule.size(tall, wide))
         corner = tuple(round(_uniform(0, room - side)) for room, side in zip(canvas, size, strict=True))
         empty = self._mean.to(sample.image.device).expand(3, *canvas)
-        return place(sample, (size[0], size[1]), (corner[0], corner[1]), empty)
+        return paste(sample, (size[0], size[1]), (corner[0], corner[1]), empty)
 
     def _coloured(self, image: Tensor) -> Tensor:
         augment = self.augment

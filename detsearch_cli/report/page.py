@@ -21,7 +21,17 @@ from detsearch_cli.files import claim_file, replace_file
 from detsearch_cli.report import figures
 from detsearch_cli.report.figures import EpochPoint, Figure, points
 from detsearch_cli.report.verdict import SeedComparison, judge
-from detsearch_cli.trials import TrialLike, baseline_of, best_of, failed, known, repeated, scored, stopped
+from detsearch_cli.trials import (
+    TrialLike,
+    baseline_of,
+    best_of,
+    complete,
+    failed,
+    known,
+    repeated,
+    scored,
+    stopped,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,7 +166,6 @@ class StudyPage(_Page):
 
     def render(self) -> str:
         done = scored(self.rows)
-        trained = [r.seconds for r in done if known(r.seconds) and not repeated(r)]
         return _environment().get_template("study.html").render(
             page=self,
             verdict=judge(self.rows, self.comparison, self.split, self.metric),
@@ -167,7 +176,7 @@ class StudyPage(_Page):
             broken=[r for r in self.rows if failed(r)],
             early=[r for r in self.rows if stopped(r)],
             repeats=sum(map(repeated, self.rows)),
-            median=figures.median(trained),
+            median=figures.median([r.seconds for r in done if known(r.seconds)]),
             classes=sorted(self.classes, key=_by_difference),
             largest=max((abs(c.difference) for c in self.classes if c.difference is not None), default=0.0),
             charts=self._charts(),
@@ -283,5 +292,6 @@ def _environment() -> Environment:
     )
     environment.tests["failed"] = failed
     environment.tests["stopped"] = stopped
+    environment.tests["complete"] = complete
     environment.tests["score"] = lambda v: isinstance(v, int | float) and known(v)
     return environment

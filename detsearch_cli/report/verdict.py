@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from detsearch_cli.report.figures import points
-from detsearch_cli.trials import TrialLike, baseline_of, best_of, failed, known, repeated, scored
+from detsearch_cli.trials import TrialLike, baseline_of, best_of, failed, known, scored
 from detsearch_cli.verdicts import verdict
 
 UNLEARNED = 0.01  # a detector below this AP is still at the start of its training
@@ -69,7 +69,7 @@ def judge(
     best, baseline = best_of(rows), baseline_of(rows)
     if best is None:
         return _without_scores(rows)
-    candidates = [r for r in scored(rows) if r.candidate is not None and not repeated(r)]
+    candidates = [r for r in scored(rows) if r.candidate is not None]
     if best.candidate is None:
         return _baseline_won(best, candidates, split, metric)
     if comparison is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
-from detsearch_cli.files import EXPORT_COLUMNS, SIGNATURE, claim_file, finite, replace_file, write_signed_json
+from detsearch_cli.files import EXPORT_COLUMNS, finite
 from detsearch_cli.search.config import RecordedConfig
 from detsearch_cli.search.space import Candidate
 from detsearch_cli.search.storage import connect, database_url, display_name, guarded
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 State = Literal["running", "complete", "failed", "repeat", "stopped"]
 Score = tuple[int, float]
-EXPORT = "export"  # what an exported file says that it is
 
 
 @dataclass(frozen=True)
@@ -165,35 +164,6 @@ def _try_open(folder: Path, name: str | None, storage: str | None) -> Study | St
         return open_study(folder, name, storage)
     except StudyError as error:
         return error
-
-
-def export(study: Study, path: Path) -> None:
-    """Write the study's table to a .csv, .parquet or .json file; json holds every metric and the recipes.
-
-    Raises StudyError for another ending, OutputError for a file of somebody else, StorageError when the disk
-    refuses.
-    """
-    if path.suffix not in (".csv", ".parquet", ".json"):
-        raise StudyError(f"a study is exported to a .csv, .parquet or .json file, got {path.name}")
-    claim_file(path, EXPORT)
-    if path.suffix == ".json":
-        write_signed_json(path, EXPORT, to_json(study))
-    elif path.suffix == ".csv":
-        replace_file(path, lambda p: study.table().to_csv(p, index=False))
-    else:
-        replace_file(path, lambda p: _write_parquet(study.table(), p))
-
-
-def _write_parquet(table: pd.DataFrame, path: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    columns = pyarrow.Table.from_pandas(table, preserve_index=False)
-    # pandas' and Arrow's own descriptions of the columns would push the signature away from the end of the file
-    columns = columns.replace_schema_metadata(None)
-    with parquet.ParquetWriter(path, columns.schema, store_schema=False) as writer:
-        writer.write_table(columns)
-        writer.add_key_value_metadata({SIGNATURE: EXPORT})
 
 
 def to_json(study: Study) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +180,7 @@ def test_what_is_put_into_the_folder_meanwhile_is_kept(
 
 def draft(folder: Path, name: str, process: int, host: str | None = None, kind: str = DRAFT) -> Path:
     """An unfinished folder of `process` beside the target `name`."""
-    path = folder / f".{name}.{process}.part"
+    path = folder / f".{name}.{process}.x_1.part"
     write(path / "set" / "train" / "a.txt", "half")
     write_signed_json(path / MARK, kind, {"process": process, "host": host or socket.gethostname()})
     return path
@@ -197,10 +199,10 @@ def test_exactly_the_drafts_of_killed_processes_are_removed(tmp_path: Path) -> N
         draft(tmp_path / "far", "out", dead.pid, host="elsewhere"),
         draft(tmp_path / "far", "out", dead.pid + 1, kind="study"),
     ]
-    unmarked = tmp_path / f".out.{dead.pid + 2}.part"
+    unmarked = tmp_path / f".out.{dead.pid + 2}.a.part"
     write(unmarked / "mine.txt", "mine")
     write(unmarked / MARK, f'{{"process": {dead.pid + 2}}}')
-    link = tmp_path / f".out.{dead.pid + 3}.part"
+    link = tmp_path / f".out.{dead.pid + 3}.a.part"
     link.symlink_to(draft(tmp_path / "far", "linked", dead.pid))
     before = [fingerprint(path) for path in kept]
     convert(source, tmp_path / "out", "coco")
@@ -210,13 +212,34 @@ def test_exactly_the_drafts_of_killed_processes_are_removed(tmp_path: Path) -> N
     assert all(path.exists() for path in (*kept, unmarked / "mine.txt", link / "set"))
 
 
-def test_a_folder_named_like_the_own_draft_is_not_touched(tmp_path: Path) -> None:
+def test_a_folder_of_the_user_named_like_a_draft_is_not_touched(tmp_path: Path) -> None:
     source = open_source(str(voc(tmp_path / "in")))
-    write(tmp_path / f".out.{os.getpid()}.part" / "mine.txt", "mine")
-    before = fingerprint(tmp_path)
-    with pytest.raises(StorageError, match="cannot write"):
-        convert(source, tmp_path / "out", "coco")
-    assert fingerprint(tmp_path) == before
+    mine = [tmp_path / f".out.{os.getpid()}.part", tmp_path / f".out.{os.getpid()}.abc.part"]
+    for path in mine:
+        write(path / "mine.txt", "mine")
+    convert(source, tmp_path / "out", "coco")
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out", *(p.name for p in mine)}
+    assert all((path / "mine.txt").read_text() == "mine" for path in mine)
+
+
+def test_two_threads_do_not_remove_the_drafts_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy, begun = open_source(str(voc(tmp_path / "in"))), module.shutil.copyfile, threading.Barrier(2)
+
+    def together(a: Path, b: Path) -> None:
+        if not b.parent.parent.joinpath("met").exists():  # each waits once, in the middle of its draft
+            b.parent.parent.joinpath("met").touch()
+            begun.wait(timeout=30)
+        copy(a, b)
+
+    monkeypatch.setattr(module.shutil, "copyfile", together)
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [pool.submit(convert, source, tmp_path / "out", "coco") for _ in range(2)]
+    errors = [str(task.exception()) for task in tasks if task.exception() is not None]
+    assert len(errors) == 1 and "not empty" in errors[0]
+    assert open_source(str(tmp_path / "out")).splits == source.splits
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
 
 
 KILLED = """

@@ -16,7 +16,7 @@ from detsearch_cli.data.transforms import (
     Transform,
     distort,
     flip,
-    place,
+    paste,
     seed_of,
     seeded,
 )
@@ -118,7 +118,7 @@ def test_placing_agrees_with_torchvisions_resize_and_crop(
     size: tuple[int, int], corner: tuple[int, int]
 ) -> None:
     sample, canvas = labelled(), torch.zeros(3, 64, 80, dtype=torch.uint8)
-    placed = place(sample, size, corner, canvas)
+    placed = paste(sample, size, corner, canvas)
     boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=(90, 120))
     window = (-corner[0], -corner[1], 64, 80)  # beyond the image torchvision puts zeros
     expected = F.crop(F.resize(sample.image, list(size), antialias=True), *window)

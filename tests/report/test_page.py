@@ -305,7 +305,7 @@ def test_repeats_answered_from_the_ledger_count_neither_as_candidates_nor_as_tim
     trials = [*rows(0.3, 0.412), Trial(3, {"k": 2}, "repeat", 0.412, 0.0)]
     assert "highest of 2 candidates" in judge(trials, None, "val").detail
     text = Reader(replace(study(), rows=trials, comparison=None).render()).text
-    assert "1 of them repeats another" in text and "20 s median" in text
+    assert "1 repeats another" in text and "20 s median" in text
 
 
 def test_a_stopped_trial_is_shown_and_is_neither_best_nor_complete_nor_failed() -> None:

@@ -197,6 +197,8 @@ class Proposer:
     def answer(self, ended: Trial) -> None:
         """Give the trials that hang on `ended` its outcome: repeats, and continuations of what failed."""
         for trial in [t for t in self.ledger.trials if hang_on(t, ended)]:
+            if self.ledger.trials[trial.number].state != "running":
+                continue  # answered by a continuation before it in this list
             answered = self._answered(trial, ended)
             self.tell(answered)
             if answered.repeat_of is None:

@@ -22,7 +22,7 @@ from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared
 from detsearch_cli.search.space import Candidate, Integer, Product
 from detsearch_cli.search.study import Trial, open_study
 from detsearch_cli.search.worker import WorkerSpec, _run, read_task
-from tests.search import fakes
+from tests.search import fakes, halving
 
 SPACE = Product((Integer("a", 1, 25), Integer("b", 1, 25)))
 CONFIG = ("identity", "space", "sampler", "seed", "budget", "workers")
@@ -94,6 +94,7 @@ def _main(folder: str, trial: str, changes: dict[str, Any], environment: dict[st
     # shorter than a user would want them
     Executor.idle_seconds = float(environment.get("IDLE_SECONDS", Executor.idle_seconds))
     Slurm.check_seconds = 0.1
+    halving.install()
     log = Path(folder).with_suffix(".events")
 
     def note(event: Event) -> None:

@@ -152,18 +152,13 @@ def test_with_fewer_jobs_a_done_trial_makes_room_for_the_one_it_waits_for(tmp_pa
 
     whole = search(tmp_path / "whole", trials=4)
     folder = tmp_path / "s"
-    with pytest.raises(Stop):
-        search(folder, "quick", stop, trials=4)
+    with pytest.raises(Stop):  # trials 1 and 2 are under way
+        search(folder, "quick", stop, trials=4, jobs=2)
     third, fourth = trial_folder(folder, 2), trial_folder(folder, 3)
-    with sqlite3.connect(folder / "study.db") as ledger:  # as if trial 1 were still without an outcome
-        ledger.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 1")
-        ledger.execute("DELETE FROM trial_values WHERE trial_id = 2")
-    ledger.close()
     (trial_folder(folder, 1) / "result.json").unlink()
     assert (third / "result.json").exists() and not fourth.exists()
-    (folder / "workers" / "0" / "running.json").write_text(
-        f'{{"trial": 2, "folder": "{third}", "recipe": ""}}'
-    )
+    task = f'{{"trial": 2, "folder": "{third}", "recipe": ""}}'
+    (folder / "workers" / "0" / "running.json").write_text(task)
     outcome = search(folder, trials=4)  # worker 0 holds trial 2, which is done and waits for trial 1
     assert [trial.candidate for trial in outcome.trials] == [trial.candidate for trial in whole.trials]
     assert [trial.state for trial in outcome.trials] == ["complete"] * 5
@@ -203,6 +198,37 @@ def test_a_study_of_another_search_is_refused_naming_what_differs(
         search(tmp_path / "s", trials=2, **change)
     assert named in str(caught.value) and "--name" in str(caught.value)
     assert read(tmp_path / "s") == before
+
+
+def test_at_most_three_differences_are_told_as_the_user_gave_them(tmp_path: Path) -> None:
+    recipe = {"optim": {"lr": 0.1, "momentum": 0.9}, "detector": {"name": "fcos"}}
+    identity = {"method": "assign", "options": {"max_count": 5}, "recipe": recipe}
+    search(tmp_path / "s", trials=1, identity=identity)
+    other = {**recipe, "detector": {"name": "atss"}, "optim": {"lr": 0.2}}
+    with pytest.raises(StudyError) as caught:
+        search(tmp_path / "s", identity={**identity, "options": {"max_count": 7}, "recipe": other})
+    assert str(caught.value) == (
+        f"{tmp_path / 's'} holds another search (max_count is 5 there, 7 here; optim.lr is 0.1 there, 0.2 here; "
+        "optim.momentum is 0.9 there, unset here; 1 more); give this one another --name, or go on with that "
+        f"one by `detsearch study resume {tmp_path / 's'}`"
+    )
+
+
+def test_what_a_resumed_search_may_change(tmp_path: Path) -> None:
+    search(tmp_path / "s", trials=2)
+    search(tmp_path / "s", trials=3, budget=30, workers=2)
+    config = open_study(tmp_path / "s").config
+    assert (config.budget, config.workers, config.seed, config.sampler.name) == (2, 1, 1, "random")
+
+
+def test_a_ledger_of_another_version_is_one_sentence(tmp_path: Path) -> None:
+    search(tmp_path / "s", trials=1)
+    with sqlite3.connect(tmp_path / "s" / "study.db") as ledger:
+        ledger.execute('UPDATE study_user_attributes SET value_json = \'{"space": [], "seed": 1}\'')
+    ledger.close()
+    for attempt in (lambda: search(tmp_path / "s"), lambda: open_study(tmp_path / "s")):
+        with pytest.raises(StudyError, match="another version of detsearch"):
+            attempt()
 
 
 def test_an_unknown_sampler_is_named_before_anything_is_written(tmp_path: Path) -> None:

@@ -97,6 +97,9 @@ class PySOT(ProductSampler):
                 action = self._method.propose_action()
             except Exception:  # whatever pySOT raises, a search goes on with a random candidate
                 action = None
+                # half a solution of a singular system stays in pySOT's RBF and makes every later fit fail, while
+                # a replay, which fits once, would not meet it
+                self._method.surrogate.c = None
             self._method.converged = False
             return Proposal(self._accept(self._without_refused(action)))
 

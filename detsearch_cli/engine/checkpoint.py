@@ -175,7 +175,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
 
 @contextmanager
 def owned(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """The folder claimed for this recipe, and locked so that no second training writes into it.
+    """Claim the folder for this recipe and lock it, so that no second training writes into it.
 
     Raises what `claim` raises, and CheckpointError while another process trains in it.
     """

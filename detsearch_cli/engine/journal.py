@@ -35,7 +35,7 @@ class Journal:
                     self._board.add_scalar(name, value, step)
 
     def evaluated(self, epoch: int) -> bool:
-        """Whether the evaluation after this epoch is in the log: a resumed run repeats the last one."""
+        """Whether this epoch's score is in the log. A resumed run repeats its last evaluation, but not the entry."""
         return any("AP" in e and e["epoch"] == epoch for e in self.past)
 
     @property

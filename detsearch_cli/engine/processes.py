@@ -3,8 +3,8 @@
     rank 0     whoever called `train`: it alone writes, and speaks for all
     rank 1...  `python -m detsearch_cli.engine.rank`: silent; an error that stops one is raised in rank 0
 
-A stopped rank shows at the next exchange of gradients, or else to the thread that watches in rank 0. A rank
-whose rank 0 is gone ends itself (rank.py). torchrun and Slurm start and watch processes themselves.
+When a rank stops, rank 0 notices at the next exchange of gradients, or by the thread that watches the others. When
+rank 0 stops, the others end themselves (rank.py). torchrun and Slurm start and watch processes on their own.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def first_place(world: int) -> Place:
 
 @contextlib.contextmanager
 def together(place: Place | None, recipe: Recipe, folder: Path, until: int | None) -> Iterator[None]:
-    """Rank 0: the other ranks train alongside, and are gone afterwards, whatever happens. Others: nothing.
+    """In rank 0: start the other ranks, and end them when the training ends, however it ends. In others: nothing.
 
-    Raises the error that stopped another rank, ProcessLost where it could not tell.
+    until: see `train`. Raises the error that stopped another rank, ProcessLost where that rank left no word.
     """
     if place is None or place.rank != 0 or place.world == 1:
         yield
@@ -99,7 +99,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class _Other:
-    """A rank that rank 0 has started. What it prints at its end, one line of JSON, is the error it had."""
+    """A rank that rank 0 has started. An error that ends it is printed by it as one line of JSON."""
 
     def __init__(self, place: Place, order: dict[str, Any]) -> None:
         self.rank = place.rank
@@ -154,9 +154,10 @@ def gathered(own: Any, fabric: Fabric) -> list[Any]:
 
 
 def explain(fabric: Fabric, error: Exception) -> None:
-    """Under torchrun or srun one rank's error ends the training of all; each knows only its own.
+    """Under torchrun and srun one rank's error ends the training of all, but each rank sees only its own error.
 
-    Raises ProcessLost for an error that says no more than that. The command line is silent on ranks other than 0.
+    Raises ProcessLost for an error that a user could not read. Logs one of a rank other than 0, where the command
+    line is silent.
     """
     if isinstance(error, Diverged):  # known to all
         return

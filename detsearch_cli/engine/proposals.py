@@ -50,7 +50,7 @@ class ProposalRecall:
 
 
 def _taken_by(overlap: np.ndarray) -> np.ndarray:
-    """Rank of the proposal that takes each object at each threshold. overlap (P, G) -> (10, G); max(COUNTS): no such."""
+    """Rank of the proposal that takes each object at each threshold. overlap (P, G) -> (10, G); max(COUNTS): none."""
     num_gt, nobody = overlap.shape[1], max(COUNTS)
     rank = np.full((len(THRESHOLDS), num_gt), nobody)
     if not num_gt:

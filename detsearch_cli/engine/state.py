@@ -14,7 +14,7 @@ from detsearch_cli.engine.checkpoint import load_tensors, save_tensors
 
 
 class State:
-    """What is saved: weights, their average, the optimiser, how far and how long it trained."""
+    """What a checkpoint holds: weights, their average, the optimiser, the steps and seconds trained so far."""
 
     def __init__(
         self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, fabric: Fabric
@@ -26,7 +26,7 @@ class State:
     def seed_step(self, seed: int) -> None:
         """Let what the next step draws (dropout, samples of priors) depend on seed, step and rank alone.
 
-        Nothing need be saved then, and every rank goes on exactly, not only the one that saves.
+        No generator's state need be saved then, and every rank goes on exactly, not only the one that saves.
         """
         torch.manual_seed(seed_of(seed, self.step, self.fabric.global_rank) & (2**63 - 1))
 

@@ -258,9 +258,9 @@ class _Run:
         return agreed
 
     def _agree(self, losses: dict[str, Tensor], batches: list[Batch]) -> dict[str, float]:
-        """Mean of the losses over ranks. Raises Diverged, on all ranks alike, when one is not finite.
+        """Mean of the losses over ranks. Raises Diverged on every rank when a loss of one is not finite.
 
-        Whether to stop is decided together too: the others would wait for ever for a rank that stopped alone.
+        The ranks also agree here whether to stop: if one stopped alone, the others would wait for it for ever.
         """
         own = torch.stack([*losses.values()]).float()
         # one exchange for both: each costs a round trip between the processes in every step
@@ -273,7 +273,7 @@ class _Run:
         return dict(zip(losses, means, strict=True))
 
     def _agree_to_stop(self) -> None:
-        """A signal after the last exchange of losses: without asking, one rank would stop alone."""
+        """Agree once more at the end of an epoch: a signal may have come after the last exchange of losses."""
         interrupted = torch.tensor(float(self.interrupted), device=self.fabric.device)
         self.stopping = float(cast(Tensor, self.fabric.all_reduce(interrupted, reduce_op="sum"))) > 0
 

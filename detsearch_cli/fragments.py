@@ -11,6 +11,7 @@ import yaml
 from detsearch_cli.errors import RecipeError
 
 Fragment = dict[str, Any]
+SHOWN_CHARACTERS = 60
 SLOTS = ("detector", "priors", "assign", "loss")
 
 
@@ -49,14 +50,19 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What tells two nested mappings apart, sorted by key: "optim.lr is 0.01 there, 0.1 here".
 
-    A key that is missing counts as None: a slot left open has no options to compare.
+    A key that is missing counts as None: a slot left open has no options to compare. Long values are cut.
     """
     a, b = flattened(there), flattened(here)
     return [
-        f"{key} is {a.get(key)} there, {b.get(key)} here"
+        f"{key} is {_short(a.get(key))} there, {_short(b.get(key))} here"
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key)
     ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
 def read_fragment(path: Path) -> Fragment:

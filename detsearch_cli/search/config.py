@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli import parts
 from detsearch_cli.errors import StudyError
+from detsearch_cli.fragments import differences
 from detsearch_cli.search.space import Product, Space, read_space
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 PACKAGE = "search.samplers"
 SHOWN_DIFFERENCES = 3
-SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -141,48 +141,19 @@ class RecordedConfig:
             ) from error
 
     def compared(self) -> dict[str, Any]:
-        """What must be equal to resume, in the order in which differences are told."""
-        return {
-            **self.identity,
-            "sampler": self.sampler.compared(),
-            "seed": self.seed,
-            "space": self.space_json,
-        }
+        """What must be equal to resume, by the names that a user gives: an option, a key of the recipe."""
+        identity = dict(self.identity)
+        options, recipe = identity.pop("options", {}), identity.pop("recipe", {})
+        named = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
+        search = {"sampler": self.sampler.compared(), "seed": self.seed, "space": self.space_json}
+        return {**identity, **named, **recipe, **search}
 
 
-def differences(there: RecordedConfig, here: RecordedConfig) -> str | None:
+def told_differences(there: RecordedConfig, here: RecordedConfig) -> str | None:
     """What differs between a ledger's search and another one, at most three things; None where nothing does."""
-    old, new = dict(_flattened(there.compared())), dict(_flattened(here.compared()))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if not changed:
-        return None
-    listed = [
-        f"{_label(key)} is {_short(old.get(key))} there, {_short(new.get(key))} here"
-        for key in changed[:SHOWN_DIFFERENCES]
-    ]
-    more = [f"{len(changed) - SHOWN_DIFFERENCES} more"] if len(changed) > SHOWN_DIFFERENCES else []
-    return "; ".join([*listed, *more])
-
-
-def _flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as one, keys joined by dots."""
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _label(key: str) -> str:
-    """The key as the user gave it: `optim.lr`, `max_count`, `sampler`."""
-    return key.removeprefix("recipe.").removeprefix("options.").removesuffix(".name")
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "unset"
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+    every = differences(there.compared(), here.compared())
+    more = [f"{len(every) - SHOWN_DIFFERENCES} more"] if len(every) > SHOWN_DIFFERENCES else []
+    return "; ".join([*every[:SHOWN_DIFFERENCES], *more]) or None
 
 
 def _content(given: str | Mapping[str, Any]) -> Mapping[str, Any]:

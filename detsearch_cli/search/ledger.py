@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
-from detsearch_cli.search.config import RecordedConfig, StudyConfig, differences
+from detsearch_cli.search.config import RecordedConfig, StudyConfig, told_differences
 from detsearch_cli.search.refusals import REFUSED, Refusal, RefusalLog
 from detsearch_cli.search.space import Candidate, Product
 from detsearch_cli.search.storage import connect, database_url, display_name, guarded
@@ -273,7 +273,7 @@ def _refuse_leftovers(folder: Path) -> None:
 
 
 def _refuse_another(folder: Path, there: RecordedConfig, here: RecordedConfig) -> None:
-    changes = differences(there, here)
+    changes = told_differences(there, here)
     if changes is not None:
         raise StudyError(
             f"{folder} holds another search ({changes}); give this one another --name, or go on with "

@@ -40,7 +40,12 @@ def prepare(candidate: Candidate | None) -> Prepared:
 
 def plan(folder: Path, **changes: Any) -> Plan:
     """A plan of the tests; changes go to the Plan or to its StudyConfig. sampler: as for `SamplerChoice.parse`."""
-    config: dict[str, Any] = {"identity": {"recipe": "r1"}, "space": SPACE, "sampler": "random", "seed": 1}
+    config: dict[str, Any] = {
+        "identity": {"recipe": {"optim": {"lr": 0.1}}},
+        "space": SPACE,
+        "sampler": "random",
+        "seed": 1,
+    }
     config |= {"budget": changes.get("trials", 8), "workers": changes.get("jobs", 1)}
     config |= {name: changes.pop(name) for name in CONFIG if name in changes}
     config["sampler"] = SamplerChoice.parse(config["sampler"])

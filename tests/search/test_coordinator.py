@@ -184,9 +184,9 @@ def test_a_full_disk_in_a_trial_stops_the_search_and_loses_nothing(tmp_path: Pat
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"identity": {"recipe": "r2"}}, "recipe is r1 there, r2 here"),
+        ({"identity": {"recipe": {"optim": {"lr": 0.2}}}}, "optim.lr is 0.1 there, 0.2 here"),
         ({"seed": 9}, "seed is 1 there, 9 here"),
-        ({"sampler": "grid"}, "sampler is random there, grid here"),
+        ({"sampler": "grid"}, "sampler.name is random there, grid here"),
         ({"space": Product((Integer("a", 1, 9),))}, "space.parameters is"),
     ],
 )
@@ -208,8 +208,8 @@ def test_at_most_three_differences_are_told_as_the_user_gave_them(tmp_path: Path
     with pytest.raises(StudyError) as caught:
         search(tmp_path / "s", identity={**identity, "options": {"max_count": 7}, "recipe": other})
     assert str(caught.value) == (
-        f"{tmp_path / 's'} holds another search (max_count is 5 there, 7 here; optim.lr is 0.1 there, 0.2 here; "
-        "optim.momentum is 0.9 there, unset here; 1 more); give this one another --name, or go on with that "
+        f"{tmp_path / 's'} holds another search (--max-count is 5 there, 7 here; detector.name is fcos there, atss "
+        "here; optim.lr is 0.1 there, 0.2 here; 1 more); give this one another --name, or go on with that "
         f"one by `detsearch study resume {tmp_path / 's'}`"
     )
 

@@ -51,5 +51,7 @@ def test_a_trial_in_two_stages_has_the_weights_of_one_training(halving: None, tm
     assert staged.keys() == once.keys()
     assert all((staged[name] == once[name]).all() for name in staged)
     assert last.value == whole.AP
-    again = api.search("assign", recipe, options={"bins": "1"}, trials=3, sampler="halving", name="s", out=tmp_path)
+    again = api.search(
+        "assign", recipe, options={"bins": "1"}, trials=3, sampler="halving", name="s", out=tmp_path
+    )
     assert again.outcome.trials == trials

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from detsearch_cli.errors import StorageError, StudyError
+from detsearch_cli.files import signed_yaml
 from detsearch_cli.search import coordinator, proposing
 from detsearch_cli.search.coordinator import Event
 from detsearch_cli.search.space import Integer, Product
@@ -48,7 +49,7 @@ def test_rows_read_back_are_the_rows_of_the_outcome(tmp_path: Path) -> None:
     assert study.trials == outcome.trials
     trial = study.trials[1]
     assert trial.metrics["coco"]["AP50"] == 0.7 and math.isnan(trial.metrics["coco"]["APs"])
-    assert (trial.folder / "recipe.yaml").read_text() == f"# detsearch run\n{trial.recipe_yaml}"
+    assert (trial.folder / "recipe.yaml").read_text() == signed_yaml("run", trial.recipe_yaml)
     assert trial.fragment == {"assign": trial.candidate}
     assert trial.seconds is not None and trial.worker
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
-from detsearch_cli.files import EXPORT_COLUMNS, finite
+from detsearch_cli.files import finite
 from detsearch_cli.search.space import Candidate, Space
 from detsearch_cli.search.storage import connect, database_url, guarded, shown
 from detsearch_cli.trials import best_of
@@ -102,10 +102,7 @@ class Study:
         """One line a trial: number, state, value, seconds, ..., `param.NAME` and the scalar `metric.NAME`."""
         import pandas as pd
 
-        # without a trial there would be no columns, and an exported table is known by them
-        return pd.DataFrame(
-            [_flat(row) for row in self.rows] or None, columns=None if self.rows else EXPORT_COLUMNS
-        )
+        return pd.DataFrame([_flat(row) for row in self.rows])
 
 
 def all_failed(rows: Sequence[TrialRow]) -> bool:

@@ -15,9 +15,10 @@ from sqlalchemy.engine import Engine
 
 from detsearch_cli.errors import StorageError, StudyError
 from detsearch_cli.search import coordinator
+from detsearch_cli.search.export import export
 from detsearch_cli.search.importance import importances
 from detsearch_cli.search.storage import locked
-from detsearch_cli.search.study import Study, export, list_studies, open_study
+from detsearch_cli.search.study import Study, list_studies, open_study
 from tests.search.driving import Inline, read, search
 
 

@@ -100,7 +100,10 @@ _SIGNED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-_LOOKED_AT = 1 << 16
+_HEAD, _TAIL = (
+    1 << 12,
+    1 << 16,
+)  # bytes: a folder of a hundred thousand foreign pictures is still refused at once
 
 
 def is_ours(path: Path, kind: str = "") -> bool:
@@ -112,10 +115,12 @@ def is_ours(path: Path, kind: str = "") -> bool:
         return False
     try:
         with path.open("rb") as file:
-            head = file.read(_LOOKED_AT)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(len(head), size - _LOOKED_AT))
-            signed = _SIGNED.match(head + file.read())
+            looked_at = file.read(_HEAD)
+            if looked_at.startswith(b"PAR1"):
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(len(looked_at), size - _TAIL))
+                looked_at += file.read()
+            signed = _SIGNED.match(looked_at)
     except OSError:
         return False
     if signed is None:

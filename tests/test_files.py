@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def wide_parquet(path: Path) -> None:
     """Many columns and rows: the descriptions of the columns alone are larger than what is looked at."""
     columns = {f"metric.{i:04d}.{'long' * 10}": np.random.default_rng(i).random(50) for i in range(1500)}
     write_parquet(pd.concat([pd.DataFrame(columns), TABLE], axis=1), path)
-    assert path.stat().st_size > 10 * (1 << 16)
+    assert path.stat().st_size > 10 * (1 << 16)  # beyond both ends that are looked at
 
 
 OURS: dict[str, Callable[[Path], object]] = {
@@ -162,6 +163,16 @@ def test_a_folder_of_pictures_is_known_by_any_signed_one(tmp_path: Path) -> None
         claim_folder(tmp_path, None, "folder of pictures")
     write_png(tmp_path / "b.png", PIXELS)
     claim_folder(tmp_path, None, "folder of pictures")
+
+
+def test_many_pictures_of_the_user_are_refused_at_once(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).resize((500, 500)).save(tmp_path / "0.png", compress_level=0)
+    for i in range(1, 3000):
+        os.link(tmp_path / "0.png", tmp_path / f"{i}.png")
+    start = time.monotonic()
+    with pytest.raises(OutputError, match="is no folder of pictures"):
+        claim_folder(tmp_path, None, "folder of pictures")
+    assert time.monotonic() - start < 2
 
 
 def test_an_empty_folder_and_the_temporaries_of_a_killed_write_are_free(tmp_path: Path) -> None:

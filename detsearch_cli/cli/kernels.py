@@ -18,7 +18,7 @@ def build(
         typer.Option(help="CUDA architecture such as 9.0; repeat. Default: the visible GPUs'."),
     ] = None,
 ) -> None:
-    """Compile the operators now, for the CPU and, where nvcc is, for GPUs; what is there already is kept."""
+    """Compile the operators now: for the CPU, and for GPUs where nvcc is found. Compiled ones are kept."""
     from detsearch_kernels import build as tools
 
     from detsearch_cli.cli import console
@@ -36,7 +36,7 @@ def build(
 def info(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Which operators are compiled, device by device; builds what is missing."""
+    """Show which operators are compiled, device by device. Missing ones are built first."""
     from dataclasses import asdict
 
     import detsearch_kernels as kernels

@@ -61,25 +61,21 @@ def subset(split: Split, amount: float, seed: int) -> Split:
 
 
 def resolve(data: Data, source: Source) -> Resolved:
-    """Load what the recipe asks for.
+    """Load what the recipe asks for. Raises DataError when a split does not exist or cannot be read.
 
-    val is a part of train if `val_fraction` is set, else the source's own split, else a fifth of train,
-    with a note. test is what the final evaluation uses and a search never sees: the source's test split, else
-    (with `val_fraction`) its val split, else a fifth of train set aside first, the same that is val without
-    `val_fraction`. None where training or val already use it. `subset` applies to train alone, after the
-    hold-outs. Raises DataError when a split does not exist or cannot be read.
+    val scores the candidates. With `val_fraction` it is that part of train, else the split that the recipe names.
+    Where that does not exist or is trained on, it is a fifth of train, with a note.
+
+    test is for the final evaluation; a search never sees it. It is the source's test split. Where there is none
+    and `val_fraction` is given, it is the source's val split, or a fifth of train that is set aside first. It is
+    None where training or val already use it.
+
+    `subset` applies to train alone, after the hold-outs.
     """
     notes: list[str] = []
     train = load_split(source, data.train, data.strict)
-    training = _names(data.train)
-    test = None
-    if data.val_fraction is not None and "test" not in source.splits:
-        if "val" in source.splits and "val" not in training:
-            test = load_split(source, "val", data.strict)
-        else:
-            train, test = holdout(train, HELD_OUT, data.split_seed)
-            notes.append(f"{source.spec} is not split: {HELD_OUT:.0%} of {data.train!r} is kept for the end")
-    scoring: set[str] = set()
+    training, scoring = _names(data.train), set[str]()
+    train, test = _set_aside(data, source, train, training, notes)
     fraction = data.val_fraction
     if fraction is None:
         scoring = _names(data.val)
@@ -94,6 +90,7 @@ def resolve(data: Data, source: Source) -> Resolved:
     if data.subset is not None:
         if isinstance(data.subset, int) and data.subset > len(train):
             notes.append(f"a subset of {data.subset} images was asked for, all {len(train)} are used")
+        # after the hold-outs, so that val and test are the same images for every subset
         train = subset(train, data.subset, data.split_seed)
     if "test" in source.splits:
         if "test" in training | scoring:
@@ -101,6 +98,19 @@ def resolve(data: Data, source: Source) -> Resolved:
         else:
             test = load_split(source, "test", data.strict)
     return Resolved(train, val, test, tuple(notes))
+
+
+def _set_aside(
+    data: Data, source: Source, train: Split, training: set[str], notes: list[str]
+) -> tuple[Split, Split | None]:
+    """(train, test) of a source without a test split, where `val_fraction` leaves its val split unused."""
+    if data.val_fraction is None or "test" in source.splits:
+        return train, None
+    if "val" in source.splits and "val" not in training:
+        return train, load_split(source, "val", data.strict)
+    notes.append(f"{source.spec} is not split: {HELD_OUT:.0%} of {data.train!r} is kept for the end")
+    # the same seed as for val: without `val_fraction` these images are val, so that run was not trained on them
+    return holdout(train, HELD_OUT, data.split_seed)
 
 
 def _names(split: str) -> set[str]:

@@ -129,4 +129,5 @@ def _name_cells(axes: Axes, classes: Sequence[str]) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a signed PNG, whole or not at all. Raises StorageError."""
     encoded = to_png(figure, dpi=130)
+    # replaces a file that the caller has claimed: before the figure was computed, not now
     replace_file(path, lambda p: p.write_bytes(encoded))

@@ -52,6 +52,7 @@ class ClassScore:
 
     @property
     def difference(self) -> float | None:
+        """Searched minus baseline, None where either is undefined."""
         if self.baseline is None or self.searched is None:
             return None
         change = self.searched - self.baseline
@@ -96,6 +97,7 @@ class Table:
 
     @property
     def peak(self) -> float:
+        """The largest number in absolute value; cells are coloured by their part of it."""
         return max((abs(c) for r in self.rows for c in r[1:] if not isinstance(c, str)), default=0.0)
 
 
@@ -108,6 +110,7 @@ class Chart:
 
     @staticmethod
     def of(draw: Callable[..., str]) -> Chart:
+        """Draw it twice. draw: takes the width and gives SVG text."""
         return Chart(draw(width=figures.WIDE), draw(width=figures.NARROW))
 
 
@@ -168,7 +171,7 @@ class StudyPage(_Page):
         done = scored(self.rows)
         return _environment().get_template("study.html").render(
             page=self,
-            verdict=judge(self.rows, self.comparison, self.split, self.metric),
+            claim=judge(self.rows, self.comparison, self.split, self.metric),
             best=best_of(self.rows),
             baseline=baseline_of(self.rows),
             rows=sorted(self.rows, key=lambda r: r.number),

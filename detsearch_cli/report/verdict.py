@@ -54,7 +54,7 @@ class SeedComparison:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Claim:
     """kind decides the colour; headline is the claim; detail says what it rests on and what it does not."""
 
     kind: Kind
@@ -64,7 +64,7 @@ class Verdict:
 
 def judge(
     rows: Sequence[TrialLike], comparison: SeedComparison | None, split: str, metric: str = "AP"
-) -> Verdict:
+) -> Claim:
     """The outcome of a search in words. split: where candidates were scored, such as "val (86 images)"."""
     best, baseline = best_of(rows), baseline_of(rows)
     if best is None:
@@ -75,13 +75,13 @@ def judge(
     if comparison is not None:
         return _compared(comparison)
     if baseline is None:
-        return Verdict(
+        return Claim(
             "alone",
             f"Best candidate: {metric} {points(best.value)}, with no baseline to compare",
             f"Trial {best.number} scored highest of {len(candidates)} on {split}, but the baseline has no "
             "score, so whether this is an improvement is unknown.",
         )
-    return Verdict(
+    return Claim(
         "unproven",
         f"A candidate scored {metric} {points(best.value)} in the search, the baseline "
         f"{points(baseline.value)}",
@@ -91,18 +91,18 @@ def judge(
     )
 
 
-def _without_scores(rows: Sequence[TrialLike]) -> Verdict:
+def _without_scores(rows: Sequence[TrialLike]) -> Claim:
     broken = sum(map(failed, rows))
     if broken and broken == len(rows):
         all_of = "The only trial failed" if broken == 1 else f"All {broken} trials failed"
-        return Verdict("failed", all_of, "Nothing was measured. The reasons are in the table of trials.")
+        return Claim("failed", all_of, "Nothing was measured. The reasons are in the table of trials.")
     detail = f"{broken} of {len(rows)} trials failed so far." if broken else "Nothing was measured so far."
-    return Verdict("pending", "No trial has finished yet", detail)
+    return Claim("pending", "No trial has finished yet", detail)
 
 
-def _baseline_won(baseline: TrialLike, candidates: Sequence[TrialLike], split: str, metric: str) -> Verdict:
+def _baseline_won(baseline: TrialLike, candidates: Sequence[TrialLike], split: str, metric: str) -> Claim:
     if not candidates:
-        return Verdict(
+        return Claim(
             "pending",
             f"Only the baseline has a score: {metric} {points(baseline.value)}",
             f"No candidate has finished on {split}, so there is nothing to compare.",
@@ -110,7 +110,7 @@ def _baseline_won(baseline: TrialLike, candidates: Sequence[TrialLike], split: s
     highest = max(r.value or 0.0 for r in candidates)
     tried = "The one candidate" if len(candidates) == 1 else f"The best of {len(candidates)} candidates"
     reach = "tied with" if highest == baseline.value else "stayed below"
-    return Verdict(
+    return Claim(
         "same",
         "Nothing better than the baseline was found",
         f"{tried} reached {metric} {points(highest)} on {split} and {reach} the baseline's "
@@ -118,7 +118,7 @@ def _baseline_won(baseline: TrialLike, candidates: Sequence[TrialLike], split: s
     )
 
 
-def _compared(c: SeedComparison) -> Verdict:
+def _compared(c: SeedComparison) -> Claim:
     difference = points(c.difference, signed=True)
     trainings = "one training each" if len(c.seeds) == 1 else f"{len(c.seeds)} seeds each"
     images = f", {c.images} images" if c.images else ""
@@ -127,7 +127,7 @@ def _compared(c: SeedComparison) -> Verdict:
         base += " With one training each the interval covers the choice of images, not the luck of a seed."
     if c.bounds is None:
         headline = f"{difference} {c.metric} on the {c.split} split, without an interval"
-        return Verdict("unproven", headline, f"No improvement is claimed without an interval. {_upper(base)}")
+        return Claim("unproven", headline, f"No improvement is claimed without an interval. {_upper(base)}")
     low, high = c.bounds
     found = verdict(low, high)
     reach = f"95% interval {points(low, True)} to {points(high, True)}"
@@ -137,12 +137,12 @@ def _compared(c: SeedComparison) -> Verdict:
                 f" The baseline has learned next to nothing ({c.metric} {points(max(c.baseline))} at best), so "
                 "this compares the start of two trainings: train longer before relying on it."
             )
-        return Verdict("improved", f"{difference} {c.metric} over the baseline ({reach})", _upper(base))
+        return Claim("improved", f"{difference} {c.metric} over the baseline ({reach})", _upper(base))
     if found == "worse":
         detail = f"The search score did not carry over: keep the baseline. {_upper(base)}"
-        return Verdict("worse", f"{difference} {c.metric}: worse than the baseline ({reach})", detail)
+        return Claim("worse", f"{difference} {c.metric}: worse than the baseline ({reach})", detail)
     detail = f"The {reach} contains 0, so no improvement is claimed. {_upper(base)}"
-    return Verdict("noise", f"{difference} {c.metric}: within noise", detail)
+    return Claim("noise", f"{difference} {c.metric}: within noise", detail)
 
 
 def _upper(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detsearch_cli.errors import StudyError
-from detsearch_cli.files import SIGNATURE, claim_file, replace_file, write_signed_json
+from detsearch_cli.files import EXPORT_COLUMNS, SIGNATURE, claim_file, replace_file, write_signed_json
 from detsearch_cli.search.study import Study, to_json
 
 if TYPE_CHECKING:
@@ -26,10 +26,14 @@ def export(study: Study, path: Path) -> None:
     claim_file(path, KIND)
     if path.suffix == ".json":
         write_signed_json(path, KIND, to_json(study))
-    elif path.suffix == ".csv":
-        replace_file(path, lambda p: study.table().to_csv(p, index=False))
+        return
+    table = study.table()
+    if table.empty:  # no trial yet, and so no columns, which sign the file
+        table = table.reindex(columns=list(EXPORT_COLUMNS))
+    if path.suffix == ".csv":
+        replace_file(path, lambda p: table.to_csv(p, index=False))
     else:
-        replace_file(path, lambda p: write_parquet(study.table(), p))
+        replace_file(path, lambda p: write_parquet(table, p))
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:

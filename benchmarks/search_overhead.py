@@ -3,6 +3,7 @@
     python benchmarks/search_overhead.py                       # trials that sleep 20 s: ten of them, 2 minutes
     python benchmarks/search_overhead.py --trials 39 --data path/to/set
     python benchmarks/search_overhead.py --train               # real trainings through `detsearch assign search`
+    python benchmarks/search_overhead.py --refuse 10000        # candidates that are refused: seconds
 
 overhead = workers x wall time of the search's process / sum of the trials' own time - 1. Start-up is paid once a
 worker, so longer searches have less of it. Exits 1 above a tenth.
@@ -17,6 +18,9 @@ trial. Spread .25: uniform in 15..25 s.
 
 Real trainings: a trial's own time is the median of its worker's later trials, which find everything imported and
 decoded; best.yaml and the report are counted as overhead too.
+
+Refused candidates are drawn at random from fifteen counts; each is proposed, refused, logged and told. Exits 1 above
+1 ms of the processor each; other programs do not change that.
 """
 
 from __future__ import annotations
@@ -35,9 +39,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detsearch_cli.search.study import TrialRow
+    from detsearch_cli.search.plan import Plan
+    from detsearch_cli.search.study import Trial
 
 LIMIT = 0.10
+MILLISECOND = 1e-3
 SIZE = {
     "detector": "fcos",
     "backbone": "tiny",
@@ -50,7 +56,7 @@ SIZE = {
 }
 
 
-def sleeping_trial(recipe_yaml: str, folder: str) -> dict[str, Any]:
+def sleeping_trial(recipe_yaml: str, folder: str, epochs: int | None) -> dict[str, Any]:
     """What a worker runs: on its first trial all that comes before the first step, then a sleep."""
     import torch
     import yaml
@@ -91,33 +97,85 @@ def sleeping_trial(recipe_yaml: str, folder: str) -> dict[str, Any]:
 _DECODED: list[bool] = []
 
 
-def search_asleep(folder: Path, args: argparse.Namespace) -> None:
-    """The coordinator of the sleeping trials; runs in a process of its own, so that its start is counted."""
-    from detsearch_cli.methods.assign.method import AssignMethod
-    from detsearch_cli.recipe import compose
-    from detsearch_cli.search.coordinator import run
+def plan(folder: Path, args: argparse.Namespace, sampler: str, trials: int, prepare: Any) -> Plan:
+    """A search over fifteen counts, three for each of five pyramid levels, as HPS-Det's."""
+    from detsearch_cli.search.config import SamplerChoice, StudyConfig
     from detsearch_cli.search.plan import Plan
+    from detsearch_cli.search.space import Integer, Product
 
-    recipe = compose([("benchmark", SIZE), ("data", {"data": {"source": args.data, "val_fraction": 0.2}})])
-    method = AssignMethod()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sleep.json").write_text(json.dumps({"seconds": args.seconds, "spread": args.spread}))
-    plan = Plan(
+    space = Product(tuple(Integer(f"c{i}", 1, 25) for i in range(15)))
+    config = StudyConfig({}, space, SamplerChoice.parse(sampler), 0, trials, args.jobs)
+    return Plan(
         name="overhead",
         folder=folder,
         storage=None,
-        space=method.space(recipe),
-        sampler="dycors",
-        seed=0,
-        trials=args.trials,
+        config=config,
+        trials=trials,
         time_budget=None,
         jobs=args.jobs,
         executor="local",
-        identity={},
-        make_recipe=lambda c: (recipe if c is None else method.apply(recipe, c)).to_yaml(),
+        epochs=1,
+        prepare=prepare,
     )
-    run(plan, "search_overhead:sleeping_trial")
+
+
+def search_asleep(folder: Path, args: argparse.Namespace) -> None:
+    """The coordinator of the sleeping trials; runs in a process of its own, so that its start is counted."""
+    from detsearch_cli.recipe import compose
+    from detsearch_cli.search.coordinator import run
+    from detsearch_cli.search.plan import Prepared
+
+    recipe = compose([("benchmark", SIZE), ("data", {"data": {"source": args.data, "val_fraction": 0.2}})])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sleep.json").write_text(json.dumps({"seconds": args.seconds, "spread": args.spread}))
+
+    def prepare(candidate: dict[str, int] | None) -> Prepared:
+        if candidate is None:
+            return Prepared(recipe.to_yaml(), recipe.hash(), {})
+        numbers = list(candidate.values())
+        counts = [numbers[level : level + 3] for level in range(0, 15, 3)]
+        fragment = {"assign": {"name": "dynamic", "counts": counts, "edges": [[0.5, 2.0]] * 5}}
+        made = recipe.with_(fragment)
+        return Prepared(made.to_yaml(), made.hash(), fragment)
+
+    run(plan(folder, args, "dycors", args.trials, prepare), "search_overhead:sleeping_trial")
     (folder / "processor.json").write_text(json.dumps(time.process_time()))
+
+
+def instant_trial(recipe_yaml: str, folder: str, epochs: int | None) -> dict[str, Any]:
+    """The baseline's training, where only refusals are measured."""
+    return {"AP": 0.3}
+
+
+def measure_refusals(folder: Path, args: argparse.Namespace) -> int:
+    """Prints what refused candidates cost; 1 where it is too much."""
+    from detsearch_cli.search import proposing
+    from detsearch_cli.search.coordinator import run
+    from detsearch_cli.search.plan import Prepared, Refused
+
+    proposing.MAX_REFUSED_IN_A_ROW = args.refuse
+    begun: list[tuple[float, float]] = []
+
+    def prepare(candidate: dict[str, int] | None) -> Prepared | Refused:
+        if candidate is None:
+            return Prepared("{}", "baseline", {})
+        begun.append((time.monotonic(), time.process_time()))
+        return Refused("measured")
+
+    outcome = run(plan(folder, args, args.sampler, 10, prepare), "search_overhead:instant_trial")
+    # from the first proposal, so that the baseline and its worker's start are left out
+    seconds, processor = (last - first for first, last in zip(begun[0], begun[-1], strict=True))
+    cells = {
+        "sampler": args.sampler,
+        "refused": outcome.refused,
+        "seconds": f"{seconds:.2f}",
+        "processor s": f"{processor:.2f}",
+        "ms each": f"{1000 * processor / outcome.refused:.3f}",
+        "machine load": f"{os.getloadavg()[0]:.1f}",
+    }
+    print("  ".join(f"{c:>14}" for c in cells))
+    print("  ".join(f"{c:>14}" for c in cells.values()))
+    return int(processor > MILLISECOND * outcome.refused)
 
 
 def timed(command: list[str]) -> float:
@@ -144,12 +202,12 @@ def measure_asleep(folder: Path, args: argparse.Namespace) -> Measured:
     """A search whose trials sleep."""
     given = [f"--{k}={getattr(args, k)}" for k in ("trials", "jobs", "seconds", "spread", "data")]
     wall = timed([__file__, "--inside", str(folder), *given])
-    rows = trained(folder)
+    trials = trained(folder)
     # the last of each worker stands: it is cumulative
-    workers = {row.worker: row.metrics["processor"] for row in rows}
+    workers = {trial.worker: trial.metrics["processor"] for trial in trials}
     processor = sum(workers.values()) + json.loads((folder / "processor.json").read_text())
-    prepared = max(row.metrics["prepared"] for row in rows)
-    return Measured(wall, [row.metrics["own"] for row in rows], prepared, processor)
+    prepared = max(trial.metrics["prepared"] for trial in trials)
+    return Measured(wall, [trial.metrics["own"] for trial in trials], prepared, processor)
 
 
 def measure_training(folder: Path, args: argparse.Namespace) -> Measured:
@@ -164,30 +222,30 @@ def measure_training(folder: Path, args: argparse.Namespace) -> Measured:
             *("--jobs", str(args.jobs), "--out", str(folder), "--name", "overhead", "--json"),
         ]
     )
-    rows = trained(folder / "overhead")
+    trials = trained(folder / "overhead")
     own: list[float] = []
     first: list[float] = []
-    for worker in {row.worker for row in rows}:
-        seconds = [row.seconds or 0.0 for row in rows if row.worker == worker]
+    for worker in {trial.worker for trial in trials}:
+        seconds = [trial.seconds or 0.0 for trial in trials if trial.worker == worker]
         later = statistics.median(seconds[1:] or seconds)
         own += [later] * len(seconds)
         first.append(seconds[0] - later)
     return Measured(wall, own, max(first))
 
 
-def trained(folder: Path) -> list[TrialRow]:
+def trained(folder: Path) -> list[Trial]:
     """The trials that ran, without those answered from the ledger. Ends the script when one has failed."""
     from detsearch_cli.search.study import open_study
 
-    rows = [row for row in open_study(folder).rows if row.repeat_of is None]
-    failed = [row for row in rows if row.value is None]
+    trials = [trial for trial in open_study(folder).trials if trial.repeat_of is None]
+    failed = [trial for trial in trials if trial.value is None]
     if failed:
         first = failed[0]
         sys.exit(
-            f"nothing measured: {len(failed)} of {len(rows)} trials failed, first trial {first.number}: "
+            f"nothing measured: {len(failed)} of {len(trials)} trials failed, first trial {first.number}: "
             f"{first.reason or first.state}"
         )
-    return rows
+    return trials
 
 
 def main() -> int:
@@ -198,12 +256,16 @@ def main() -> int:
     parser.add_argument("--spread", type=float, default=0.0, help="sleeps differ by up to this part")
     parser.add_argument("--data", default="shapes:images=400,size=192")
     parser.add_argument("--train", action="store_true", help="real trainings instead of sleeps")
+    parser.add_argument("--refuse", type=int, help="measure so many refused candidates instead")
+    parser.add_argument("--sampler", default="random", help="of refused candidates")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside is not None:
         search_asleep(args.inside, args)
         return 0
     with tempfile.TemporaryDirectory() as made:
+        if args.refuse is not None:
+            return measure_refusals(Path(made), args)
         found = (measure_training if args.train else measure_asleep)(Path(made), args)
     count, total = len(found.own), sum(found.own)
     overhead = args.jobs * found.wall / total - 1

@@ -128,10 +128,10 @@ class Proposer:
         """Record the proposal; None when it is refused, answered by the ledger, or has to wait."""
         candidate, epochs = proposal.candidate, proposal.epochs
         self.plan.config.space.check(candidate)
-        known_reason = self._refused.get(key(candidate))
+        known_reason = self._refused.get(name := key(candidate))
         prepared = Refused(known_reason) if known_reason is not None else self._prepare(candidate)
         if isinstance(prepared, Refused):
-            self._refuse(proposal, prepared.reason)
+            self._refuse(proposal, name, prepared.reason)
             return None
         self._in_a_row.clear()
         stages = [self.ledger.trials[n] for n in self._stages.get(prepared.recipe_hash, [])]
@@ -175,11 +175,11 @@ class Proposer:
         self._note(trial)
         return trial
 
-    def _refuse(self, proposal: Proposal, why: str) -> None:
+    def _refuse(self, proposal: Proposal, name: str, why: str) -> None:
         self.ledger.refuse(proposal.candidate, proposal.epochs, why)
         self.sampler().refused(proposal, why)
-        self._refused.setdefault(key(proposal.candidate), why)
-        self._tried.add(key(proposal.candidate))
+        self._refused[name] = why
+        self._tried.add(name)
         self._reasons[why] += 1
         self._in_a_row.append(why)
         if time.monotonic() - self._reported_at >= REPORT_SECONDS:

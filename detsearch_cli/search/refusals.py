@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ class RefusalLog:
 
     def append(self, refusal: Refusal) -> None:
         """Write one line; a kill of this process cannot lose it, a power cut can until `sync`."""
-        line = json.dumps(asdict(refusal)) + "\n"
+        line = json.dumps(vars(refusal)) + "\n"
         with guarded(str(self.path)):
             if self._file is None:
                 self._file = self._opened()

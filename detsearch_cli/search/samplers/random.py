@@ -24,9 +24,9 @@ class Random(Sampler):
         rng = stream(self.seed, self.asked)
         for _ in range(100):
             candidate = self.space.sample(rng)
-            if key(candidate) not in self._seen:
+            if (name := key(candidate)) not in self._seen:
                 break
-        self._seen.add(key(candidate))
+        self._seen.add(name)
         return Proposal(candidate)
 
     def tell(self, proposal: Proposal, value: float) -> None:

@@ -25,7 +25,7 @@ def search(name: str) -> list[str]:
 
 def trials(folder: Path) -> list[tuple[Any, ...]]:
     """What must be equal: number, state, candidate and every score of every trial."""
-    return [(r.number, r.state, r.candidate, r.metrics.get("coco")) for r in open_study(folder).rows]
+    return [(r.number, r.state, r.candidate, r.metrics.get("coco")) for r in open_study(folder).trials]
 
 
 def wait_for(file: Path, seconds: float = 120) -> None:

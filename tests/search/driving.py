@@ -18,7 +18,7 @@ from detsearch_cli.search.config import SamplerChoice, StudyConfig
 from detsearch_cli.search.executors.base import Executor
 from detsearch_cli.search.executors.slurm import Slurm
 from detsearch_cli.search.ledger import Ledger  # noqa: F401 (warms up the fork server)
-from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared
+from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared, Refused
 from detsearch_cli.search.space import Candidate, Integer, Product
 from detsearch_cli.search.study import Trial, open_study
 from detsearch_cli.search.worker import WorkerSpec, _run, read_task
@@ -36,6 +36,13 @@ def prepared(recipe_yaml: str, candidate: Candidate | None) -> Prepared:
 
 def prepare(candidate: Candidate | None) -> Prepared:
     return prepared(fakes.recipe(candidate), candidate)
+
+
+def refusing_even(candidate: Candidate | None) -> Prepared | Refused:
+    """Refuses even first numbers."""
+    if candidate and candidate["a"] % 2 == 0:
+        return Refused("a must be odd")
+    return prepare(candidate)
 
 
 def plan(folder: Path, **changes: Any) -> Plan:

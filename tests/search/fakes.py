@@ -109,20 +109,20 @@ def staged(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str
 
     The file `trained` has a line for each epoch ever trained, so that nothing trained twice goes unseen.
     """
-    place = Path(folder)
-    done = place / "checkpoint"
+    trial = Path(folder)
+    done = trial / "checkpoint"
     last = int(done.read_text()) if done.exists() else 0
-    scores = json.loads((place / "scores.json").read_text())["scores"] if last else []
+    scores = json.loads((trial / "scores.json").read_text())["scores"] if last else []
     value = score(recipe_yaml) * last / WHOLE
     for epoch in range(last + 1, (epochs or WHOLE) + 1):
         time.sleep(0.01)
-        with (place / "trained").open("a") as file:
+        with (trial / "trained").open("a") as file:
             file.write(f"{epoch}\n")
         value = score(recipe_yaml) * epoch / WHOLE
         scores = [*scores[: epoch - 1], [epoch, value]]
         for name, text in (("scores.json", json.dumps({"scores": scores})), ("checkpoint", str(epoch))):
-            (place / f"{name}.new").write_text(text)
-            (place / f"{name}.new").replace(place / name)
+            (trial / f"{name}.new").write_text(text)
+            (trial / f"{name}.new").replace(trial / name)
     return {"AP": value, "epochs": epochs or WHOLE, "stopped": epochs is not None}
 
 

@@ -6,13 +6,15 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from detsearch_cli.errors import StudyError
+from detsearch_cli.search.refusals import read_refusals
 from detsearch_cli.search.study import trial_folder
 from detsearch_cli.search.worker import read_json
-from tests.search.driving import begun, process, read, search, story, wait_for
+from tests.search.driving import begun, process, read, refusing_even, search, story, wait_for
 
 
 def _worker(folder: Path, number: int = 0) -> int | None:
@@ -54,6 +56,21 @@ def test_a_coordinator_killed_at_several_moments_goes_on_as_if_it_had_not_been(
     assert story(read(folder)) == uninterrupted
     # workers outlived their coordinators, so nothing was trained twice
     assert all(len((path / "begun").read_text().splitlines()) == 1 for path in begun(folder))
+
+
+def test_a_coordinator_killed_among_refusals_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"trials": 8, "sampler": "dycors", "jobs": 2, "prepare": refusing_even}
+    whole, folder = tmp_path / "whole", tmp_path / "study"
+    search(whole, "short", **given)
+    for count in (2, 3, 6):
+        coordinator = process(folder, "short", **given)
+        wait_for(lambda count=count: len(begun(folder)) > count or len(read_refusals(folder)) > count)
+        coordinator.kill()
+        coordinator.join()
+    last = process(folder, "short", **given)
+    last.join()
+    assert story(read(folder)) == story(read(whole))
+    assert read_refusals(folder) == read_refusals(whole) != []
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_tried_again(

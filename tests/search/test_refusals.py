@@ -15,6 +15,7 @@ from detsearch_cli.search.refusals import REFUSED, read_refusals
 from detsearch_cli.search.space import Candidate, Integer, Product
 from detsearch_cli.search.study import Trial, open_study
 from tests.search.driving import Inline, prepare, search, story
+from tests.search.driving import refusing_even as odd
 from tests.search.words import Words
 
 MANY = 400
@@ -25,13 +26,6 @@ def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator, "executor_class", lambda name: Inline)
     monkeypatch.setattr(coordinator, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(proposing, "MAX_REFUSED_IN_A_ROW", MANY)
-
-
-def odd(candidate: Candidate | None) -> Prepared | Refused:
-    """Refuses even first numbers."""
-    if candidate and candidate["a"] % 2 == 0:
-        return Refused("a must be odd")
-    return prepare(candidate)
 
 
 def none(candidate: Candidate | None) -> Prepared | Refused:

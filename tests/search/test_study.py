@@ -14,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from detsearch_cli.errors import StorageError, StudyError
+from detsearch_cli.files import EXPORT_COLUMNS
 from detsearch_cli.search import coordinator
 from detsearch_cli.search.export import export
 from detsearch_cli.search.importance import importances
@@ -164,6 +165,8 @@ def test_tables_hold_a_line_a_trial(finished: Study, tmp_path: Path, ending: str
     path = tmp_path / "new" / f"table.{ending}"
     export(finished, path)
     table = pd.read_csv(path) if ending == "csv" else pd.read_parquet(path)
+    assert tuple(table.columns[: len(EXPORT_COLUMNS)]) == EXPORT_COLUMNS  # they sign it as ours
+    assert json.loads(table["fragment"][1]) == {"assign": finished.trials[1].candidate}
     assert table["number"].tolist() == [trial.number for trial in finished.trials]
     assert {"state", "value", "seconds", "reason", "param.a", "param.b", "metric.AP"} <= set(table.columns)
     assert table["param.a"].isna().tolist() == [trial.baseline for trial in finished.trials]

@@ -31,7 +31,7 @@ def fit(
 ) -> None:
     """Fit anchor shapes to the training boxes, without training: IoU k-means, and how well the shapes fit."""
     from detsearch_cli.cli import console
-    from detsearch_cli.cli.methods import tell
+    from detsearch_cli.cli.methods import print_shown
     from detsearch_cli.files import claim_file, write_text
     from detsearch_cli.methods.anchors.formats import check_format, to_yaml
     from detsearch_cli.methods.anchors.method import Anchors, opened
@@ -46,7 +46,7 @@ def fit(
     if json:
         console.emit_json({**shown.content, "file": str(out)})
         return
-    tell(shown)
+    print_shown(shown)
     console.say(f"wrote {out} ({format})")
     if format == "fragment":
         console.say(f"next: detsearch anchors train --init {out} --baseline with the same options")

@@ -34,13 +34,13 @@ def _tell_done(title: str, metrics: Mapping[str, Any]) -> None:
     console.say(f"{title}: AP {ap} on {split}, {metrics['train_seconds']:.0f} s")
 
 
-def tell_runs(runs: Sequence[TrainedRun]) -> None:
+def print_runs(runs: Sequence[TrainedRun]) -> None:
     """The twelve COCO numbers of every run."""
     for run in runs:
         console.coco_table(f"{run.folder}: AP on {run.metrics['split']}", run.metrics["coco"])
 
 
-def tell_comparison(outcome: RunComparison) -> None:
+def print_comparison(outcome: RunComparison) -> None:
     """The table of seeds, and for every side but the first its difference from the first, with the verdict."""
     from detsearch_cli.verdicts import sentence
 

@@ -117,7 +117,7 @@ def train_study(method: Method, options: RecipeOptions, study: Path | None, runs
     """Train the finding of a study, and what --baseline and --against ask for beside it."""
     from detsearch_cli.cli import console
     from detsearch_cli.errors import RecipeError
-    from detsearch_cli.session.search import final_recipe, found
+    from detsearch_cli.session.search import final_recipe, finding_of
 
     if study is None and not runs.against:
         raise RecipeError(
@@ -125,7 +125,7 @@ def train_study(method: Method, options: RecipeOptions, study: Path | None, runs
             "as best.yaml; `detsearch train` trains a recipe as it is"
         )
     below = final_recipe(study).model_dump(mode="json") if study else dict(method.defaults)
-    recipe, finding = options.compose(below), found(study) if study else {}
+    recipe, finding = options.compose(below), finding_of(study) if study else {}
     baseline = runs.baseline
     if study is not None and not finding:
         console.say(
@@ -154,7 +154,7 @@ def _train(
 ) -> None:
     from detsearch_cli import api
     from detsearch_cli.cli import console
-    from detsearch_cli.cli.comparison import callbacks, tell_comparison, tell_runs
+    from detsearch_cli.cli.comparison import callbacks, print_comparison, print_runs
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
     from detsearch_cli.session.search import refuse_untrainable
@@ -171,16 +171,16 @@ def _train(
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
     seeds, placement = [recipe.seed + i for i in range(runs.seeds)], Placement(runs.jobs, runs.executor)
     content: dict[str, Any] = {"folder": str(folder)}
-    with callbacks() as told_of:
+    with callbacks() as progress:
         if len(every) > 1:
-            outcome = compare_sides(every, seeds, folder, placement, told_of, study)
+            outcome = compare_sides(every, seeds, folder, placement, progress, study)
             content |= outcome.to_json()
         else:
             ((side, only),) = every.items()
-            alone = train_seeds(only, side, seeds, folder, placement, told_of)
+            alone = train_seeds(only, side, seeds, folder, placement, progress)
             content["runs"] = [{"run": str(done.folder), **done.metrics} for done in alone]
     if not runs.json:
-        tell_comparison(outcome) if len(every) > 1 else tell_runs(alone)
+        print_comparison(outcome) if len(every) > 1 else print_runs(alone)
     told = [folder / f"{method.side}-seed{seed}" for seed in seeds] if method.side in every else []
     _after(method, recipe, told, content, runs.json)
     if study is not None and len(every) > 1:
@@ -198,7 +198,7 @@ def _after(method: Method, recipe: Recipe, runs: list[Path], content: dict[str, 
         return
     content |= shown.content
     if not as_json:
-        tell(shown)
+        print_shown(shown)
 
 
 # ---------------------------------------------------------------------- show
@@ -224,7 +224,7 @@ def _show(method: type[Method]) -> Callable[..., None]:
         if show.json:
             console.emit_json({**shown.content, "figures": [str(path) for path in paths]})
             return
-        tell(shown)
+        print_shown(shown)
         for path in paths:
             console.say(f"wrote {path}")
 
@@ -236,10 +236,10 @@ def _below(method: type[Method], study: Path | None, runs: list[Path]) -> Fragme
     from detsearch_cli.engine.checkpoint import read_recipe
     from detsearch_cli.errors import StudyError
     from detsearch_cli.recipe import with_fragment
-    from detsearch_cli.session.search import final_recipe, found
+    from detsearch_cli.session.search import final_recipe, finding_of
 
     if study is not None:
-        finding = found(study)
+        finding = finding_of(study)
         if not finding:
             raise StudyError(
                 f"{study} found nothing better than the recipe as given, so there is nothing to show: its best.yaml "
@@ -269,7 +269,7 @@ def write_pictures(shown: Shown, folder: Path) -> list[Path]:
     return paths
 
 
-def tell(shown: Shown) -> None:
+def print_shown(shown: Shown) -> None:
     """Tables and notes for a person."""
     from detsearch_cli.cli import console
 

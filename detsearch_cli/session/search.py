@@ -312,7 +312,7 @@ def label(trial: Trial) -> str:
 # ---------------------------------------------------------------------- what a study found
 
 
-def found(folder: Path) -> Fragment:
+def finding_of(folder: Path) -> Fragment:
     """What a finished search has found, {} for nothing better. Raises StudyError where it has not ended."""
     from detsearch_cli.recipe import read_fragment
 

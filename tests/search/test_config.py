@@ -11,7 +11,7 @@ import pytest
 from detsearch_cli.errors import StudyError
 from detsearch_cli.parts import Part
 from detsearch_cli.search import config
-from detsearch_cli.search.config import RecordedConfig, SamplerChoice, StudyConfig, differences
+from detsearch_cli.search.config import RecordedConfig, SamplerChoice, StudyConfig, told_differences
 from detsearch_cli.search.samplers.random import Random
 from detsearch_cli.search.space import Integer, Product
 from tests.search.words import Words
@@ -71,12 +71,12 @@ def test_a_file_counts_by_its_content_wherever_it_lies(
     monkeypatch.chdir(tmp_path)
     a, b, c = (study({"name": "ranked", "ranker": name}) for name in "abc")
     assert a.sampler.options == {"ranker": str(tmp_path / "a"), "top": 3}
-    assert differences(a, b) is None
-    assert (differences(a, c) or "").startswith(
+    assert told_differences(a, b) is None
+    assert (told_differences(a, c) or "").startswith(
         "sampler.ranker is a file of SHA-256 7692c3ad3540bb80 there, "
     )
     assert "sampler.top is 3 there, 4 here" in (
-        differences(a, study("{name: ranked, ranker: a, top: 4}")) or ""
+        told_differences(a, study("{name: ranked, ranker: a, top: 4}")) or ""
     )
     built = a.sampler.build(Words(), 5, 0, 1)
     assert isinstance(built, Ranked) and built.options == Ranked.Options(ranker=tmp_path / "a")
@@ -85,8 +85,8 @@ def test_a_file_counts_by_its_content_wherever_it_lies(
 def test_a_space_of_another_kind_is_kept_but_not_read() -> None:
     words = study("random", space=Words())
     assert words.space is None and words.space_json["letters"] == "abc"
-    assert "space.kind is product there, words here" in (differences(study("random"), words) or "")
+    assert "space.kind is product there, words here" in (told_differences(study("random"), words) or "")
 
 
 def test_budget_and_workers_do_not_make_another_search() -> None:
-    assert differences(study("random"), study("random", budget=9, workers=4)) is None
+    assert told_differences(study("random"), study("random", budget=9, workers=4)) is None

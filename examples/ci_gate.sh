@@ -19,5 +19,5 @@ detsearch train --detector fcos --backbone tiny --data "$data" --out "$out/run" 
     --set schedule.eval_every=0
 
 # Tables go to stderr, the one JSON document to stdout: keep it beside the pictures as the build's artefact.
-detsearch eval "$out/run" --fail-under "AP=${MIN_AP:-0.50}" --plots "$out" --json >"$out/score.json"
+detsearch eval "$out/run" --fail-under "AP=${MIN_AP:-0.50}" --plots "$out/plots" --json >"$out/score.json"
 echo "passed; details in $out"

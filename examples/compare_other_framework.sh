@@ -25,4 +25,4 @@ else
 fi
 
 # The new model's tables, and new minus old by a paired bootstrap over the images. With --json, one document on stdout.
-detsearch eval --detections "$new" --data "$data" --split "$split" --compare "$old" --plots "$out"
+detsearch eval --detections "$new" --data "$data" --split "$split" --compare "$old" --plots "$out/plots"

@@ -80,7 +80,7 @@ def test_two_results_files_are_compared(programs: Path, tmp_path: Path) -> None:
     done = run("compare_other_framework.sh", TINY, *map(str, files), programs=programs)
     assert done.returncode == 0, done.stderr
     assert "+0.0 AP [+0.0, +0.0]" in done.stderr
-    assert (programs.parent / "here" / "compare" / "precision_recall.png").is_file()
+    assert (programs.parent / "here" / "compare" / "plots" / "precision_recall.png").is_file()
 
 
 def test_the_comparison_makes_its_own_results_when_none_are_given(programs: Path) -> None:

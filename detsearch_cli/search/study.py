@@ -262,8 +262,7 @@ def to_trial(row: FrozenTrial, folder: Path) -> Trial:
 def _state(optuna_state: str, repeat: bool) -> State:
     states: dict[str, State] = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "stopped"}
     state = states.get(optuna_state, "running")
-    # the answer to a shorter training stays `stopped`: its score must not compete with those of whole ones
-    return "repeat" if repeat and state == "complete" else state
+    return "repeat" if repeat and state in ("complete", "stopped") else state
 
 
 def _candidate(row: FrozenTrial) -> Candidate | None:

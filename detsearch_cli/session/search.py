@@ -102,7 +102,7 @@ def new_search(
         raise StudyError(f"{method.name()} has nothing to search: its training finds what it looks for")
     name = settings.name or default_name(method, recipe)
     if Path(name).name != name:
-        raise StudyError(f"a study's name is one word, its folder in {out}, got {name!r}; choose a plain one")
+        raise StudyError(f"--name is one word, the study's folder in {out}, got {name!r}; choose a plain one")
     recipe = scored_apart(recipe)
     settings = replace(settings, name=name, runtime=recipe.runtime.model_dump(mode="json"))
     return Search(method, recipe, SamplerChoice.parse(sampler or method.sampler), out / name, settings)

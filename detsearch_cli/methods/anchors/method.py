@@ -89,7 +89,7 @@ class Anchors(Method):
 
         histories = [read_history(run) for run in runs]
         first, _ = detector_class(recipe.detector).pyramid_levels(recipe)
-        content = tables.learned_content(histories)
+        content = {"initial": self.start(recipe).tolist(), **tables.learned_content(histories)}
         notes = [f"next: detsearch anchors show --run {runs[0]}"]
         if len(histories) > 1:
             apart = 100 * content["spread"]

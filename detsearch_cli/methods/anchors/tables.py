@@ -121,7 +121,6 @@ def learned_content(histories: Sequence[ShapeHistory]) -> dict[str, Any]:
     """Learned shapes of every training, and how far apart the trainings ended; None for a single one."""
     several = len(histories) > 1
     return {
-        "initial": histories[0].initial.tolist(),
         "learned": {h.name: h.learned.tolist() for h in histories},
         "spread": spread([h.learned for h in histories]) if several else None,
     }

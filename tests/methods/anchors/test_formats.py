@@ -21,7 +21,7 @@ def written(
     format: str, shapes: np.ndarray = SHAPES, strides: tuple[int, ...] = STRIDES
 ) -> dict[str, object]:
     text = to_yaml(shapes, strides, format, "five shapes")
-    assert text.startswith("# five shapes\n")
+    assert text.startswith("# written by detsearch: anchors fit: five shapes\n")
     return dict(yaml.safe_load(text))
 
 

@@ -21,6 +21,18 @@ from tests.methods.added.program import add
 
 PACKAGE = Path(discovery.__file__).parent
 FAST = [*SMALL, "--set", "optim.name=adamw", "--kernels", "off"]
+# a baseline that does not move, and every score told, so that a candidate is surely better
+LEARNING = [
+    *FAST,
+    "--epochs",
+    "6",
+    "--batch-size",
+    "4",
+    "--set",
+    "optim.lr=1e-9",
+    "--set",
+    "test.score_threshold=0",
+]
 
 
 def program(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -37,21 +49,10 @@ def done(folder: Path, *words: str) -> str:
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("rate")
-    search = [
-        "rate",
-        "search",
-        *FAST,
-        "--trials",
-        "2",
-        "--refused-above",
-        "0.004",
-        "--name",
-        "s",
-        "--out",
-        ".",
-    ]
+    options = ["--highest", "0.1", "--refused-above", "0.03"]
+    search = ["rate", "search", *LEARNING, *options, "--trials", "2", "--name", "s", "--out", "."]
     told = json.loads(done(root, *search, "--json"))
-    assert told["trials"] == 3 and told["refused"] >= 0
+    assert told["trials"] == 3 and told["refused"] >= 1
     return root / "s"
 
 
@@ -79,7 +80,7 @@ def test_the_candidate_and_its_fragment_are_kept_and_best_yaml_is_the_best_trial
     assert study.config.identity["method"] == "rate"
     candidates = [trial for trial in study.trials if not trial.baseline]
     assert [t.fragment for t in candidates] == [{"optim": {"lr": t.candidate["lr"]}} for t in candidates]  # type: ignore[index]
-    assert all(t.candidate["lr"] <= 0.004 for t in candidates)  # type: ignore[index]
+    assert all(t.candidate["lr"] <= 0.03 for t in candidates)  # type: ignore[index]
     best = yaml.safe_load((searched / "best.yaml").read_text())
     assert study.best is not None and best == dict(study.best.fragment)
 
@@ -87,7 +88,9 @@ def test_the_candidate_and_its_fragment_are_kept_and_best_yaml_is_the_best_trial
 def test_a_study_goes_on_from_its_folder_alone(searched: Path) -> None:
     told = json.loads(done(searched.parent, "study", "resume", str(searched), "--trials", "3", "--json"))
     assert told["trials"] == 4
-    again = program(searched.parent, "rate", "search", *FAST, "--highest", "0.5", "--name", "s", "--out", ".")
+    again = program(
+        searched.parent, "rate", "search", *LEARNING, "--highest", "0.5", "--name", "s", "--out", "."
+    )
     assert again.returncode == 2
     assert "highest" in again.stderr and "another --name" in again.stderr
 
@@ -95,17 +98,12 @@ def test_a_study_goes_on_from_its_folder_alone(searched: Path) -> None:
 def test_its_finding_is_compared_shown_and_reported(searched: Path) -> None:
     root = searched.parent
     told = json.loads(done(root, "rate", "train", "--study", "s", "--baseline", "--seeds", "2", "--json"))
-    sides = [run["side"] for run in told["runs"]]
-    if sides != ["baseline", "searched"] * 2:  # nothing better was found: the recipe as given alone
-        assert open_study(searched).best.baseline  # type: ignore[union-attr]
-        return
+    assert [run["side"] for run in told["runs"]] == ["baseline", "searched"] * 2
     shown = json.loads(done(root, "rate", "show", "--study", "s", "--json"))
     assert shown["tables"][0]["columns"] == ["", "lr"]
     done(root, "report", "s")
     page = (searched / "report.html").read_text(encoding="utf-8")
-    assert (
-        ("The rate" in page and "within noise" in page) or "AP over the baseline" in page or "worse" in page
-    )
+    assert "The rate" in page and "95%" in page
 
 
 def test_candidates_that_are_no_product_are_kept_as_json_and_their_search_goes_on(tmp_path: Path) -> None:

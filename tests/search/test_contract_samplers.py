@@ -300,3 +300,25 @@ def test_the_grid_has_all_values_when_the_budget_allows_and_varies_all_parameter
     points = [ask(wide) for _ in range(20)]
     assert len({key(p) for p in points}) == 20
     assert all(len({p[name] for p in points}) == 2 for name in SPACES["fifteen counts"].names)
+
+
+@pytest.mark.parametrize("name", ["dycors", "srbf"])
+def test_after_a_singular_fit_a_resumed_search_proposes_what_the_uninterrupted_one_does(name: str) -> None:
+    # five points of a symmetric design in three dimensions are too few for a linear tail: the first fit fails
+    space = Product(tuple(Integer(f"n{i}", 1, 25) for i in range(3)))
+
+    def begun() -> Sampler:
+        return SamplerChoice.parse(name).build(space, 10, 3, 1)
+
+    sampler, past = begun(), []
+    for _ in range(10):
+        proposal = sampler.ask()
+        assert proposal is not None
+        past.append(proposal)
+        sampler.tell(proposal, 0.001 * len(past) % 0.004)
+    for length in range(10):
+        again = begun()
+        for number, proposal in enumerate(past[:length], 1):
+            again.restore(proposal)
+            again.tell(proposal, 0.001 * number % 0.004)
+        assert again.ask() == past[length]

@@ -154,6 +154,28 @@ def test_refusals_do_not_end_a_sampler_nor_grow_its_model(name: str) -> None:
         assert len(sampler._method.Xpend) == sampler._method.pending_evals == 0
 
 
+@pytest.mark.parametrize("name", ["tpe", "cmaes"])
+def test_what_optuna_has_learned_and_what_is_under_way_outlast_a_thousand_refusals(name: str) -> None:
+    def begun() -> Sampler:
+        sampler = make(name, SPACES["five counts"], 12)
+        first = [sampler.ask() for _ in range(4)]
+        for proposal in first[:3]:
+            assert proposal is not None
+            sampler.tell(proposal, value(proposal.candidate))
+        for _ in range(1000):
+            proposal = sampler.ask()
+            assert proposal is not None
+            sampler.refused(proposal, "no")
+        assert first[3] is not None
+        sampler.tell(first[3], value(first[3].candidate))  # asked before all of them
+        return sampler
+
+    one, other = begun(), begun()
+    assert len([t for t in one._study.trials if t.value is not None]) == 4  # type: ignore[attr-defined]
+    assert len(one._study.trials) < 250  # type: ignore[attr-defined]
+    assert [one.ask() for _ in range(3)] == [other.ask() for _ in range(3)]
+
+
 @pytest.mark.parametrize("name", ["dycors", "srbf", "ei", "lcb"])
 def test_what_the_surrogate_insists_on_is_not_proposed_again_once_refused(name: str) -> None:
     sampler = make(name, SPACES["one count"], 20)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -28,38 +27,69 @@ def distributions(space: Product) -> dict[str, BaseDistribution]:
     return result
 
 
+FORGET_AFTER = 200
+"""Refusals after which a study is copied without them: every question reads all of a study's trials, so that ten
+thousand refused ones would cost minutes."""
+
+
 class OptunaSampler(ProductSampler):
-    """Asks and tells an in-memory study; its random state lives in the sampler, seeded once."""
+    """Asks and tells an in-memory study; its random state lives in Optuna's sampler, seeded at each beginning."""
 
     def __init__(
         self, space: Product, budget: int, seed: int, workers: int = 1, options: Part | None = None
     ) -> None:
         super().__init__(space, budget, seed, workers, options)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # experimental options, parameters of one value
-            self._study = optuna.create_study(direction="maximize", sampler=self.build())
+        self._study = self._begun(seed)
         self._distributions = distributions(space)
-        self._trials: dict[str, list[Any]] = {}
+        self._numbers: dict[str, list[int]] = {}  # of the trials under way, by candidate
+        self._refused: set[int] = set()
+        self._forgotten = 0
 
     @abstractmethod
-    def build(self) -> optuna.samplers.BaseSampler:
+    def build(self, seed: int) -> optuna.samplers.BaseSampler:
         """The seeded Optuna sampler."""
+
+    def _begun(self, seed: int) -> optuna.Study:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # experimental options, parameters of one value
+            return optuna.create_study(direction="maximize", sampler=self.build(seed))
 
     def propose(self) -> Proposal | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self._study.ask(self._distributions)
-        candidate = {p.name: trial.params[p.name] for p in self.space.parameters}
-        self._trials.setdefault(key(candidate), []).append(trial)
+        params = trial.params  # a copy, made anew each time it is asked for
+        candidate = {p.name: params[p.name] for p in self.space.parameters}
+        self._numbers.setdefault(key(candidate), []).append(trial.number)
         return Proposal(candidate)
 
     def tell(self, proposal: Proposal, value: float) -> None:
-        self._study.tell(self._trials[key(proposal.candidate)].pop(0), value)
+        self._study.tell(self._numbers[key(proposal.candidate)].pop(0), value)
 
     def fail(self, proposal: Proposal) -> None:
         # Optuna's samplers leave failed trials out of their models
-        self._study.tell(self._trials[key(proposal.candidate)].pop(0), state=TrialState.FAIL)
+        self._study.tell(self._numbers[key(proposal.candidate)].pop(0), state=TrialState.FAIL)
 
     def refused(self, proposal: Proposal, reason: str) -> None:
-        self.fail(proposal)
+        number = self._numbers[key(proposal.candidate)].pop(0)
+        self._study.tell(number, state=TrialState.FAIL)
+        self._refused.add(number)
+        if len(self._refused) >= FORGET_AFTER:
+            self._forget_refused()
+
+    def _forget_refused(self) -> None:
+        """Go on in a study that holds everything but the refused candidates.
+
+        Optuna's sampler begins anew, too: it remembers trials by their numbers, which change. Its seed then depends on
+        the refusals so far, so that it does not propose again what it began with.
+        """
+        self._forgotten += len(self._refused)
+        old, self._study = self._study, self._begun(self.seed + self._forgotten)
+        renumbered: dict[int, int] = {}
+        for trial in old.get_trials(deepcopy=False):
+            if trial.number not in self._refused:
+                renumbered[trial.number] = len(renumbered)
+                self._study.add_trial(trial)
+        self._numbers = {name: [renumbered[n] for n in numbers] for name, numbers in self._numbers.items()}
+        self._refused.clear()

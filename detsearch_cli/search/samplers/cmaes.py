@@ -19,7 +19,7 @@ class CmaEs(OptunaSampler):
 
     options: Options
 
-    def build(self) -> optuna.samplers.BaseSampler:
+    def build(self, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.CmaEsSampler(
-            seed=self.seed, warn_independent_sampling=False, popsize=self.options.population
+            seed=seed, warn_independent_sampling=False, popsize=self.options.population
         )

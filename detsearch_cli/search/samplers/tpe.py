@@ -19,6 +19,6 @@ class Tpe(OptunaSampler):
 
     options: Options
 
-    def build(self) -> optuna.samplers.BaseSampler:
+    def build(self, seed: int) -> optuna.samplers.BaseSampler:
         startup = max(1, min(self.options.startup, self.budget // 2))
-        return optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=startup, multivariate=True)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)

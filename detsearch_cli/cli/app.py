@@ -76,6 +76,11 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if debug or (error.errno != errno.EPIPE and error.filename is None and error.errno not in FULL):
             raise
         return _refused(error)
+    except (ImportError, MemoryError) as error:
+        # a module of our own that cannot be imported is our mistake, which a traceback tells best
+        if debug or (getattr(error, "name", None) or "").startswith("detsearch"):
+            raise
+        return _too_little(error)
     except Exception as error:
         usage = _usage(error)
         if usage is None:
@@ -106,6 +111,18 @@ def _refused(error: OSError) -> int:
         return 1
     complain(f"cannot use {place}: {error.strerror}; give another path")
     return 2
+
+
+def _too_little(error: ImportError | MemoryError) -> int:
+    """A library that this machine cannot load, or no memory: nothing that another argument would mend."""
+    from detsearch_cli.cli.console import complain
+
+    said = (str(error).splitlines() or ["out of memory"])[0]
+    complain(
+        f"cannot go on ({said}); free some memory or raise its limit (ulimit -v), or install the package again; "
+        "--debug shows where"
+    )
+    return 1
 
 
 def _usage(error: Exception) -> int | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from detsearch_cli.cli.app import run
 from detsearch_cli.engine.checkpoint import read_recipe
 from detsearch_cli.search.study import open_study
-from tests.cli.small import ANCHORED, DATA, SMALL
+from tests.cli.small import ANCHORED, DATA, ENVIRONMENT, SMALL
 
 Told = pytest.CaptureFixture[str]
 SEARCH = ["assign", "search", *SMALL, "--out", "studies"]
@@ -277,3 +280,17 @@ def test_an_export_to_a_place_that_cannot_be_is_refused_with_the_path(
     for name in ("t.csv", "t.json", "t.parquet"):
         assert f"cannot write file/{name}" in refused(["study", "export", str(study), f"file/{name}"], capsys)
     assert contents(here) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits memory as Linux does")
+def test_a_machine_with_too_little_memory_is_told_in_one_sentence(here: Path) -> None:
+    command = (
+        f"ulimit -v 2000000; exec {sys.executable} -m detsearch_cli.cli.app train {shlex.join(SMALL)} --out r"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: cannot go on (")
+    assert not (here / "r").exists()

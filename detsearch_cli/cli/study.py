@@ -11,6 +11,7 @@ from detsearch_cli.cli.groups import Group
 from detsearch_cli.errors import StudyError
 
 app = typer.Typer(name="study", cls=Group, no_args_is_help=True, help=__doc__)
+MOST_REASONS = 5
 Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
 Storage = Annotated[str | None, typer.Option(help="Ledger database URL, where it is not in the folder.")]
 
@@ -62,6 +63,16 @@ def _summary(study: Any) -> dict[str, Any]:
     }
 
 
+def _opened(folder: Path, name: str | None, storage: str | None) -> Any:
+    """The study in a folder, which says itself where its ledger is, or by name in a database."""
+    from detsearch_cli.search.study import open_study
+    from detsearch_cli.session.search import SETTINGS, study_of
+
+    if name is None and storage is None and (folder / SETTINGS).is_file():
+        return study_of(folder)
+    return open_study(folder, name, storage)
+
+
 @app.command("show")
 def show(
     folder: Folder,
@@ -72,11 +83,12 @@ def show(
     """Every trial of a study."""
     from detsearch_cli.cli import console
     from detsearch_cli.cli.live import in_short, label
-    from detsearch_cli.search.study import open_study, to_json
+    from detsearch_cli.search.refusals import reasons
+    from detsearch_cli.search.study import to_json
 
-    study = open_study(folder, name, storage)
+    study, refused = _opened(folder, name, storage), reasons(folder)
     if json:
-        console.emit_json(to_json(study))
+        console.emit_json({**to_json(study), "refused": refused})
         return
     rows = [
         [
@@ -91,6 +103,8 @@ def show(
     console.table(
         f"{study.name} ({study.config.sampler.name})", ["trial", "state", "AP", "seconds", "candidate"], rows
     )
+    for reason, count in list(refused.items())[:MOST_REASONS]:
+        console.say(f"refused before training: {count} x {reason}")
     if study.best is not None:
         console.say(f"best: {label(study.best)}, AP {console.percent(study.best.value)}")
 
@@ -130,8 +144,7 @@ def export(
     """The trials as a table for other programs."""
     from detsearch_cli.cli import console
     from detsearch_cli.search.export import export as write
-    from detsearch_cli.search.study import open_study
 
-    study = open_study(folder, name, storage)
+    study = _opened(folder, name, storage)
     write(study, out)
     console.say(f"{out}: {len(study.trials)} trials")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,11 @@ class Refusal:
 def read_refusals(folder: Path) -> list[Refusal]:
     """All refusals of the study in `folder`, in order."""
     return _read(folder / REFUSED)[0]
+
+
+def reasons(folder: Path) -> dict[str, int]:
+    """How many proposals were refused for each reason, the commonest first."""
+    return dict(Counter(refusal.reason for refusal in read_refusals(folder)).most_common())
 
 
 class RefusalLog:

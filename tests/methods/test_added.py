@@ -83,6 +83,8 @@ def test_the_candidate_and_its_fragment_are_kept_and_best_yaml_is_the_best_trial
     assert all(t.candidate["lr"] <= 0.03 for t in candidates)  # type: ignore[index]
     best = yaml.safe_load((searched / "best.yaml").read_text())
     assert study.best is not None and best == dict(study.best.fragment)
+    told = json.loads(done(searched.parent, "study", "show", "s", "--json"))
+    assert told["refused"] == {"a learning rate above 0.03": told["refused"]["a learning rate above 0.03"]}
 
 
 def test_a_study_goes_on_from_its_folder_alone(searched: Path) -> None:

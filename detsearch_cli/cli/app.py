@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -54,6 +55,8 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a check failed, 2 the user can fix it, 130 interrupted."""
+    # a cluster, or a container that stops, sends SIGTERM: what Ctrl-C does with it saves and says how to go on
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     sys.exit(run([a for a in arguments if a != "--debug"], debug))

@@ -34,7 +34,8 @@ from detsearch_cli.errors import DetsearchError, StorageError
 from detsearch_cli.files import replace_file
 
 POLL_SECONDS = 0.02
-RunTrial = Callable[[str, str, int | None], dict[str, Any]]
+RunTrial = Callable[..., dict[str, Any]]
+"""run_trial(recipe_yaml, folder), and with a third argument the number of epochs where they are fewer than all."""
 """(recipe_yaml, folder, epochs) -> metrics; epochs None: the whole training."""
 
 
@@ -147,7 +148,9 @@ def _run(task: Task, run_trial: RunTrial) -> bool:
     result: dict[str, Any] = {"trial": task.trial, "worker": f"{socket.gethostname()}:{os.getpid()}"}
     sound = True
     try:
-        metrics = run_trial(task.recipe, task.folder, task.epochs)
+        # a function that is only ever asked for the whole need not know of shorter trainings
+        shorter = () if task.epochs is None else (task.epochs,)
+        metrics = run_trial(task.recipe, task.folder, *shorter)
         result["metrics"] = json.loads(json.dumps(metrics, default=_plain))
     except Exception as error:
         from detsearch_cli.search.storage import is_disk_error

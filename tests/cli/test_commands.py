@@ -95,6 +95,20 @@ def test_the_recipe_as_given_is_the_baseline_of_every_side(
     assert "difference of nine" in capsys.readouterr().err
 
 
+def test_several_trainings_at_a_time_give_what_one_after_the_other_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "three.yaml").write_text("assign: {name: dynamic, counts: [[3]]}\n")
+    words = ["assign", "train", *SMALL, "--against", str(tmp_path / "three.yaml"), "--baseline", "--json"]
+    told = []
+    for jobs in ("1", "2"):
+        capsys.readouterr()
+        assert run([*words, "--jobs", jobs, "--out", str(tmp_path / jobs)]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    scores = [[(r["side"], r["coco"]) for r in one["runs"]] for one in told]
+    assert scores[0] == scores[1]
+
+
 def test_a_fragment_is_shown_as_counts_and_pictures(tmp_path: Path) -> None:
     fragment = tmp_path / "f.yaml"
     fragment.write_text("assign: {name: dynamic, counts: [[3]]}\n")

@@ -36,7 +36,6 @@ from detsearch_cli.files import replace_file
 POLL_SECONDS = 0.02
 RunTrial = Callable[..., dict[str, Any]]
 """run_trial(recipe_yaml, folder), and with a third argument the number of epochs where they are fewer than all."""
-"""(recipe_yaml, folder, epochs) -> metrics; epochs None: the whole training."""
 
 
 @dataclass(frozen=True)

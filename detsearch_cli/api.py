@@ -3,7 +3,8 @@
     from detsearch_cli import api
 
     result = api.search("assign", {"detector": "fcos", "data": {"source": "path/to/set"}}, trials=20)
-    comparison = api.compare(result.recipe, result.recipe_with_finding, seeds=3)
+    if result.fragment:  # something better than the recipe as given
+        comparison = api.compare(result.recipe, result.recipe_with_finding, seeds=3)
 
 A recipe is a Recipe, a mapping of its keys, or a YAML file. The command line stands on the same functions. Errors are
 those of detsearch_cli.errors: one sentence each.
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detsearch_cli.errors import RecipeError
 from detsearch_cli.session.runs import Callbacks, Placement, TrainedRun, compare_sides
-from detsearch_cli.session.search import Settings, final, new_search, run_search
+from detsearch_cli.session.search import SEARCHED, Settings, final, new_search, run_search
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,15 +56,21 @@ class Prediction:
     classes: tuple[str, ...]
 
 
-def recipe_of(recipe: Recipe | Mapping[str, Any] | Path | str) -> Recipe:
-    """The recipe, read and validated where it is a file or a mapping. Raises RecipeError."""
+def recipe_of(
+    recipe: Recipe | Mapping[str, Any] | Path | str, below: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe, read and validated where it is a file or a mapping, then laid over `below`. Raises RecipeError."""
     from detsearch_cli.recipe import Recipe, compose, read_fragment
 
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Path | str):
-        return compose([(str(recipe), read_fragment(Path(recipe)))])
-    return compose([("recipe", dict(recipe))])
+        given, origin = read_fragment(Path(recipe)), str(recipe)
+    elif isinstance(recipe, Mapping) and recipe:
+        given, origin = dict(recipe), "recipe"
+    else:
+        raise RecipeError(f"a recipe is a Recipe, a mapping of its keys, or a YAML file, got {recipe!r}")
+    return compose([("defaults", dict(below or {})), (origin, given)])
 
 
 def default_folder(recipe: Recipe, kind: str = "") -> Path:
@@ -126,14 +134,16 @@ def search(
 ) -> SearchFinding:
     """Search with a method, "assign" say, for what is laid over the recipe; the same call goes on where it was.
 
-    options: the method's own. time_budget: seconds. Raises what session.search.run_search raises.
+    options: the method's own. time_budget: seconds. As on the command line, a training is scored at its end alone and
+    keeps its images in memory unless the recipe says otherwise. Raises what session.search.run_search raises.
     """
     from detsearch_cli.methods.base import load_method
     from detsearch_cli.recipe import with_fragment
 
     made = load_method(method, options or {})
     settings = Settings(name, storage, trials, time_budget, jobs, executor)
-    wanted = new_search(made, recipe_of(recipe), settings, Path(out), sampler)
+    below = {**SEARCHED, **made.defaults}
+    wanted = new_search(made, recipe_of(recipe, below), settings, Path(out), sampler)
     result = run_search(wanted, on_event)
     whole = final(wanted.recipe)
     return SearchFinding(
@@ -153,8 +163,11 @@ def compare(
 ) -> RunComparison:
     """Train both recipes with the same seeds and score them on the final split: b minus a, with a 95% interval.
 
-    The same call goes on with what was interrupted. Raises OutputError for a folder that holds anything else.
+    The same call goes on with what was interrupted. Raises OutputError for a folder that holds anything else, and
+    RecipeError for two equal recipes, whose difference would be nothing but noise.
     """
+    if not isinstance(seeds, int):
+        raise RecipeError(f"seeds is how many seeds each recipe is trained with, got {seeds!r}")
     recipes = {"a": recipe_of(a), "b": recipe_of(b)}
     folder = Path(out) if out is not None else default_folder(recipes["b"], "compare")
     first = recipes["a"].seed
@@ -167,13 +180,15 @@ def compare(
     )
 
 
-def predict(run: Path | str, images: Sequence[Path | str], *, device: str = "auto") -> list[Prediction]:
+def predict(
+    run: Path | str, images: Sequence[Path | str] | Path | str, *, device: str = "auto"
+) -> list[Prediction]:
     """Detections of image files, or of the images in folders. Raises CheckpointError and DataError."""
     from detsearch_cli.engine.checkpoint import load_detector
     from detsearch_cli.engine.machine import pick_device
     from detsearch_cli.engine.predict import detect_split, expand_images, image_split, per_image
 
-    files = expand_images(map(Path, images))
+    files = expand_images([Path(images)] if isinstance(images, str | Path) else map(Path, images))
     model, recipe, classes = load_detector(Path(run))
     split, where = image_split(files, classes), pick_device(device)
     table = detect_split(model.to(where), split, recipe, where)

@@ -146,26 +146,40 @@ def claim_file(path: Path, kind: str = "") -> None:
         )
 
 
-def claim_folder(folder: Path, mark: str | None, kind: str) -> None:
+LOCK = "lock"
+
+
+def claim_folder(folder: Path, mark: str | None, kind: str, beside: str | None = None) -> None:
     """Called before anything is written: may this program write into `folder`?
 
     It may where there is nothing, or the signed file `mark` (None: any signed picture), which is the first that is
-    written there. kind: what such a folder is, for the message. Raises OutputError for any other folder or file.
+    written there. kind: what such a folder is, for the message. beside: a second file without which the mark must be
+    alone: a signed file may have been copied. Raises OutputError for any other folder or file.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a new folder for the {kind}")
     marks = [folder / mark] if mark is not None else sorted(folder.glob("*.png"))
-    if any(map(is_ours, marks)):
+    ours = list(filter(is_ours, marks))
+    if ours and (beside is None or (folder / beside).exists()):
         return
-    # what a kill left of the very first write is nobody's
-    held = sorted(p.name for p in folder.iterdir() if not _TEMPORARY.fullmatch(p.name))
+    # what a kill left before the first file was whole is nobody's
+    free = [p for p in folder.iterdir() if not (_TEMPORARY.fullmatch(p.name) or _is_lock(p) or p in ours)]
+    held = sorted(p.name for p in free)
     if held:
         raise OutputError(
             f"{folder} holds {held[0]} and is no {kind} of detsearch, so nothing is written there; "
             "name a new or empty folder"
         )
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether the file is one that `locked` made: empty, or naming a process."""
+    if path.name != LOCK or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return re.fullmatch(rb"(process \d+ on \S+)?", file.read(200)) is not None
 
 
 def signed_yaml(about: str, body: str) -> str:
@@ -199,7 +213,7 @@ def locked(folder: Path, error: type[DetsearchError], busy: str) -> Iterator[Non
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as refused:
         raise storage_error(folder, refused) from refused
     _LOCKS.add(descriptor)
@@ -213,7 +227,7 @@ def locked(folder: Path, error: type[DetsearchError], busy: str) -> Iterator[Non
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         except OSError as refused:
-            raise storage_error(folder / "lock", refused) from refused
+            raise storage_error(folder / LOCK, refused) from refused
         yield
     finally:
         _LOCKS.discard(descriptor)

@@ -50,7 +50,7 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What tells two nested mappings apart, sorted by key: "optim.lr is 0.01 there, 0.1 here".
 
-    A key that is missing counts as None: a slot left open has no options to compare. Long values are cut.
+    A key that is missing counts as unset: a slot left open has no options to compare. Long values are cut.
     """
     a, b = flattened(there), flattened(here)
     return [
@@ -61,7 +61,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "unset" if value is None else str(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 

@@ -6,6 +6,7 @@ The command line makes parameters of them, the Python interface takes them as ke
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -25,21 +26,25 @@ def option(
 def made(options: type[O], values: Mapping[str, Any], error: type[DetsearchError]) -> O:
     """The options with these values. Raises `error` for an unknown name or a value beyond its limits."""
     fields = {f.name: f for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(options)
     for name, value in values.items():
         if name not in fields:
             known = ", ".join(fields) or "none"
             raise error(f"{name!r} is none of the options ({known})")
-        low, high = fields[name].metadata.get("min"), fields[name].metadata.get("max")
-        if isinstance(value, int | float) and (
-            (low is not None and value < low) or (high is not None and value > high)
-        ):
-            limits = " and ".join(
-                text
-                for text in (
-                    f"at least {low:g}" if low is not None else "",
-                    f"at most {high:g}" if high is not None else "",
-                )
-                if text
-            )
-            raise error(f"{name} must be {limits}, got {value:g}")
+        if not _fits(value, hints[name]):
+            raise error(f"{name} must be {getattr(hints[name], '__name__', hints[name])}, got {value!r}")
+        low, high = fields[name].metadata["min"], fields[name].metadata["max"]
+        limits = [f"at least {low:g}"] if low is not None else []
+        limits += [f"at most {high:g}"] if high is not None else []
+        below = low is not None and value is not None and value < low
+        if below or (high is not None and value is not None and value > high):
+            raise error(f"{name} must be {' and '.join(limits)}, got {value:g}")
     return options(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether the value is of a type of the hint, a type or a union of some; a whole number is a float, too."""
+    kinds = typing.get_args(hint) or (hint,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)

@@ -27,9 +27,10 @@ IMAGES = os.environ.get("IMAGES", "").split()
 if __name__ == "__main__":  # a search trains in processes of its own
     found = api.search("assign", RECIPE, options={"bins": "1"}, trials=TRIALS, name="python")
     print(found.outcome.reason, found.fragment or "nothing better than the recipe as given")
-    comparison = api.compare(found.recipe, found.recipe_with_finding, seeds=SEEDS)
-    difference = comparison.against["b"].decisive
-    print(f"{100 * difference.difference:+.1f} AP", sentence("b", "a", difference.low, difference.high))
+    if found.fragment:
+        comparison = api.compare(found.recipe, found.recipe_with_finding, seeds=SEEDS)
+        difference = comparison.against["b"].decisive
+        print(f"{100 * difference.difference:+.1f} AP", sentence("b", "a", difference.low, difference.high))
     run = api.train(found.recipe_with_finding)
     print(f"AP {100 * api.evaluate(run.folder).coco['AP']:.1f} on the test split; run in {run.folder}")
     for image in api.predict(run.folder, IMAGES) if IMAGES else []:

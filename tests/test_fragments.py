@@ -14,7 +14,7 @@ def test_every_difference_is_a_sentence_and_equal_mappings_have_none() -> None:
     there = {"optim": {"lr": 0.01, "name": "sgd"}, "assign": None}
     here = {"optim": {"lr": 0.1, "name": "sgd"}, "assign": {"name": "atss"}}
     assert differences(there, here) == [
-        "assign.name is None there, atss here",
+        "assign.name is unset there, atss here",
         "optim.lr is 0.01 there, 0.1 here",
     ]
     assert differences(there, dict(reversed(there.items()))) == []

@@ -55,8 +55,11 @@ def preview(
     from detsearch_cli.cli import console
     from detsearch_cli.data.drawing import contact_sheet
     from detsearch_cli.data.source import load_split, open_source
+    from detsearch_cli.errors import DataError
     from detsearch_cli.files import claim_file, write_png
 
+    if out.suffix.lower() != ".png":
+        raise DataError(f"a preview is a PNG file such as preview.png, got --out {out}")
     claim_file(out)
     loaded = load_split(open_source(data), split)
     chosen = np.random.default_rng(seed).permutation(len(loaded))[:images]

@@ -64,10 +64,8 @@ def _search(method: type[Method]) -> Callable[..., None]:
     def command(options: RecipeOptions, search: SearchOptions, own: Any) -> None:
         from detsearch_cli.cli import console
         from detsearch_cli.methods.base import load_method
-        from detsearch_cli.session.search import Settings, new_search
+        from detsearch_cli.session.search import SEARCHED, Settings, new_search
 
-        # a search scores each training once, at its end, and its images never change
-        below = {"schedule": {"eval_every": 0}, "runtime": {"cache": "ram"}}
         settings = Settings(
             name=search.name or "",
             storage=search.storage,
@@ -78,7 +76,7 @@ def _search(method: type[Method]) -> Callable[..., None]:
             command=console.command_line(),
         )
         made = load_method(method.name(), asdict(own))
-        recipe = options.compose({**below, **method.defaults})
+        recipe = options.compose({**SEARCHED, **method.defaults})
         run(new_search(made, recipe, settings, search.out, search.sampler), search.json)
 
     return command
@@ -157,13 +155,9 @@ def _train(
     from detsearch_cli.cli.comparison import callbacks, print_comparison, print_runs
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
-    from detsearch_cli.session.search import refuse_untrainable
 
     every = sides(method, recipe, finding, runs.fragments_against(), baseline)
-    data = load_data(recipe.data)
-    console.announce_data(data)
-    for one in every.values():
-        refuse_untrainable(one, len(data.train.classes), runs.executor == "local")
+    console.announce_data(load_data(recipe.data))
     for note in method.notes(recipe):
         console.say(f"note: {note}")
     last = list(every.values())[-1]

@@ -246,10 +246,18 @@ class RunsOptions:
     json: Annotated[bool, _option("One JSON document on stdout.", "--json", panel="Train")] = False
 
     def fragments_against(self) -> dict[str, Fragment]:
-        """The fragments of --against by the names of their files."""
+        """The fragments of --against by the names of their files. Raises RecipeError for two of one name."""
+        from detsearch_cli.errors import RecipeError
         from detsearch_cli.recipe import read_fragment
 
-        return {path.stem: read_fragment(path) for path in self.against}
+        fragments: dict[str, Fragment] = {}
+        for path in self.against:
+            if path.stem in fragments:
+                raise RecipeError(
+                    f"two files of --against would both be called {path.stem!r} in the comparison; rename one of them"
+                )
+            fragments[path.stem] = read_fragment(path)
+        return fragments
 
 
 @dataclass

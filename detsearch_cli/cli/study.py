@@ -25,10 +25,11 @@ def list_(
     """Every study below a folder, with its baseline and best."""
     from detsearch_cli.cli import console
     from detsearch_cli.search.study import Study, list_studies
+    from detsearch_cli.session.search import studies_elsewhere
 
     if storage is None and not root.is_dir():
         raise StudyError(f"there is no folder {root}; give the folder that holds the studies")
-    found = list_studies(root, storage)
+    found = [*list_studies(root, storage), *(studies_elsewhere(root) if storage is None else ())]
     studies = [s for s in found if isinstance(s, Study)]
     if json:
         console.emit_json([_summary(s) for s in studies])

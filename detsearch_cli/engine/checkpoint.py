@@ -37,6 +37,7 @@ from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector, LearnedPart
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.files import (
+    LOCK,
     claim_folder,
     is_ours,
     locked,
@@ -156,7 +157,8 @@ def check(folder: Path, recipe: Recipe) -> None:
 
     Raises OutputError for a folder that holds what no run wrote, CheckpointError for another recipe's run.
     """
-    claim_folder(folder, RECIPE, "run")
+    # the lock follows the recipe at once: without it a recipe was copied beside what somebody else keeps there
+    claim_folder(folder, RECIPE, "run", beside=LOCK)
     if not (folder / RECIPE).is_file():
         return
     there = read_recipe(folder)

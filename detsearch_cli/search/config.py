@@ -151,7 +151,12 @@ class RecordedConfig:
 
 def told_differences(there: RecordedConfig, here: RecordedConfig) -> str | None:
     """What differs between a ledger's search and another one, at most three things; None where nothing does."""
-    every = differences(there.compared(), here.compared())
+    old, new = there.compared(), here.compared()
+    space = {"space": old.pop("space")}, {"space": new.pop("space")}
+    if old["sampler"]["name"] != new["sampler"]["name"]:
+        old["sampler"], new["sampler"] = old["sampler"]["name"], new["sampler"]["name"]
+    # the space follows from the options and the recipe, which say more shortly what a user has changed
+    every = differences(old, new) or differences(*space)
     more = [f"{len(every) - SHOWN_DIFFERENCES} more"] if len(every) > SHOWN_DIFFERENCES else []
     return "; ".join([*every[:SHOWN_DIFFERENCES], *more]) or None
 

@@ -34,13 +34,17 @@ MAX_ATTEMPTS = 2
 
 
 def run(
-    plan: Plan, run_trial: RunTrial | str, on_event: Callable[[Event], None] = lambda event: None
+    plan: Plan,
+    run_trial: RunTrial | str,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_locked: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run or resume the search until its trials or its time are spent, or its space is exhausted.
 
     run_trial(recipe_yaml, folder, epochs) -> metrics with a finite "AP", higher is better; a module-level
     function or "module:function", which saves importing it here. epochs: train up to that one, None for the
     whole. It runs in workers, must go on from a checkpoint in its folder, and let KeyboardInterrupt pass.
+    on_locked: called once this process is the folder's only writer, before anything else is written there.
     Raises StudyError (ledger damaged, of another search, or in use; a sampler that does not fit the space),
     StorageError (disk full), and KeyboardInterrupt after Ctrl-C, when workers have saved and ended.
     """
@@ -48,6 +52,7 @@ def run(
     plan.config.sampler.check_space(plan.config.space)
     kind = executor_class(plan.executor)
     with sole_writer(plan.folder), interruptible() as interrupted:
+        on_locked()
         executor = kind(plan.folder, max(1, plan.jobs), function)
         ledger = _open(plan, executor)
         try:

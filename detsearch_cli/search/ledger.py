@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 
+RECORD, FOLDER = "detsearch", "folder"
+"""Attributes of a study: what is fixed when it begins, and, in a shared database, the folder that writes it."""
+
+
 @dataclass(frozen=True)
 class Happening:
     """One event of the sampler's past. value: of a `tell`; reason: of a `refused`."""
@@ -208,6 +212,32 @@ def exists(folder: Path, storage: str | None) -> bool:
     return storage is not None or (folder / "study.db").exists()
 
 
+def look(name: str, folder: Path, storage: str, config: StudyConfig) -> None:
+    """Raises what `open_ledger` would raise for a study that a shared database holds; creates and changes nothing."""
+    if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+        return
+    database = connect(storage, create=False)
+    with guarded(display_name(storage)):
+        study = next((s for s in database.get_all_studies() if s.study_name == name), None)
+    if study is not None and RECORD in study.user_attrs:
+        kept = RecordedConfig.from_json(study.user_attrs[RECORD], f"{name} in {display_name(storage)}")
+        home = _home(study.user_attrs, folder)
+        _refuse_another(home, kept, RecordedConfig.from_json(config.to_json(), name))
+        if home != folder:
+            raise StudyError(
+                f"the study {name} in {display_name(storage)} belongs to the folder {home}, and only one folder may "
+                f"write it; go on with it by `detsearch study resume {home}`, or use another --name"
+            )
+
+
+def _home(attributes: Mapping[str, Any], folder: Path) -> Path:
+    """The folder that a study in a shared database belongs to: this one, unless another is recorded and still there."""
+    recorded = attributes.get(FOLDER)
+    if recorded is None or Path(recorded) == folder.absolute() or not Path(recorded).exists():
+        return folder  # it was moved, or this is the first
+    return Path(recorded)
+
+
 def open_ledger(name: str, folder: Path, storage: str | None, config: StudyConfig) -> Ledger:
     """The study's ledger, created when it does not exist.
 
@@ -228,18 +258,21 @@ def open_ledger(name: str, folder: Path, storage: str | None, config: StudyConfi
             _create_study(database, name, config)
             studies = {s.study_name: s for s in database.get_all_studies()}
         study_id, attributes = studies[name]._study_id, studies[name].user_attrs
-        if "detsearch" not in attributes:
+        if RECORD not in attributes:
             if database.get_n_trials(study_id):
                 raise StudyError(
                     f"{name} in {display_name(url)} was not written by detsearch; use another --name"
                 )
             # a kill between the two writes of _create_study left it without
-            database.set_study_user_attr(study_id, "detsearch", config.to_json())
-            attributes = {"detsearch": config.to_json()}
-    kept = RecordedConfig.from_json(attributes["detsearch"], f"{name} in {display_name(url)}")
+            database.set_study_user_attr(study_id, RECORD, config.to_json())
+            attributes = {RECORD: config.to_json()}
+    kept = RecordedConfig.from_json(attributes[RECORD], f"{name} in {display_name(url)}")
     _refuse_another(folder, kept, RecordedConfig.from_json(config.to_json(), name))
     # the sampler was built for the first budget and the first number of workers, so it is rebuilt for these
     begun = replace(config, budget=kept.budget, workers=kept.workers)
+    if storage is not None:
+        look(name, folder, storage, config)  # again: another search may have begun it since the caller looked
+        database.set_study_user_attr(study_id, FOLDER, str(folder.absolute()))
     return Ledger(database, study_id, begun, folder, display_name(url))
 
 
@@ -261,7 +294,7 @@ def _create_study(database: RDBStorage, name: str, config: StudyConfig) -> None:
     from optuna.study import StudyDirection
 
     study_id = database.create_new_study([StudyDirection.MAXIMIZE], name)
-    database.set_study_user_attr(study_id, "detsearch", config.to_json())
+    database.set_study_user_attr(study_id, RECORD, config.to_json())
 
 
 def _refuse_leftovers(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.files import claim_folder, write_signed_json
+from detsearch_cli.files import claim_file, claim_folder, write_signed_json
 
 if TYPE_CHECKING:
     from detsearch_cli.engine.comparison import PlannedRun, RunComparison
@@ -40,6 +40,10 @@ class Placement:
     jobs: int = 1
     executor: str = "local"
 
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise RecipeError(f"trainings need at least 1 job at a time, got {self.jobs}")
+
     @property
     def here(self) -> bool:
         """Whether one training after the other runs in this process."""
@@ -60,7 +64,7 @@ def sides(
     """What is trained, by the name of its side, the baseline first.
 
     finding: what the method found, {} for nothing. against: further fragments by name. Raises RecipeError where there
-    is nothing to train or where two sides are one recipe: their difference would be noise.
+    is nothing to train, or two sides have one name.
     """
     from detsearch_cli.recipe import with_fragment
 
@@ -75,15 +79,31 @@ def sides(
         every[name] = with_fragment(recipe, fragment)
     if not every:
         raise RecipeError("there is nothing to train; give --baseline or --against FILE as well")
-    seen: dict[str, str] = {}
-    for name, one in every.items():
-        twin = seen.setdefault(one.hash(), name)
-        if twin != name:
+    return every
+
+
+def _check(planned: Sequence[PlannedRun], placement: Placement) -> None:
+    """Raise, before anything is written, what would end these trainings or make their comparison meaningless."""
+    from detsearch_cli.engine.checkpoint import check
+    from detsearch_cli.engine.trial import load_data
+    from detsearch_cli.session.search import refuse_untrainable
+
+    if not planned:
+        raise RecipeError("trainings need at least one seed, got none")
+    recipes: dict[str, Recipe] = {}
+    for run in planned:
+        recipes.setdefault(run.side, run.recipe)
+        check(run.folder, run.recipe)
+    sides_by_hash: dict[str, str] = {}
+    for side, recipe in recipes.items():
+        refuse_untrainable(recipe, len(load_data(recipe.data).train.classes), placement.executor == "local")
+        # of one seed: the seed of a side is replaced by those of the comparison
+        twin = sides_by_hash.setdefault(recipe.hash(), side)
+        if twin != side:
             raise RecipeError(
-                f"{twin} and {name} are the same recipe, so there is nothing to compare; what is laid over one of "
+                f"{twin} and {side} are the same recipe, so there is nothing to compare; what is laid over one of "
                 "them changes nothing"
             )
-    return every
 
 
 def train_seeds(
@@ -94,7 +114,9 @@ def train_seeds(
     from detsearch_cli.engine.trial import load_data, train_with_retry
 
     planned = planned_runs({side: recipe}, seeds, folder)
-    _claim(folder, [side], seeds)
+    claim_folder(folder, RUNS, "folder of runs")
+    _check(planned, placement)
+    _note(folder, [side], seeds)
     _in_workers(planned, folder, "detsearch_cli.engine.trial:run_trial", placement, callbacks)
     done = []
     for run in planned:
@@ -121,7 +143,11 @@ def compare_sides(
     from detsearch_cli.engine.comparison import compare_recipes, planned_runs
 
     planned = planned_runs(recipes, seeds, folder)
-    _claim(folder, list(recipes), seeds)
+    claim_folder(folder, RUNS, "folder of runs")
+    for kept in {folder, study or folder}:
+        claim_file(kept / COMPARISON, "comparison")
+    _check(planned, placement)
+    _note(folder, list(recipes), seeds)
     _in_workers(planned, folder, "detsearch_cli.engine.comparison:train_and_detect", placement, callbacks)
     outcome = compare_recipes(recipes, seeds, folder, callbacks.on_run)
     # both folders were claimed: what is replaced is this program's earlier comparison
@@ -130,9 +156,8 @@ def compare_sides(
     return outcome
 
 
-def _claim(folder: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
-    """Make the folder one of runs. Raises OutputError for a folder that holds anything else."""
-    claim_folder(folder, RUNS, "folder of runs")
+def _note(folder: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Write runs.json, the first file of the folder, which was claimed."""
     write_signed_json(folder / RUNS, "runs", {"sides": list(names), "seeds": list(seeds)})
 
 

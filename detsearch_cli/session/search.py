@@ -10,7 +10,6 @@ and is kept in search.json, the first file of the study's folder.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from detsearch_cli.errors import CheckFailed, StudyError
 from detsearch_cli.files import (
     SIGNATURE,
+    claim_file,
     claim_folder,
+    is_ours,
     signed_yaml,
     write_signed_json,
     write_text,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from detsearch_cli.search.space import Candidate
     from detsearch_cli.search.study import Study, Trial
 
-SETTINGS, BEST = "search.json", "best.yaml"
+SETTINGS, BEST, LEDGER = "search.json", "best.yaml", "study.db"
+SEARCHED = {"schedule": {"eval_every": 0}, "runtime": {"cache": "ram"}}
+"""Below the recipe of a search: it scores a training at its end alone, and reads the same images again and again."""
 RUN_TRIAL = "detsearch_cli.engine.trial:run_trial"
 OnEvent = Callable[["Event"], None]
 
@@ -56,6 +59,11 @@ class Settings:
     executor: str = "local"
     runtime: Mapping[str, Any] | None = None
     command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "jobs"):
+            if getattr(self, name) < 1:
+                raise StudyError(f"a search needs at least 1 of {name}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def new_search(
     if method.sampler is None:
         raise StudyError(f"{method.name()} has nothing to search: its training finds what it looks for")
     name = settings.name or default_name(method, recipe)
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise StudyError(f"--name is one word, the study's folder in {out}, got {name!r}; choose a plain one")
     recipe = scored_apart(recipe)
     settings = replace(settings, name=name, runtime=recipe.runtime.model_dump(mode="json"))
@@ -148,6 +156,18 @@ def study_of(folder: Path) -> Study:
     return open_study(folder, settings.name, settings.storage)
 
 
+def studies_elsewhere(root: Path) -> list[Study | StudyError]:
+    """The studies in `root` whose ledgers are in a shared database; one that cannot be read as its error."""
+    studies: list[Study | StudyError] = []
+    for path in sorted(root.glob(f"*/{SETTINGS}")):
+        if not (path.parent / LEDGER).exists():
+            try:
+                studies.append(study_of(path.parent))
+            except StudyError as error:
+                studies.append(error)
+    return studies
+
+
 def recipe_of(study: Study, settings: Settings) -> Recipe:
     """The recipe that a study's candidates were laid over. Raises RecipeError where this version knows it no more."""
     from detsearch_cli.recipe import validate
@@ -185,14 +205,16 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.search.coordinator import run
 
-    claim_folder(search.folder, SETTINGS, "study")
     plan = _plan(search)
+    _claim(search, plan)
     data = load_data(search.recipe.data)
     refuse_untrainable(search.recipe, len(data.train.classes), search.settings.executor == "local")
-    new = not (search.folder / SETTINGS).exists()
-    if new:  # the first file there, so that a killed search is known for a study
-        _write_settings(search)
     accepted = False
+
+    def on_locked() -> None:
+        # the first file of a new study, so that a search killed early is known again; that of another stays
+        if not (search.folder / SETTINGS).exists():
+            _write_settings(search)
 
     def accept(event: Event) -> None:
         # not before the first event: it tells that the ledger has accepted this search
@@ -202,16 +224,41 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
             _write_settings(search)
         on_event(event)
 
-    try:
-        outcome = run(plan, RUN_TRIAL, accept)
-    except StudyError:
-        if new and not accepted:
-            _withdraw(search.folder)
-        raise
+    outcome = run(plan, RUN_TRIAL, accept, on_locked)
     if outcome.all_failed:
         reasons = sorted({t.reason or "unknown" for t in outcome.trials if t.state == "failed"})
         raise CheckFailed(f"every trial of {search.settings.name} failed: {'; '.join(reasons[:3])}")
-    return SearchResult(search.folder, outcome, _write_best(search, outcome))
+    fragment = _write_best(search, outcome)
+    if outcome.refused and not any(trial.trained for trial in outcome.trials):
+        # else "nothing better was found" would read as if something had been tried
+        raise CheckFailed(f"no candidate of {search.settings.name} was trained: {outcome.reason}")
+    return SearchResult(search.folder, outcome, fragment)
+
+
+def _claim(search: Search, plan: Plan) -> None:
+    """Raise OutputError for a folder that is no study, StudyError for one whose ledger is another; write nothing."""
+    from detsearch_cli.search.ledger import look
+    from detsearch_cli.search.study import open_study
+
+    folder, storage = search.folder, search.settings.storage
+    if (folder / LEDGER).exists():
+        if storage is not None:
+            raise StudyError(
+                f"{folder} keeps its ledger in {LEDGER}; leave out --storage, or take another --name"
+            )
+        open_study(folder)  # raises unless it is a ledger of ours, which makes the folder ours
+    else:
+        claim_folder(folder, SETTINGS, "study")
+        if is_ours(folder / SETTINGS):
+            kept = read_settings(folder).storage
+            if kept is not None and storage is None:
+                raise StudyError(
+                    f"{folder} keeps its ledger in the database of --storage; give it again, or go on by "
+                    f"`detsearch study resume {folder}`"
+                )
+    if storage is not None:
+        look(plan.name, folder, storage, plan.config)
+    claim_file(folder / BEST, f"{search.method.name()} search")
 
 
 def _plan(search: Search) -> Plan:
@@ -274,17 +321,6 @@ def _write_settings(search: Search) -> None:
     write_signed_json(search.folder / SETTINGS, "search", asdict(search.settings))
 
 
-def _withdraw(folder: Path) -> None:
-    """Take back a folder that was made for a search that the ledger, a shared database say, then refused.
-
-    Only the two files that were written a moment ago go, and the folder only if nothing else is in it.
-    """
-    for name in (SETTINGS, "lock"):
-        (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
 def _write_best(search: Search, outcome: Outcome) -> Fragment:
     """best.yaml: the fragment of the best trial; an empty one, saying so, when that is the baseline."""
     import yaml
@@ -299,7 +335,7 @@ def _write_best(search: Search, outcome: Outcome) -> Fragment:
         body = "# Nothing better than the recipe as given was found, so this fragment changes nothing.\n{}\n"
     else:
         body = yaml.safe_dump(dict(best.fragment), sort_keys=False, default_flow_style=None)
-    # best.yaml lies in a folder that was claimed, so it is that of an earlier end of this search
+    # it was claimed before the search: what is there is that of an earlier end of this search
     write_text(search.folder / BEST, signed_yaml(about, body))
     return dict(best.fragment)
 

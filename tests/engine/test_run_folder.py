@@ -102,7 +102,8 @@ def test_a_signed_recipe_that_is_damaged_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_a_coordinator_prepared_is_trained_in(tmp_path: Path) -> None:
     recipe = small(schedule={"epochs": 1})
     (tmp_path / ckpt.RECIPE).write_text(signed_yaml("run", recipe.to_yaml()))
-    (tmp_path / "result.json").write_text("{}")
+    assert run_trial((tmp_path / ckpt.RECIPE).read_text(), str(tmp_path))["AP"] >= 0
+    (tmp_path / "result.json").write_text("{}")  # as its worker then reports
     assert run_trial((tmp_path / ckpt.RECIPE).read_text(), str(tmp_path))["AP"] >= 0
     assert (tmp_path / "result.json").read_text() == "{}"
 
@@ -145,7 +146,8 @@ def test_a_run_that_starts_anew_is_the_run_of_an_empty_folder(tmp_path: Path, hu
 
 def test_events_behind_a_symbolic_link_stay(tmp_path: Path) -> None:
     run, theirs = tmp_path / "run", tmp_path / "theirs"
-    ckpt.claim(run, small())
+    with ckpt.owned(run, small()):
+        pass  # a training was begun there
     theirs.mkdir()
     (theirs / "events.out.tfevents.1").write_text("another run's")
     (run / ckpt.BOARD).symlink_to(theirs)

@@ -187,7 +187,7 @@ def test_a_full_disk_in_a_trial_stops_the_search_and_loses_nothing(tmp_path: Pat
     [
         ({"identity": {"recipe": {"optim": {"lr": 0.2}}}}, "optim.lr is 0.1 there, 0.2 here"),
         ({"seed": 9}, "seed is 1 there, 9 here"),
-        ({"sampler": "grid"}, "sampler.name is random there, grid here"),
+        ({"sampler": "grid"}, "sampler is random there, grid here"),
         ({"space": Product((Integer("a", 1, 9),))}, "space.parameters is"),
     ],
 )

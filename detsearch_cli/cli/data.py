@@ -58,9 +58,9 @@ def preview(
     from detsearch_cli.errors import DataError
     from detsearch_cli.files import claim_file, write_png
 
+    claim_file(out)
     if out.suffix.lower() != ".png":
         raise DataError(f"a preview is a PNG file such as preview.png, got --out {out}")
-    claim_file(out)
     loaded = load_split(open_source(data), split)
     chosen = np.random.default_rng(seed).permutation(len(loaded))[:images]
     sheet = contact_sheet(loaded, sorted(chosen.tolist()), columns, tile)

@@ -90,7 +90,7 @@ def refused(words: list[str], told: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("command", FOLDERS)
-@pytest.mark.parametrize("theirs", ["all", "notes.txt", "recipe.yaml", "search.json"])
+@pytest.mark.parametrize("theirs", ["all", "notes.txt"])
 def test_a_folder_that_holds_something_of_the_users_is_refused(
     command: str, theirs: str, here: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

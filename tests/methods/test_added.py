@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import pytest
 import yaml
 
 from detsearch_cli import discovery
+from detsearch_cli.cli import app as cli
+from detsearch_cli.cli.methods import group
 from detsearch_cli.methods.base import load_method, method_class, methods
 from detsearch_cli.search.study import open_study
 from tests.cli.small import ENVIRONMENT, SMALL
@@ -35,15 +39,33 @@ LEARNING = [
 ]
 
 
-def program(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.methods.added.program", *words]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module", autouse=True)
+def _added() -> Iterator[None]:
+    """The methods of tests/methods/added in this process, and their commands."""
+    import detsearch_cli.methods
+
+    before = list(detsearch_cli.methods.__path__)
+    add()
+    for name in ("rate", "wording"):
+        cli.app.add_typer(group(name, method_class(name)))
+    yield
+    del cli.app.registered_groups[-2:]
+    detsearch_cli.methods.__path__[:] = before
+    discovery.forget()
+
+
+def program(folder: Path, *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command given in this folder."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(list(words))
+    return code, out.getvalue(), err.getvalue()
 
 
 def done(folder: Path, *words: str) -> str:
-    ended = program(folder, *words)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    code, out, err = program(folder, *words)
+    assert code == 0, err
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +78,14 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "s"
 
 
-@pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import detsearch_cli.methods
-
-    before = list(detsearch_cli.methods.__path__)
-    add()
-    yield
-    detsearch_cli.methods.__path__[:] = before
-    discovery.forget()
-
-
 def test_an_added_method_is_in_the_help_with_its_own_options(tmp_path: Path) -> None:
-    assert "Search the learning rate: a method of one file" in done(tmp_path, "--help")
+    command = [sys.executable, "-m", "tests.methods.added.program", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True).stdout
+    assert "Search the learning rate: a method of one file" in shown
     shown = done(tmp_path, "rate", "search", "--help")
     assert "--highest" in shown and "Largest learning rate" in shown and "Find the learning rate" in shown
-    refused = program(tmp_path, "rate", "search", *FAST, "--highest", "7")
-    assert refused.returncode == 2 and "highest" in refused.stderr
+    code, _, told = program(tmp_path, "rate", "search", *FAST, "--highest", "7")
+    assert code == 2 and "highest" in told
 
 
 def test_the_candidate_and_its_fragment_are_kept_and_best_yaml_is_the_best_trials(searched: Path) -> None:
@@ -90,11 +103,10 @@ def test_the_candidate_and_its_fragment_are_kept_and_best_yaml_is_the_best_trial
 def test_a_study_goes_on_from_its_folder_alone(searched: Path) -> None:
     told = json.loads(done(searched.parent, "study", "resume", str(searched), "--trials", "3", "--json"))
     assert told["trials"] == 4
-    again = program(
+    code, _, told = program(
         searched.parent, "rate", "search", *LEARNING, "--highest", "0.5", "--name", "s", "--out", "."
     )
-    assert again.returncode == 2
-    assert "highest" in again.stderr and "another --name" in again.stderr
+    assert code == 2 and "highest" in told and "another --name" in told
 
 
 def test_its_finding_is_compared_shown_and_reported(searched: Path) -> None:
@@ -116,12 +128,12 @@ def test_candidates_that_are_no_product_are_kept_as_json_and_their_search_goes_o
     study = open_study(tmp_path / "w")
     assert all("sum" in (t.candidate or {}) for t in study.trials if not t.baseline)
     assert study.config.space is None  # only its method can read it
-    refused = program(tmp_path, *words[:-3], "other", "--sampler", "dycors", "--out", ".")
-    assert refused.returncode == 2 and "dycors" in refused.stderr and "random" in refused.stderr
+    code, _, told = program(tmp_path, *words[:-3], "other", "--sampler", "dycors", "--out", ".")
+    assert code == 2 and "dycors" in told and "random" in told
     assert not (tmp_path / "other").exists()
 
 
-def test_options_are_checked_where_python_gives_them(added: None) -> None:
+def test_options_are_checked_where_python_gives_them() -> None:
     assert {"assign", "anchors", "rate", "wording"} <= set(methods())
     assert load_method("rate", {"highest": 0.5}).options.highest == 0.5
     from detsearch_cli.errors import StudyError

@@ -56,7 +56,7 @@ SIZE = {
 }
 
 
-def sleeping_trial(recipe_yaml: str, folder: str, epochs: int | None) -> dict[str, Any]:
+def sleeping_trial(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """What a worker runs: on its first trial all that comes before the first step, then a sleep."""
     import torch
     import yaml

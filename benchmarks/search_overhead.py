@@ -142,7 +142,7 @@ def search_asleep(folder: Path, args: argparse.Namespace) -> None:
     (folder / "processor.json").write_text(json.dumps(time.process_time()))
 
 
-def instant_trial(recipe_yaml: str, folder: str, epochs: int | None) -> dict[str, Any]:
+def instant_trial(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """The baseline's training, where only refusals are measured."""
     return {"AP": 0.3}
 

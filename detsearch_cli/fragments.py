@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from detsearch_cli import reading
 from detsearch_cli.errors import RecipeError
 
 Fragment = dict[str, Any]
@@ -67,12 +66,7 @@ def _short(value: Any) -> str:
 
 def read_fragment(path: Path) -> Fragment:
     """Read a YAML fragment. Raises RecipeError naming the file when it is missing or no mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {yaml_problem(error)}") from error
+    content = reading.read_yaml(path, RecipeError)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -80,22 +74,12 @@ def read_fragment(path: Path) -> Fragment:
     return content
 
 
-def yaml_problem(error: Exception) -> str:
-    """What a YAML parser found wrong, in one line, with the place."""
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}: " if mark is not None else ""
-    return where + (getattr(error, "problem", None) or str(error).splitlines()[0])
-
-
 def parse_set(assignment: str) -> Fragment:
     """`optim.lr=0.02` -> {"optim": {"lr": 0.02}}; the value is read as YAML."""
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip() or not all(key.strip().split(".")):
         raise RecipeError(f"--set takes key=value such as optim.lr=0.02, got {assignment!r}")
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: {value!r} is not valid YAML") from error
+    nested: Any = reading.parse_yaml(value, f"--set {assignment}", RecipeError)
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return dict(nested)

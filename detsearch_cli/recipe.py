@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from detsearch_cli import parts
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.fragments import Fragment, merge, parse_set, read_fragment, yaml_problem
+from detsearch_cli.fragments import Fragment, merge, parse_set, read_fragment
 from detsearch_cli.schema import (
     SLOT_PACKAGES,
     Augment,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Augment", "Backbone", "Data", "Fragment", "Optim", "Recipe", "Runtime", "Schedule", "Slot", "Test",
     "build_part", "compose", "detector_class", "detector_options", "merge", "parse_set", "read_fragment",
-    "validate", "with_fragment", "yaml_problem",
+    "validate", "with_fragment",
 ]  # fmt: skip
 """Also what schema.py and fragments.py define: whoever may import this module needs only this one."""
 

@@ -7,7 +7,6 @@ is changed. Loading reads image headers only; `decode_all` decodes every pixel a
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections import Counter
@@ -15,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -282,31 +280,6 @@ def class_names(counts: Counter[str]) -> ClassNames:
             problems.append((name, detail, "kept as a class of its own"))
     of = {n: names.index(spelled[key]) for key, g in groups.items() for n in g}
     return ClassNames(names, of, tuple(problems))
-
-
-def read_text(path: Path) -> str:
-    """A text file as UTF-8 (a byte-order mark is dropped). Raises DataError naming the file."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be decoded") from error
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises DataError naming the file and the position of the first error."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        cut = "; the file is cut short" if error.pos >= len(text.rstrip()) - 1 else ""
-        raise DataError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno} "
-            f"(character {error.pos} of {len(text)}){cut}; fetch or export it again"
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply to be an annotation file") from error
 
 
 def decode_all(split: Split) -> list[Defect]:

@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from detsearch_cli import reading
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector, LearnedPart
 from detsearch_cli.errors import CheckpointError, RecipeError
@@ -47,7 +48,7 @@ from detsearch_cli.files import (
     write_text,
 )
 from detsearch_cli.fragments import differences
-from detsearch_cli.recipe import Fragment, Recipe, merge, validate, yaml_problem
+from detsearch_cli.recipe import Fragment, Recipe, merge, validate
 
 RECIPE, METRICS, LOG, FRAGMENT = "recipe.yaml", "metrics.json", "log.jsonl", "best.yaml"
 LAST, BEST, RESUME, DETECTIONS = (
@@ -99,7 +100,7 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     if "recipe" not in about or "classes" not in about:
         raise CheckpointError(f"{path} was not written by detsearch: it names no recipe and classes")
     # the backbone's own file is not needed any more: its weights are in here
-    recipe = validate(yaml.safe_load(about["recipe"]))
+    recipe = _recipe_inside(path, about["recipe"])
     bare = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": None})})
     classes = tuple(json.loads(about["classes"]))
     model = build(bare, len(classes))
@@ -112,9 +113,13 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     return model.eval(), recipe, classes
 
 
+def _recipe_inside(path: Path, text: str) -> Recipe:
+    return validate(reading.parse_yaml(text, f"the recipe inside {path}", CheckpointError))
+
+
 def save_fragment(path: Path, weights: Path, learned: Sequence[LearnedPart]) -> None:
     """Write what the parts have become in a weights file as a fragment."""
-    recipe = validate(yaml.safe_load(load_tensors(weights)[1]["recipe"]))
+    recipe = _recipe_inside(weights, load_tensors(weights)[1]["recipe"])
     fragment: Fragment = {}
     for part in learned:
         fragment = merge(fragment, part.fragment(recipe))
@@ -126,12 +131,7 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     path = folder / METRICS
     if not path.is_file():
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({error}); remove it and run the training again"
-        ) from error
+    return dict(reading.read_json(path, CheckpointError))
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -140,9 +140,7 @@ def read_recipe(folder: Path) -> Recipe:
     if not path.is_file():
         raise CheckpointError(f"{folder} is no run folder: it holds no {RECIPE}")
     try:
-        return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path} is not valid YAML: {yaml_problem(error)}") from error
+        return validate(reading.read_yaml(path, CheckpointError))
     except RecipeError as error:
         raise CheckpointError(f"{path} is damaged or of another version: {error}") from error
 

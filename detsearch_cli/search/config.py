@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detsearch_cli import parts
+from detsearch_cli import parts, reading
 from detsearch_cli.errors import StudyError
 from detsearch_cli.fragments import differences
 from detsearch_cli.search.space import Product, Space, read_space
@@ -163,12 +163,7 @@ def told_differences(there: RecordedConfig, here: RecordedConfig) -> str | None:
 
 def _content(given: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(given, str):
-        import yaml
-
-        try:
-            given = yaml.safe_load(given)
-        except yaml.YAMLError as error:
-            raise StudyError(f"the sampler {given!r} is not valid YAML; {_HOW}") from error
+        given = reading.parse_yaml(given, f"the sampler {given!r}", StudyError)
     if isinstance(given, str):
         return {"name": given}
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):

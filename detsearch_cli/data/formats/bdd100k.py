@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
@@ -45,7 +46,7 @@ def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError when the json is broken or no list of frames."""
     files = _files(folder)
     path = files[split]
-    frames = checks.read_json(path)
+    frames = reading.read_json(path, DataError)
     if not isinstance(frames, list) or not all(isinstance(f, dict) and "name" in f for f in frames):
         raise DataError(f"{path} must be a list of frames, each with a name")
     classes = _classes(files)

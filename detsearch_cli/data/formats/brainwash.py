@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
@@ -39,7 +40,7 @@ def load(folder: Path, split: str) -> Split:
     path = files[split]
     collector = Collector(folder, split)
     seen: set[str] = set()
-    for number, line in enumerate(checks.read_text(path).splitlines(), start=1):
+    for number, line in enumerate(reading.read_text(path, DataError).splitlines(), start=1):
         if not line.strip():
             continue
         name, objects = _parse(path, number, line.strip())
@@ -84,7 +85,7 @@ def _orphans(collector: Collector, files: dict[str, Path]) -> None:
     named = {
         match.group(1)
         for path in files.values()
-        for line in checks.read_text(path).splitlines()
+        for line in reading.read_text(path, DataError).splitlines()
         if (match := _LINE.match(line.strip()))
     }
     for place in sorted({Path(name).parent for name in named}):

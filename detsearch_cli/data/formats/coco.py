@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
@@ -49,7 +50,7 @@ def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError for json that is broken or no COCO, or classes that contradict."""
     files = _files(folder)
     path = files[split]
-    content = checks.read_json(path)
+    content = reading.read_json(path, DataError)
     images, annotations = _lists(path, content)
     classes = _classes(files)
     collector = Collector(folder, split)
@@ -264,7 +265,7 @@ def _categories(path: Path) -> list[dict[str, Any]]:
                     break
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    checks.read_json(path)
+    reading.read_json(path, DataError)
     raise DataError(f"{path}: 'categories' must be a list of objects with id and name")
 
 

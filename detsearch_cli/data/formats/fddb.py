@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.images import find_images
@@ -84,7 +85,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _blocks(path: Path) -> Iterator[tuple[str, list[tuple[float, float, float, float, float]]]]:
     """(image, ellipses) for each image. Raises DataError naming the line that breaks the pattern."""
-    lines = checks.read_text(path).splitlines()
+    lines = reading.read_text(path, DataError).splitlines()
     at = 0
     while at < len(lines):
         name = lines[at].strip()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
@@ -247,7 +248,7 @@ def _lists(folder: Path, trainval: bool = False) -> dict[str, list[_Part]]:
 def _read_list(path: Path) -> tuple[str, ...]:
     """Image ids of a list file: one a line, possibly with a suffix, or followed by -1, 0 or 1."""
     ids = []
-    for line in checks.read_text(path).splitlines():
+    for line in reading.read_text(path, DataError).splitlines():
         whole = line.strip()
         if not whole:
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
@@ -76,7 +77,7 @@ def _images(folder: Path, split: str) -> Path:
 
 def _blocks(path: Path) -> Iterator[tuple[str, list[list[float]]]]:
     """(image, rows of numbers) for each image. Raises DataError naming the line that breaks the pattern."""
-    lines = checks.read_text(path).splitlines()
+    lines = reading.read_text(path, DataError).splitlines()
     at = 0
     while at < len(lines):
         name = lines[at].strip()

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
@@ -91,7 +90,7 @@ def _add(collector: Collector, image: Path, layout: _Layout) -> None:
 
 def _objects(collector: Collector, path: Path, header: Header, layout: _Layout) -> Objects:
     objects = Objects()
-    for number, line in enumerate(checks.read_text(path).splitlines(), start=1):
+    for number, line in enumerate(reading.read_text(path, DataError).splitlines(), start=1):
         words = line.split()
         if not words:
             continue
@@ -129,7 +128,9 @@ def _layout_of(folder: Path) -> _Layout:
     config = _config(folder)
     if config is None:
         named_by = next(folder / f for f in _NAME_FILES if (folder / f).is_file())
-        names = tuple(line.strip() for line in checks.read_text(named_by).splitlines() if line.strip())
+        names = tuple(
+            line.strip() for line in reading.read_text(named_by, DataError).splitlines() if line.strip()
+        )
         return _Layout(names, named_by, {s: (p,) for s, p in _folders(folder).items()}, ())
     path, content = config
     names = _names(path, content)
@@ -161,10 +162,10 @@ def _config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda p: (p.stem != "data", p.name))
     for path in files:
         try:
-            content = yaml.safe_load(checks.read_text(path))
-        except (yaml.YAMLError, DataError) as error:
+            content = reading.read_yaml(path, DataError)
+        except DataError:
             if path.stem == "data":
-                raise DataError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+                raise
             continue
         if isinstance(content, dict) and "names" in content:
             return path, content
@@ -230,7 +231,7 @@ def _images(places: Iterable[Path]) -> list[Path]:
         if place.is_dir():
             found += find_images(place, recursive=True)
             continue
-        lines = (line.strip() for line in checks.read_text(place).splitlines())
+        lines = (line.strip() for line in reading.read_text(place, DataError).splitlines())
         found += [Path(os.path.normpath(place.parent / line)) for line in lines if line]
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,11 @@ EXIF = "EXIF rotation"
 LABEL_ONLY = "label without image"
 IMAGE_ONLY = "image without label"
 SPLIT_PROBLEM = "split not usable"
+DUPLICATE_LABEL = "duplicate label"
+NO_BOX = "box missing"
+LABEL_MISSING = "no annotation"
+MOVED = "path of another machine"
+ROOT_CATEGORY = "category without boxes"
 _MODES = {
     "L": "grey image",
     "1": "grey image",
@@ -75,6 +81,22 @@ class Objects:
         self.crowd.append(crowd)
         self.difficult.append(difficult)
         self.area.append(area)
+
+    def join(self, other: Objects) -> None:
+        """Add the objects of another list, apart from those whose box and label are here already."""
+        here = set(zip(self.boxes, self.labels, strict=True))
+        for i, item in enumerate(zip(other.boxes, other.labels, strict=True)):
+            if item not in here:
+                self.append(*item, other.crowd[i], other.difficult[i], other.area[i])
+
+    def doubles(self) -> list[tuple[float, float, float, float]]:
+        """Boxes that are there more than once with one label."""
+        if len(set(self.boxes)) == len(self.boxes):  # of nearly all images, and cheap to find out
+            return []
+        counts = Counter(zip(self.boxes, self.labels, strict=True))
+        return [
+            box for (box, _), count in counts.items() if count > 1 and box[0] < box[2] and box[1] < box[3]
+        ]
 
 
 class Reader:
@@ -140,6 +162,9 @@ class Collector:
                 f"annotation says {declared[0]}x{declared[1]}, {file.name} is {header.width}x{header.height}"
             )
             self.defect(SIZE, where, detail, "image's own size taken, boxes kept")
+        for box in objects.doubles():
+            detail = f"{file.name} {_show(np.array(box))} is there more than once"
+            self.defect(DUPLICATE_LABEL, where, detail, "kept; only one of them can be found")
         boxes, keep = self._clip(boxes, header, file, where, tolerance)
         crowd = np.asarray(objects.crowd, dtype=bool)[keep]
         for box in boxes[crowd]:
@@ -238,6 +263,16 @@ def _areas(boxes: np.ndarray, given: np.ndarray) -> np.ndarray:
     """The given areas (K,) px^2, or those of the boxes (K, 4) where none or a senseless one is given."""
     sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
     return np.where(np.isfinite(given) & (given > 0), given, sides[:, 0] * sides[:, 1])
+
+
+def short(value: object) -> str:
+    """A value of any type and depth in at most some 60 characters, for details and error messages."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 2
 
 
 def _show(box: np.ndarray) -> str:

@@ -18,6 +18,11 @@ def split_name(stem: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def aliases(split: str) -> tuple[str, ...]:
+    """Every name of a split: ("val", "valid", "validation", "dev")."""
+    return tuple(alias for alias, name in _ALIASES.items() if name == split)
+
+
 def split_folders(folder: Path) -> dict[str, Path]:
     """Subfolders named after a split: {"train": folder/train, "val": folder/valid, ...}."""
     found: dict[str, Path] = {}

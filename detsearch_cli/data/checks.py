@@ -123,6 +123,11 @@ class Collector:
         """Record a defect of `file`, named as it can be opened from here."""
         self.defects.append(Defect(kind, file.as_posix(), detail, handled))
 
+    def not_offered(self, empty: dict[str, Path]) -> None:
+        """Record the splits that are not offered because their file, split name -> file, names no image."""
+        for split, path in empty.items():
+            self.defect(SPLIT_PROBLEM, path, "it lists no image", f"{split} not offered")
+
     def open(self, file: Path, named_by: str) -> Header | None:
         """Header of an image; None, with a defect, when it is missing or unreadable."""
         try:

@@ -33,12 +33,7 @@ class Files:
 
 def find_files(folder: Path) -> Files:
     """The json files of a folder. Raises DataError when two files claim one split on equal terms."""
-    found = _found(folder)
-    empty = {s: p for s, p in found.items() if _is_empty(p)}
-    # where no split has an image all are offered, so that reading one says what is wrong
-    if len(empty) == len(found):
-        return Files(found, {})
-    return Files({s: p for s, p in found.items() if s not in empty}, empty)
+    return Files(*_layout.without_empty(_found(folder), _is_empty))
 
 
 @contextlib.contextmanager

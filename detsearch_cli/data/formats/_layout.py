@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from detsearch_cli import reading
+from detsearch_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")
 _ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -30,6 +34,28 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if name not in found and (folder / alias).is_dir():
             found[name] = folder / alias
     return found
+
+
+def without_empty(
+    found: dict[str, Path], is_empty: Callable[[Path], bool]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """(the splits whose file names images, those whose file names none), from split name -> file.
+
+    Where none does all are in the first, so that reading one says what is wrong.
+    """
+    empty = {split: path for split, path in found.items() if is_empty(path)}
+    if len(empty) == len(found):
+        return found, {}
+    return {split: path for split, path in found.items() if split not in empty}, empty
+
+
+def is_blank(path: Path) -> bool:
+    """Whether a list file has nothing but blanks in its first thousand bytes."""
+    try:
+        with reading.open_regular(path, DataError) as file:
+            return not file.read(1000).strip()
+    except (DataError, OSError):
+        return False
 
 
 def holds(folder: Path, suffix: str) -> bool:

@@ -277,8 +277,7 @@ def _report_set(collector: Collector, files: Files, classes: Classes, finder: Im
     where = next(iter(files.splits.values()))
     for kind, detail, handled in classes.problems:
         collector.defect(kind, where, detail, handled)
-    for name, path in files.empty.items():
-        collector.defect(checks.SPLIT_PROBLEM, path, "it lists no image", f"{name} not offered")
+    collector.not_offered(files.empty)
     _orphans(collector, files, finder)
 
 

@@ -25,6 +25,7 @@ class _Category:
     name: str
     parent: str | None
     origin: Path
+    id_as_text: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ def read_classes(files: tuple[Path, ...]) -> Classes:
     ids = tuple(sorted(found))
     _refuse_doubles(found, ids)
     problems += _spellings(found, ids)
+    as_text = [number for number in ids if found[number].id_as_text]
+    if as_text:
+        detail = f"{len(as_text)} category ids are written as text, such as {str(as_text[0])!r}"
+        problems.append((checks.BROKEN_LABEL, detail, "read as the numbers that they spell"))
     return Classes(tuple(found[i].name for i in ids), ids, tuple(problems))
 
 
@@ -73,7 +78,8 @@ def _within(path: Path) -> dict[int, _Category]:
             raise DataError(
                 f"{path}: every category needs a whole-number id and a name, got {checks.short(item)}"
             )
-        category = _Category(composed(name), composed(parent) if isinstance(parent, str) else None, path)
+        above = composed(parent) if isinstance(parent, str) else None
+        category = _Category(composed(name), above, path, isinstance(item["id"], str))
         if within.setdefault(number, category).name != category.name:
             raise DataError(
                 f"{path}: category id {number} is both {within[number].name!r} and {category.name!r}"

@@ -36,6 +36,13 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return found
 
 
+def file_of(split: str, found: dict[str, Path], folder: Path) -> Path:
+    """The file of a split. Raises DataError where it went away since the folder was opened."""
+    if split not in found:
+        raise DataError(f"{folder} has no split {split!r} any more; its files were moved since it was opened")
+    return found[split]
+
+
 def without_empty(
     found: dict[str, Path], is_empty: Callable[[Path], bool]
 ) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -56,6 +63,17 @@ def is_blank(path: Path) -> bool:
             return not file.read(1000).strip()
     except (DataError, OSError):
         return False
+
+
+def listed_classes(folder: Path) -> frozenset[str]:
+    """The names in the folder's classes.txt, one a line; none where there is no such file.
+
+    In a format that knows classes by name alone, such as VOC, they are classes exactly as written.
+    """
+    path = folder / "classes.txt"
+    if not path.is_file():
+        return frozenset()
+    return frozenset(filter(None, (line.strip() for line in reading.read_text(path, DataError).splitlines())))
 
 
 def holds(folder: Path, suffix: str) -> bool:

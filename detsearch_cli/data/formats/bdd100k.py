@@ -53,7 +53,7 @@ def splits(folder: Path) -> tuple[str, ...]:
 def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError when the json is broken or no list of frames."""
     files, empty = _files(folder)
-    path = files[split]
+    path = _layout.file_of(split, files, folder)
     frames = reading.read_json(path, DataError)
     if not isinstance(frames, list):
         raise DataError(f"{path} must be a list of frames, each with a name")

@@ -38,7 +38,7 @@ def splits(folder: Path) -> tuple[str, ...]:
 def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError, naming the line, for a line that is no idl."""
     files, empty = _files(folder)
-    path = files[split]
+    path = _layout.file_of(split, files, folder)
     collector = Collector(folder, split)
     finder = Finder()
     seen: set[str] = set()

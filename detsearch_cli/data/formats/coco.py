@@ -53,7 +53,7 @@ def splits(folder: Path) -> tuple[str, ...]:
 def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError for json that is broken or no COCO, or classes that contradict."""
     files = find_files(folder)
-    path = files.splits[split]
+    path = _layout.file_of(split, files.splits, folder)
     rows, annotations = _lists(path, reading.read_json(path, DataError))
     classes = read_classes((*files.splits.values(), *files.empty.values()))
     collector = Collector(folder, split)

@@ -36,7 +36,7 @@ def splits(folder: Path) -> tuple[str, ...]:
 def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError, naming the line, when the label file is cut short or no such file."""
     files, empty = _files(folder)
-    path = files[split]
+    path = _layout.file_of(split, files, folder)
     images = _images(folder, split)
     collector = Collector(folder, split)
     finder = Finder()

@@ -187,6 +187,17 @@ def whole(value: Any) -> int | None:
     return None
 
 
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+def decimal(text: str) -> float | None:
+    """A finite number written in a text file, such as -1.5 or 2e-3; None for everything else.
+
+    float() also takes nan, inf, 1_000 and the digits of every other script.
+    """
+    return number(float(text)) if _DECIMAL.fullmatch(text) else None
+
+
 def flag(value: Any) -> bool | None:
     """Whether a flag is set: 1, true, yes (also as text) are; 0, false, no, nothing are not; None for anything else."""
     if value is None:

@@ -123,9 +123,10 @@ def _measure(text: str, name: object, error: type[DetsearchError], tags: bool) -
     sizes: dict[str, int] = {}  # nodes of every anchored value, aliases written out
     open_nodes: list[list[Any]] = [[0, None]]  # nodes so far and the anchor, of every open collection
     for event in yaml.parse(text, Loader=_LOADER):
-        if not tags and getattr(event, "tag", None):
-            line = event.start_mark.line + 1
-            raise error(f"{name} line {line}: the tag {event.tag!r} has no meaning here; only plain values are read")
+        tag = None if tags else getattr(event, "tag", None)
+        if tag:
+            where = f" line {event.start_mark.line + 1}" if event.start_mark else ""
+            raise error(f"{name}{where}: the tag {tag!r} has no meaning here; only plain values are read")
         if isinstance(event, yaml.CollectionEndEvent):
             size, anchor = open_nodes.pop()
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -152,7 +153,9 @@ def _yaml_problem(problem: yaml.YAMLError) -> str:
     where = f"line {mark.line + 1}: " if mark is not None else ""
     said = getattr(problem, "problem", None) or str(problem).splitlines()[0]
     hint = ""
-    if "escape" in said or "hexdec" in said:  # "C:\data" and "C:\Users" in double quotes; libyaml writes hexdecimal
+    if (
+        "escape" in said or "hexdec" in said
+    ):  # "C:\data" and "C:\Users" in double quotes; libyaml writes hexdecimal
         hint = "; in double quotes a backslash starts an escape, so write / or leave the quotes out"
     elif "could not determine a constructor" in said:
         hint = "; only plain values are read"
@@ -196,6 +199,21 @@ def decimal(text: str) -> float | None:
     float() also takes nan, inf, 1_000 and the digits of every other script.
     """
     return number(float(text)) if _DECIMAL.fullmatch(text) else None
+
+
+def decimals(line: str) -> list[float] | None:
+    """The numbers of a line such as "0 .5 1e-3", each by the rule of `decimal`; None where one word is no such number.
+
+    Made for label files: one call a line, and none a number.
+    """
+    if not line.isascii() or "_" in line:
+        return None
+    try:
+        values = [float(word) for word in line.split()]
+    except ValueError:
+        return None
+    # a sum is finite only when every term is
+    return values if math.isfinite(sum(values)) else None
 
 
 def flag(value: Any) -> bool | None:

@@ -127,7 +127,7 @@ def _object(node: ET.Element, problems: list[tuple[str, str]]) -> Object | None:
     if len(boxes) > 1:
         problems.append((f"{name} has {len(boxes)} bndbox", "the first one taken"))
     corners = [boxes[0].findtext(corner) for corner in _CORNERS]
-    x1, y1, x2, y2 = map(reading.decimal, corners)
+    x1, y1, x2, y2 = map(_number, corners)
     if x1 is None or y1 is None or x2 is None or y2 is None:
         problems.append((f"bndbox of {name} needs four numbers, got {_show(corners)}", _LEFT_OUT))
         return None
@@ -161,9 +161,12 @@ def _misplaced(root: ET.Element, nodes: list[ET.Element], problems: list[tuple[s
 
 
 def _size(root: ET.Element) -> tuple[int, int] | None:
-    sides = (reading.whole(reading.decimal(root.findtext(f"size/{side}"))) for side in ("width", "height"))
-    width, height = sides
+    width, height = (reading.whole(_number(root.findtext(f"size/{side}"))) for side in ("width", "height"))
     return None if width is None or height is None else (width, height)
+
+
+def _number(text: str | None) -> float | None:
+    return reading.decimal((text or "").strip())
 
 
 def _show(values: Sequence[str | None]) -> str:

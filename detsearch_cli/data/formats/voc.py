@@ -185,7 +185,9 @@ def _orphans(collector: Collector, part: _Part, found: _Found) -> None:
     """
     images = _by_stem(part.images)
     labels = {p.stem: p for p in _label_files(part.labels)}
-    listed = {stem for group in found.parts.values() for p in group if p.labels == part.labels for stem in _ids(p)}
+    listed = {
+        stem for group in found.parts.values() for p in group if p.labels == part.labels for stem in _ids(p)
+    }
     for stem in sorted(labels.keys() - images.keys() - listed):
         collector.defect(checks.LABEL_ONLY, labels[stem], "no image of this name", "label left out")
     for stem in sorted(images.keys() - labels.keys() - listed):
@@ -220,7 +222,9 @@ def _found(folder: Path) -> _Found:
 
 def _folders_without_labels(folder: Path, parts: dict[str, list[_Part]]) -> list[tuple[str, Path, str]]:
     """Folders named after a split beside those that are read, when no list says which splits there are."""
-    if any(p.list_file or p.labels in (folder, *(folder / n for n in _LABELS)) for g in parts.values() for p in g):
+    if any(
+        p.list_file or p.labels in (folder, *(folder / n for n in _LABELS)) for g in parts.values() for p in g
+    ):
         return []
     beside = [folder, *(folder / n for n in _IMAGES)]
     named = {split: path for place in beside for split, path in _layout.split_folders(place).items()}
@@ -273,13 +277,13 @@ def _several_years(years: list[Path]) -> dict[str, list[_Part]]:
 
 def _has_labels(folder: Path) -> bool:
     """Whether the folder holds XML, one of the first of which starts as VOC's does."""
-    try:
-        for path in islice(_label_files(folder), _LOOKED_AT):
+    for path in islice(_label_files(folder), _LOOKED_AT):
+        try:
             with reading.open_regular(path, DataError) as file:
                 if is_annotation(file.read(1024)):
                     return True
-    except (OSError, DataError):
-        return False
+        except (OSError, DataError):  # the other files decide
+            continue
     return False
 
 

@@ -38,6 +38,8 @@ EXIF = "EXIF rotation"
 LABEL_ONLY = "label without image"
 IMAGE_ONLY = "image without label"
 SPLIT_PROBLEM = "split not usable"
+MOVED = "path of another machine"
+EXTRA_NUMBERS = "polygons or key points"
 _MODES = {
     "L": "grey image",
     "1": "grey image",

@@ -10,6 +10,7 @@ points. An image without label file is kept as background, as the format's train
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -169,16 +170,22 @@ def _add(collector: Collector, image: Path, layout: _Layout, seen: _Seen, stems:
 
 def _objects(labels: _yolo_labels.Labels, header: Header, path: Path, layout: _Layout) -> Objects:
     """Boxes in parts of the image -> px. Raises DataError for a class id without a name."""
-    objects = Objects()
-    width, height, count = header.width, header.height, len(layout.names)
-    for (x1, y1, x2, y2), label, line in zip(labels.boxes, labels.labels, labels.lines, strict=True):
-        if label >= count:
-            raise DataError(
-                f"{path} line {line}: class id {label} has no name, {layout.named_by} names only "
-                f"{count} (ids 0 to {count - 1}); add the missing names there"
-            )
-        objects.append((x1 * width, y1 * height, x2 * width, y2 * height), label)
-    return objects
+    count = len(layout.names)
+    if max(labels.labels, default=0) >= count:
+        label, line = next((i, n) for i, n in zip(labels.labels, labels.lines, strict=True) if i >= count)
+        raise DataError(
+            f"{path} line {line}: class id {label} has no name, {layout.named_by} names only "
+            f"{count} (ids 0 to {count - 1}); add the missing names there"
+        )
+    width, height, number = header.width, header.height, len(labels.boxes)
+    # whole lists instead of Objects.append: most of the time of a large set went into that
+    return Objects(
+        boxes=[(x1 * width, y1 * height, x2 * width, y2 * height) for x1, y1, x2, y2 in labels.boxes],
+        labels=labels.labels,
+        crowd=[False] * number,
+        difficult=[False] * number,
+        area=[math.nan] * number,
+    )
 
 
 # ---------------------------------------------------------------------- where things lie

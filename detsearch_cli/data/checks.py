@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +40,11 @@ EXIF = "EXIF rotation"
 LABEL_ONLY = "label without image"
 IMAGE_ONLY = "image without label"
 SPLIT_PROBLEM = "split not usable"
+DUPLICATE_LABEL = "duplicate label"
+NO_BOX = "box missing"
+LABEL_MISSING = "no annotation"
 MOVED = "path of another machine"
+ROOT_CATEGORY = "category without boxes"
 EXTRA_NUMBERS = "polygons or key points"
 _MODES = {
     "L": "grey image",
@@ -78,6 +84,22 @@ class Objects:
         self.difficult.append(difficult)
         self.area.append(area)
 
+    def join(self, other: Objects) -> None:
+        """Add the objects of another list, apart from those whose box and label are here already."""
+        here = set(zip(self.boxes, self.labels, strict=True))
+        for i, item in enumerate(zip(other.boxes, other.labels, strict=True)):
+            if item not in here:
+                self.append(*item, other.crowd[i], other.difficult[i], other.area[i])
+
+    def doubles(self) -> list[tuple[float, float, float, float]]:
+        """Boxes that are there more than once with one label."""
+        if len(set(self.boxes)) == len(self.boxes):  # of nearly all images, and cheap to find out
+            return []
+        counts = Counter(zip(self.boxes, self.labels, strict=True))
+        return [
+            box for (box, _), count in counts.items() if count > 1 and box[0] < box[2] and box[1] < box[3]
+        ]
+
 
 class Reader:
     """`Split.read` for images on disk."""
@@ -102,6 +124,11 @@ class Collector:
     def defect(self, kind: str, file: Path, detail: str, handled: str) -> None:
         """Record a defect of `file`, named as it can be opened from here."""
         self.defects.append(Defect(kind, file.as_posix(), detail, handled))
+
+    def not_offered(self, empty: dict[str, Path]) -> None:
+        """Record the splits that are not offered because their file, split name -> file, names no image."""
+        for split, path in empty.items():
+            self.defect(SPLIT_PROBLEM, path, "it lists no image", f"{split} not offered")
 
     def open(self, file: Path, named_by: str) -> Header | None:
         """Header of an image; None, with a defect, when it is missing or unreadable."""
@@ -142,6 +169,9 @@ class Collector:
                 f"annotation says {declared[0]}x{declared[1]}, {file.name} is {header.width}x{header.height}"
             )
             self.defect(SIZE, where, detail, "image's own size taken, boxes kept")
+        for box in objects.doubles():
+            detail = f"{file.name} {_show(np.array(box))} is there more than once"
+            self.defect(DUPLICATE_LABEL, where, detail, "kept; only one of them can be found")
         boxes, keep = self._clip(boxes, header, file, where, tolerance)
         crowd = np.asarray(objects.crowd, dtype=bool)[keep]
         for box in boxes[crowd]:
@@ -220,7 +250,9 @@ class Collector:
                 f"{self.folder} has no class in its annotations; at least one labelled box is needed"
             )
         if not self.records:
-            first = f", first: {self.defects[0].kind} {self.defects[0].file}" if self.defects else ""
+            first = ""
+            if self.defects:
+                first = f", first: {self.defects[0].kind} {self.defects[0].file}: {self.defects[0].detail}"
             raise DataError(
                 f"split {self.split!r} of {self.folder} has no usable image "
                 f"({len(self.defects)} defects{first}); check that images and labels lie where the format "
@@ -242,6 +274,16 @@ def _areas(boxes: np.ndarray, given: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(given) & (given > 0), given, sides[:, 0] * sides[:, 1])
 
 
+def short(value: object) -> str:
+    """A value of any type and depth in at most some 60 characters, for details and error messages."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 2
+
+
 def _show(box: np.ndarray) -> str:
     return "(" + ", ".join(f"{v:g}" for v in box.tolist()) + ")"
 
@@ -255,33 +297,83 @@ class ClassNames:
     problems: tuple[tuple[str, str, str], ...]  # name as written, detail, handled
 
 
-def class_names(counts: Counter[str]) -> ClassNames:
+def class_names(counts: Counter[str], apart: frozenset[str] = frozenset()) -> ClassNames:
     """Decide the classes from how often each name is written, over ALL splits, so that labels agree.
 
-    Names that differ only in case, spaces, "_" or "-" are one class, spelled as most often. A name seen at
-    most once per hundred of a nearly equal one is reported as a likely typo but stays a class: only its
-    owner knows.
+    Names that differ only in spaces, "_", "-" or Unicode form are one class, spelled as most often. Of names that
+    differ in case, too, the rare ones are taken for slips; those used in earnest are classes of their own, as in a
+    set of letters, and reported. Names in `apart` are classes exactly as written, without a report.
+    A name seen at most once per hundred of a nearly equal one is reported as a likely typo but stays a class: only
+    its owner knows.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
-        groups.setdefault(re.sub(r"[\s_\-]+", " ", name.strip()).casefold(), []).append(name)
-    spelled = {key: max(g, key=lambda n: (counts[n], n)) for key, g in groups.items()}
-    total = {spelled[key]: sum(counts[n] for n in g) for key, g in groups.items()}
-    names = tuple(sorted(total))
+        groups.setdefault(_spaced(name).casefold(), []).append(name)
+    spelled: dict[str, str] = {}  # name as written -> name of its class
     problems: list[tuple[str, str, str]] = []
-    for key, group in groups.items():
-        for name in group:
-            if name != spelled[key]:
-                detail = f"{name!r} ({counts[name]} boxes) beside {spelled[key]!r} ({counts[spelled[key]]})"
-                problems.append((name, detail, f"taken as {spelled[key]!r}"))
-    for name in names:
-        others = [n for n in names if n != name and total[name] * 100 <= total[n] and len(n) > 3]
+    for group in groups.values():
+        listed = [name for name in group if name in apart]
+        spelled |= {name: name for name in listed}
+        own, found = _spellings(Counter({n: counts[n] for n in group if n not in apart}), listed)
+        spelled |= own
+        problems += found
+    total = Counter[str]()
+    for name, chosen in spelled.items():
+        total[chosen] += counts[name]
+    names = tuple(sorted(total))
+    problems += _typos({name: n for name, n in total.items() if name not in apart}, total)
+    return ClassNames(names, {n: names.index(chosen) for n, chosen in spelled.items()}, tuple(problems))
+
+
+def alike(names: Sequence[str]) -> bool:
+    """Whether some names differ only in case, spaces, "_", "-" or Unicode form."""
+    return len({_spaced(name).casefold() for name in names}) < len(names)
+
+
+RARE = 10
+"""A spelling is taken for a slip where another one is used this many times as often, or where it is used once."""
+
+
+def _spellings(counts: Counter[str], listed: list[str]) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
+    """(class of each name, problems) of names that differ only in spelling; listed: those decided already."""
+    variants: dict[str, list[str]] = {}
+    for name in counts:
+        variants.setdefault(_spaced(name), []).append(name)
+    usual = {key: max(names, key=lambda n: (counts[n], n)) for key, names in variants.items()}
+    total = {key: sum(counts[n] for n in names) for key, names in variants.items()}
+    if not total:
+        return {}, []
+    most = max(total, key=lambda key: (total[key], key))
+    chosen, problems = {}, []
+    for key, names in variants.items():
+        slip = total[key] * RARE <= total[most] or total[key] == 1 < total[most]
+        # one listed name says which class the others of its group belong to; several do not
+        own = listed[0] if len(listed) == 1 else usual[most if slip else key]
+        for name in names:
+            chosen[name] = own
+            if name != own:
+                detail = f"{name!r} ({counts[name]} boxes) beside {own!r} ({counts[own] or 'listed'})"
+                problems.append((name, detail, f"taken as {own!r}"))
+            elif own != usual[most]:
+                detail = f"{name!r} ({total[key]} boxes) and {usual[most]!r} ({total[most]}) differ in case"
+                problems.append((name, detail, "kept as two classes; classes.txt with both says so for good"))
+    return chosen, problems
+
+
+def _spaced(name: str) -> str:
+    """The name in Unicode's composed form, with one blank for each run of blanks, "_" and "-"."""
+    return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFC", name).strip())
+
+
+def _typos(judged: dict[str, int], total: Counter[str]) -> list[tuple[str, str, str]]:
+    problems = []
+    for name in sorted(judged):
+        others = [n for n in sorted(total) if n != name and total[name] * 100 <= total[n] and len(n) > 3]
         close = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
         if close:
             detail = f"{name!r} ({total[name]} boxes) may be a typo of {close[0]!r} ({total[close[0]]})"
             problems.append((name, detail, "kept as a class of its own"))
-    of = {n: names.index(spelled[key]) for key, g in groups.items() for n in g}
-    return ClassNames(names, of, tuple(problems))
+    return problems
 
 
 def decode_all(split: Split) -> list[Defect]:

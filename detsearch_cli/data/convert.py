@@ -14,7 +14,6 @@ import shutil
 import socket
 import tempfile
 import xml.etree.ElementTree as ET
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,14 +225,13 @@ def _coco_objects(record: Record, category_ids: tuple[int, ...], before: int) ->
 
 def _write_voc(folder: Path, splits: dict[str, Split]) -> tuple[dict[str, int], list[str]]:
     classes = next(iter(splits.values())).classes
-    if len(checks.class_names(Counter(classes)).names) < len(classes):
-        raise DataError(
-            "VOC knows classes by name only, and some here differ only in case, spaces, '_' or '-'"
-        )
     images, dropped, crowd = _Images(), 0, 0
     written = dict.fromkeys(splits, 0)
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
+    # Without the list its reader would take a rare spelling of another class for a slip.
+    if checks.alike(classes):
+        (folder / "classes.txt").write_text("".join(f"{c}\n" for c in classes), encoding="utf-8")
     for name, content in splits.items():
         stems = []
         for index, record in enumerate(content.records):

@@ -16,6 +16,7 @@ import numpy as np
 
 from detsearch_cli import parts
 from detsearch_cli.data import checks
+from detsearch_cli.data._nearest import listing, nearest
 from detsearch_cli.data.types import Record, Source, Split
 from detsearch_cli.errors import DataError
 
@@ -218,7 +219,7 @@ def _open_named(name: str) -> Source:
             if name == "voc" and not all((folder / year).is_dir() for year in ("VOC2007", "VOC2012")):
                 continue
             return _open_folder(name, folder, known.format)
-    found = _listing(root) if root.is_dir() else "no such folder"
+    found = listing(root) if root.is_dir() else "no such folder"
     raise DataError(
         f"data set {name!r} is not under $DETSEARCH_DATA; expected {root / known.folders[0]} with "
         f"{known.expects}, found {found}{hint}"
@@ -239,7 +240,7 @@ def _existing(spec: str) -> Path:
     names = ", ".join([*parts.names(EMBEDDED), *NAMED])
     parent = next(p for p in folder.absolute().parents if p.is_dir())
     raise DataError(
-        f"no data at {spec!r}: neither a folder ({parent} has {_listing(parent)}) nor one of {names}"
+        f"no data at {spec!r}: neither a folder ({parent} has {listing(parent)}) nor one of {names}"
     )
 
 
@@ -253,23 +254,30 @@ def _open_folder(spec: str, folder: Path, format_name: str | None) -> FolderSour
         lacking = [say for n in (names or known) if (say := _nearly(n, folder))]
         if lacking:
             raise DataError(lacking[0])
-        looked = "; ".join(f"{n}: {parts.summary(FORMATS, n).rstrip('.')}" for n in (names or known))
         raise DataError(
-            f"{folder} is not a data set of a known format; found {_listing(folder)}; looked for {looked}"
+            f"{folder} is not a data set of {'that' if format_name else 'a known'} format: "
+            f"{nearest(folder, _only_format)}; looked for {_looked_for(names or known)}"
         )
     splits = _format(names[0]).splits(folder)
     if not splits:
-        raise DataError(f"{folder} looks like {names[0]} but offers no split; found {_listing(folder)}")
+        raise DataError(f"{folder} looks like {names[0]} but offers no split; found {listing(folder)}")
     return FolderSource(spec, names[0], folder, splits)
 
 
-def _listing(folder: Path, limit: int = 6) -> str:
-    """First entries of a folder, for error messages."""
-    try:
-        entries = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
-    except OSError as error:
-        return f"an unreadable folder ({error.strerror})"
-    if not entries:
-        return "an empty folder"
-    more = f" and {len(entries) - limit} more" if len(entries) > limit else ""
-    return ", ".join(entries[:limit]) + more
+def _only_format(folder: Path) -> str | None:
+    """The first format that a folder can be read as; None where there is none, or its files contradict each other."""
+    for name in parts.names(FORMATS):
+        try:
+            if _format(name).detect(folder):
+                return name
+        except DataError:
+            continue
+    return None
+
+
+def _looked_for(names: Sequence[str]) -> str:
+    """The whole first line of one format; of several the words before the colon, such as "COCO json"."""
+    lines = [parts.summary(FORMATS, name).rstrip(".") for name in names]
+    if len(lines) == 1:
+        return lines[0]
+    return ", ".join(line.partition(":")[0] for line in lines) + " (docs/formats.md shows their layouts)"

@@ -73,7 +73,7 @@ def test_duplicate_ids_are_recorded(tmp_path: Path) -> None:
         content["annotations"].append(dict(content["annotations"][0]))
 
     split = changed(tmp_path, change)
-    assert kinds(split) == [checks.DUPLICATE_ID, checks.DUPLICATE_ID]
+    assert kinds(split) == [checks.DUPLICATE_ID, checks.DUPLICATE_ID, checks.DUPLICATE_LABEL]
     assert [len(r.boxes) for r in split.records] == [2, 1]
 
 
@@ -109,7 +109,7 @@ def test_a_truncated_json_names_file_and_position(tmp_path: Path) -> None:
         open_source(str(tmp_path)).load("train")
 
 
-@pytest.mark.parametrize("content", ["[]", '{"images": 3}', '{"images": [], "annotations": {}}', "\x00"])
+@pytest.mark.parametrize("content", ["[]", '{"images": 3}', '{"images": [{}], "annotations": {}}', "\x00"])
 def test_json_that_is_no_coco_is_refused(tmp_path: Path, content: str) -> None:
     coco(tmp_path)
     write(tmp_path / "annotations" / "instances_train2017.json", content)

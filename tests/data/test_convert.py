@@ -94,13 +94,16 @@ def test_what_a_format_cannot_say_is_noted(tmp_path: Path) -> None:
     assert notes[1].startswith("8 classes without boxes are lost")
 
 
-def test_voc_refuses_classes_that_its_reader_would_merge(tmp_path: Path) -> None:
+def test_classes_that_differ_in_case_alone_come_back_from_voc(tmp_path: Path) -> None:
     path = coco(tmp_path / "in") / "annotations"
     for file in path.iterdir():
         file.write_text(file.read_text().replace('"dog"', '"Cat"'))
-    with pytest.raises(DataError, match="differ only in case"):
-        convert(open_source(str(tmp_path / "in")), tmp_path / "out", "voc")
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    source = open_source(str(tmp_path / "in"))
+    convert(source, tmp_path / "out", "voc")
+    back = open_source(str(tmp_path / "out")).load("train")
+    assert back.classes == ("Cat", "cat")
+    assert back.defects == ()
+    assert [r.labels.tolist() for r in back.records] == [[1], [0]]
 
 
 def test_images_of_one_name_stay_apart(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from detsearch_cli.data.source import NAMED, join, open_source
 from detsearch_cli.errors import DataError
 
-from .samples import coco, voc, yolo
+from .samples import coco, voc, write, yolo
 
 
 def test_a_wrong_path_says_what_is_there(tmp_path: Path) -> None:
@@ -24,11 +24,42 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "a.json"))
 
 
-def test_an_empty_and_an_unknown_folder_say_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found an empty folder; looked for bdd100k: .*; yolo: YOLO txt"):
+@pytest.mark.parametrize(
+    ("files", "closest"),
+    [
+        ({}, "it is empty"),
+        ({"song.mp3": ""}, r"it has song\.mp3"),
+        ({"a/b.jpg": "", "c.png": ""}, r"it has 2 images such as .*c\.png, but no labels"),
+        ({"a.json": '{"shapes": [], "imagePath": "a.jpg"}'}, r"a\.json is labelme's json"),
+        (
+            {"a.json": '{"images": [], "labels": 3}'},
+            r"a\.json holds the keys \['images', 'labels'\], but COCO",
+        ),
+        ({"a.json": "[1, 2]"}, r"a\.json holds no object, but COCO needs"),
+        ({"a.json": '{"images": '}, r"a\.json is not valid JSON.* cut short"),
+        ({"a.csv": ""}, r"a\.csv is a table"),
+        ({"a.zip": ""}, r"a\.zip is packed; unpack it"),
+        ({"a.xml": "<note/>"}, r"a\.xml is XML, but VOC's"),
+    ],
+)
+def test_a_folder_that_is_no_set_says_in_short_what_comes_closest(
+    tmp_path: Path, files: dict[str, str], closest: str
+) -> None:
+    for name, text in files.items():
+        write(tmp_path / name, text)
+    with pytest.raises(DataError, match=f"not a data set of a known format: .*{closest}") as caught:
         open_source(str(tmp_path))
-    (tmp_path / "song.mp3").write_bytes(b"")
-    with pytest.raises(DataError, match=r"found song\.mp3; looked for"):
+    said = str(caught.value)
+    assert said.endswith(
+        "; looked for BDD100K json, Brainwash, COCO json, FDDB, Pascal VOC, WIDER FACE, YOLO txt "
+        "(docs/formats.md shows their layouts)"
+    )
+    assert len(said.replace(str(tmp_path), "")) < 400
+
+
+def test_a_folder_around_a_set_names_the_set(tmp_path: Path) -> None:
+    coco(tmp_path / "download" / "set")
+    with pytest.raises(DataError, match=r"download/set is one \(coco\), so give that folder"):
         open_source(str(tmp_path))
 
 
@@ -38,7 +69,7 @@ def test_a_folder_of_two_formats_is_refused_until_one_is_named(tmp_path: Path) -
     with pytest.raises(DataError, match="can be read as voc and yolo; say which, as voc:"):
         open_source(str(tmp_path))
     assert open_source(f"yolo:{tmp_path}").format == "yolo"
-    with pytest.raises(DataError, match="not a data set of a known format"):
+    with pytest.raises(DataError, match=r"not a data set of that format: .*; looked for FDDB: ellipse lists"):
         open_source(f"fddb:{tmp_path}")
 
 

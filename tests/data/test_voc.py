@@ -99,12 +99,38 @@ def test_modes_other_than_rgb_are_recorded(tmp_path: Path) -> None:
 
 def test_spellings_of_one_class_are_one_class(tmp_path: Path) -> None:
     voc(tmp_path)
-    write(tmp_path / "Annotations" / "val0.xml", voc_xml([("Cat ", (1, 1, 9, 9)), ("cat", (1, 1, 9, 9))]))
+    write(tmp_path / "Annotations" / "val0.xml", voc_xml([("Cat ", (1, 1, 9, 9)), ("cat", (2, 2, 9, 9))]))
     split = load(tmp_path, "val")
     assert split.classes == ("cat", "dog")
     assert split.records[0].labels.tolist() == [0, 0]
     assert kinds(split) == [checks.CLASS_SPELLING]
     assert load(tmp_path, "train").classes == ("cat", "dog")
+
+
+def test_names_that_differ_in_case_are_two_classes_when_each_is_used_in_earnest(tmp_path: Path) -> None:
+    voc(tmp_path)
+    for split in ("train", "val"):
+        letters = [("a", (1, 1, 9, 9)), ("A", (5, 5, 12, 12))]
+        write(tmp_path / "Annotations" / f"{split}0.xml", voc_xml(letters))
+    split = load(tmp_path, "train")
+    assert split.classes == ("A", "a", "dog")
+    assert split.records[0].labels.tolist() == [1, 0]
+    assert [(d.kind, d.handled[:19]) for d in split.defects] == [
+        (checks.CLASS_SPELLING, "kept as two classes")
+    ]
+
+
+def test_a_list_of_classes_keeps_rare_spellings_apart_and_joins_the_rest(tmp_path: Path) -> None:
+    voc(tmp_path)
+    letters = [("a", (1, 1, 9, 9))] * 20 + [("A", (5, 5, 12, 12))]
+    write(tmp_path / "Annotations" / "val0.xml", voc_xml(letters))
+    assert load(tmp_path, "val").classes == ("a", "cat", "dog")
+    write(tmp_path / "classes.txt", "a\nA\n")
+    split = load(tmp_path, "val")
+    assert split.classes == ("A", "a", "cat", "dog")
+    assert checks.CLASS_SPELLING not in kinds(split)
+    write(tmp_path / "classes.txt", "A\n")
+    assert load(tmp_path, "val").classes == ("A", "cat", "dog")
 
 
 def test_a_likely_typo_is_reported_in_the_file_that_has_it(tmp_path: Path) -> None:

@@ -1,71 +1,69 @@
 """COCO json: annotations/instances_*.json, or one json a split folder (Roboflow), images in any usual place.
 
-Found are `annotations/instances_X.json`, other COCO json files in `annotations/` or in the folder itself, and
-`X/_annotations.coco.json`. Images are looked for in `X/`, `images/X/`, `images/`, beside the json and in the
-folder. Category ids stay in `Split.category_ids`; labels are contiguous in order of id, over all splits.
+Found are `annotations/instances_X.json`, other COCO json files in `annotations/` or in the folder itself,
+`X/_annotations.coco.json`, and one COCO json under any name in `X/` (FiftyOne). Images are looked for in `X/`,
+`images/X/`, `images/`, beside the json and in the folder. Category ids stay in `Split.category_ids`; labels are
+contiguous in order of id, over all splits.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
-from detsearch_cli.data.formats import _layout
-from detsearch_cli.data.images import Header, find_images
+from detsearch_cli.data.formats import _layout, _masks
+from detsearch_cli.data.formats._coco_classes import Classes, read_classes
+from detsearch_cli.data.formats._coco_files import Files, ImageFinder, find_files, mapped
+from detsearch_cli.data.formats._find import composed
+from detsearch_cli.data.images import find_images
 from detsearch_cli.data.types import Split
 from detsearch_cli.errors import DataError
 
-_KEY = re.compile(rb'"categories"\s*:\s*\[')
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
-_OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info", "lvis")
+_LARGEST_ID = 2**63
 
 
-@dataclass(frozen=True)
-class _Classes:
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
+@dataclass
+class _Image:
+    """A usable row of `images`. file_name as written; declared: the size that the row claims, px."""
+
+    file_name: str
+    declared: tuple[int, int] | None
+    objects: Objects = field(default_factory=Objects)
 
 
 def detect(folder: Path) -> bool:
     """Whether the folder holds a COCO json at one of the places named above."""
-    return bool(_files(folder))
+    return bool(find_files(folder).splits)
 
 
 def splits(folder: Path) -> tuple[str, ...]:
     """Those of train, val, test that can be loaded."""
-    found = _files(folder)
+    found = find_files(folder).splits
     return tuple(s for s in _layout.SPLITS if s in found)
 
 
 def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError for json that is broken or no COCO, or classes that contradict."""
-    files = _files(folder)
-    path = files[split]
-    content = reading.read_json(path, DataError)
-    images, annotations = _lists(path, content)
-    classes = _classes(files)
+    files = find_files(folder)
+    path = _layout.file_of(split, files.splits, folder)
+    rows, annotations = _lists(path, reading.read_json(path, DataError))
+    classes = read_classes((*files.splits.values(), *files.empty.values()))
     collector = Collector(folder, split)
-    finder = _Finder(folder, path)
-    objects = _objects(collector, path, images, annotations, classes)
-    numbered = all(type(i.get("id")) is int for i in images)
-    if not numbered:
-        collector.defect(checks.BROKEN_LABEL, path, "image ids are not whole numbers", "images numbered anew")
-    for image, header, file in _images(collector, path, images, finder):
-        declared = _declared(image)
-        own = objects.get(image["id"], Objects())
-        number = int(image["id"]) if numbered else None
-        collector.add(file, header, own, where=path, declared=declared, image_id=number)
+    images = _images(collector, path, rows)
+    _read_annotations(collector, path, annotations, images, classes)
+    finder = ImageFinder(folder, path, split)
+    _add_images(collector, path, images, finder)
+    # what concerns the whole set is reported once, with its first split
     if split == splits(folder)[0]:
-        _orphans(collector, files, finder)
+        _report_set(collector, files, classes, finder)
     return collector.finish(classes.names, classes.ids)
 
 
@@ -79,229 +77,226 @@ def _lists(path: Path, content: Any) -> tuple[list[dict[str, Any]], list[dict[st
         if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
             raise DataError(f"{path}: {key!r} must be a list of objects, got {type(value).__name__}")
         result.append(value)
-    if not all(isinstance(i.get("file_name"), str) and isinstance(i.get("id"), int | str) for i in result[0]):
-        raise DataError(f"{path}: every image needs an id and a file_name")
     return result[0], result[1]
 
 
-def _images(
-    collector: Collector, path: Path, images: list[dict[str, Any]], finder: _Finder
-) -> Iterator[tuple[dict[str, Any], Header, Path]]:
-    seen: set[Any] = set()
-    for image in images:
-        if image["id"] in seen:
-            detail = f"image id {image['id']} again for {image['file_name']}"
+def _identity(value: Any) -> int | str | None:
+    """What an id says: 1, 1.0 and "1" are one id. Other text is an id of its own; None for what is no id."""
+    # first, and beyond what a float holds exactly: some tools number with 64 bits
+    if type(value) is int and -_LARGEST_ID <= value < _LARGEST_ID:
+        return value
+    number = reading.whole(value)
+    if number is not None:
+        return number
+    return str(value).strip() or None if type(value) in (int, str) else None
+
+
+def _images(collector: Collector, path: Path, rows: list[dict[str, Any]]) -> dict[int | str, _Image]:
+    """The usable images by id, in the file's order."""
+    found: dict[int | str, _Image] = {}
+    written = 0
+    for position, row in enumerate(rows):
+        number, name = _identity(row.get("id")), row.get("file_name")
+        if number is None or not isinstance(name, str) or not name.strip():
+            detail = f"image number {position} needs an id and a file_name, got {checks.short(row)}"
+            collector.defect(checks.BROKEN_LABEL, path, detail, "image left out")
+            continue
+        if number in found:
+            detail = f"image id {number} again for {name}"
             collector.defect(checks.DUPLICATE_ID, path, detail, "second image left out")
             continue
-        seen.add(image["id"])
-        file = finder.find(image["file_name"])
-        header = collector.open(file, path.name)
-        if header is not None:
-            yield image, header, file
+        written += isinstance(row["id"], str) and isinstance(number, int)
+        found[number] = _Image(name, _declared(collector, path, row))
+    if written:
+        detail = f"{written} image ids are written as text"
+        collector.defect(checks.BROKEN_LABEL, path, detail, "read as the numbers that they spell")
+    return found
 
 
-def _objects(
-    collector: Collector,
-    path: Path,
-    images: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-    classes: _Classes,
-) -> dict[Any, Objects]:
-    """Annotations grouped by image id, the unusable ones recorded and left out."""
-    label_of = {number: label for label, number in enumerate(classes.ids)}
-    by_image: dict[Any, Objects] = {image["id"]: Objects() for image in images}
-    seen: set[Any] = set()
-    for position, item in enumerate(annotations):
-        number, image_id = item.get("id"), item.get("image_id")
-        name = f"annotation {number if number is not None else f'number {position}'}"
-        if isinstance(number, int | str):
-            if number in seen:
-                collector.defect(checks.DUPLICATE_ID, path, f"{name} appears again", "kept, ids are not used")
-            seen.add(number)
-        if not isinstance(image_id, int | str) or image_id not in by_image:
-            collector.defect(checks.LABEL_ONLY, path, f"{name}: no image {image_id!r}", "annotation left out")
-            continue
-        category = item.get("category_id")
-        if not isinstance(category, int) or category not in label_of:
-            collector.defect(checks.UNKNOWN_CLASS, path, f"{name}: no category {category!r}", "box left out")
-            continue
-        box = _corners(item.get("bbox"))
-        if box is None:
-            detail = f"{name}: bbox must be four numbers, got {item.get('bbox')!r}"
-            collector.defect(checks.BROKEN_LABEL, path, detail, "box left out")
-            continue
-        area = item.get("area")
-        by_image[image_id].append(
-            box,
-            label_of[category],
-            crowd=bool(item.get("iscrowd", 0)),
-            difficult=bool(item.get("difficult", 0)),
-            area=float(area) if isinstance(area, int | float) else math.nan,
-        )
-    return by_image
-
-
-def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(v) in (int, float) for v in bbox):
-        return None
-    x, y, width, height = bbox
-    return x, y, x + width, y + height
-
-
-def _declared(image: dict[str, Any]) -> tuple[int, int] | None:
-    width, height = image.get("width"), image.get("height")
-    if isinstance(width, int | float) and isinstance(height, int | float):
+def _declared(collector: Collector, path: Path, row: dict[str, Any]) -> tuple[int, int] | None:
+    """The size that the file claims, (width, height) px; None where it claims none or no size."""
+    given = row.get("width"), row.get("height")
+    width, height = (reading.number(v) for v in given)
+    if width is not None and height is not None:
         return int(width), int(height)
+    if given != (None, None):
+        detail = f"{row['file_name']} is said to be {checks.short(given[0])} x {checks.short(given[1])}"
+        collector.defect(checks.SIZE, path, detail, "image's own size taken")
     return None
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Split name -> json file. Raises DataError when two files claim one split on equal terms."""
-    own = {s: p / "_annotations.coco.json" for s, p in _layout.split_folders(folder).items()}
-    own = {s: p for s, p in own.items() if p.is_file()}
-    if own:
-        return own
-    for place in (folder / "annotations", folder):
-        found = sorted(place.glob("instances_*.json"))
-        if not found:
-            candidates = [p for p in sorted(place.glob("*.json")) if not p.stem.startswith(_OTHER_TASKS)]
-            found = [p for p in candidates if _looks_like_coco(p)]
-        if found:
-            return _by_split(found)
-    return {}
-
-
-def _by_split(files: list[Path]) -> dict[str, Path]:
-    if len(files) == 1:
-        return {_layout.split_name(files[0].stem) or "train": files[0]}
-    result: dict[str, Path] = {}
-    for name in _layout.SPLITS:
-        claims = [p for p in files if _layout.split_name(p.stem) == name]
-        # Of train2014 and train2017 the later one; "train" before "train_cats".
-        plain = [p for p in claims if re.fullmatch(r"(instances_)?[a-z]+\d*", p.stem)]
-        if plain:
-            result[name] = max(plain, key=lambda p: p.stem)
-        elif len(claims) > 1:
-            listed = ", ".join(p.name for p in claims)
-            raise DataError(
-                f"{files[0].parent} has several files for split {name!r} ({listed}); keep one of them"
+def _read_annotations(
+    collector: Collector,
+    path: Path,
+    annotations: list[dict[str, Any]],
+    images: dict[int | str, _Image],
+    classes: Classes,
+) -> None:
+    """Add each annotation to its image; the unusable ones are recorded and left out."""
+    label_of: dict[Any, int] = {number: label for label, number in enumerate(classes.ids)}
+    reader = _Reader(collector, path)
+    seen: set[int | str] = set()
+    for position, item in enumerate(annotations):
+        number = _identity(item.get("id"))
+        reader.name = f"annotation {number if number is not None else f'number {position}'}"
+        if number is not None:
+            if number in seen:
+                reader.defect(checks.DUPLICATE_ID, "appears again", "kept, ids are not used")
+            seen.add(number)
+        image_id = _identity(item.get("image_id"))
+        image = images.get(image_id) if image_id is not None else None
+        if image is None:
+            reader.defect(
+                checks.LABEL_ONLY, f"no image {checks.short(item.get('image_id'))}", "annotation left out"
             )
-        elif claims:
-            result[name] = claims[0]
-    if not result:
-        listed = ", ".join(p.name for p in files[:5])
-        raise DataError(
-            f"{files[0].parent} has several json files ({listed}) and none says train, val or test"
-        )
-    return result
+            continue
+        label = label_of.get(_identity(item.get("category_id")))
+        if label is None:
+            reader.defect(
+                checks.UNKNOWN_CLASS, f"no category {checks.short(item.get('category_id'))}", "box left out"
+            )
+            continue
+        box = reader.box(item)
+        if box is not None:
+            crowd, difficult = reader.flag(item, "iscrowd"), reader.flag(item, "difficult")
+            image.objects.append(box, label, crowd, difficult, reader.area(item))
+    reader.finish(annotations)
+    _check_areas(collector, path, [image.objects for image in images.values()])
 
 
-def _looks_like_coco(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 65536))
-            tail = file.read()
-    except OSError:
-        return False
-    known = (b'"images"', b'"annotations"', b'"categories"')
-    needed = 1 if _layout.split_name(path.stem) else 2
-    starts = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
-    return starts and sum(k in head or k in tail for k in known) >= needed
+class _Reader:
+    """Reads the fields of annotations; whatever a field holds, it becomes a value or a defect."""
+
+    def __init__(self, collector: Collector, path: Path) -> None:
+        self.collector, self.path = collector, path
+        self.name = ""
+        self.from_masks = 0
+
+    def defect(self, kind: str, detail: str, handled: str) -> None:
+        """Record a defect of the annotation that is read."""
+        self.collector.defect(kind, self.path, f"{self.name}: {detail}", handled)
+
+    def box(self, item: dict[str, Any]) -> tuple[float, float, float, float] | None:
+        """xyxy px of `bbox`, or of the segmentation where there is no bbox; None, with a defect, without either."""
+        bbox = item.get("bbox")
+        if type(bbox) is list and len(bbox) == 4:
+            x, y, width, height = map(reading.number, bbox)
+            if x is not None and y is not None and width is not None and height is not None:
+                return x, y, x + width, y + height
+        segmentation = item.get("segmentation")
+        if bbox not in (None, []) or not segmentation:
+            self.defect(
+                checks.BROKEN_LABEL, f"bbox must be four numbers, got {checks.short(bbox)}", "box left out"
+            )
+            return None
+        box = _masks.bounds(segmentation)
+        if box is None:
+            detail = f"no bbox, and a segmentation without bounds: {checks.short(segmentation)}"
+            self.defect(checks.BROKEN_LABEL, detail, "box left out")
+        else:
+            self.from_masks += 1
+        return box
+
+    def flag(self, item: dict[str, Any], key: str) -> bool:
+        """Whether a flag is set; False, with a defect, where it says neither yes nor no."""
+        value = item.get(key)
+        if value is None or value == 0:  # of nearly all annotations
+            return False
+        read = reading.flag(value)
+        if read is None:
+            self.defect(checks.BROKEN_LABEL, f"{key} must be 0 or 1, got {checks.short(value)}", "taken as 0")
+        return bool(read)
+
+    def area(self, item: dict[str, Any]) -> float:
+        """px^2; NaN where none is given, and, with a defect, where it is no number."""
+        value = item.get("area")
+        area = reading.number(value)
+        if area is not None:
+            return area
+        if value is not None:
+            self.defect(
+                checks.BROKEN_LABEL,
+                f"area must be a number, got {checks.short(value)}",
+                "the box's own taken",
+            )
+        return math.nan
+
+    def finish(self, annotations: list[dict[str, Any]]) -> None:
+        """Record once what holds for many annotations."""
+        if self.from_masks:
+            detail = f"{self.from_masks} of {len(annotations)} annotations have a segmentation and no bbox"
+            self.collector.defect(checks.NO_BOX, self.path, detail, "bounds of the segmentations taken")
+        if not annotations:
+            detail = "annotations is an empty list"
+            self.collector.defect(checks.LABEL_MISSING, self.path, detail, "all images kept as background")
 
 
-def _classes(files: dict[str, Path]) -> _Classes:
-    """Union of the splits' categories.
-
-    Raises DataError when two splits contradict each other: labels would shift silently.
-    """
-    name_of: dict[int, str] = {}
-    origin: dict[int, Path] = {}
-    for path in files.values():
-        within: dict[int, str] = {}
-        for category in _categories(path):
-            number, name = category.get("id"), category.get("name")
-            if not isinstance(number, int) or not isinstance(name, str):
-                raise DataError(
-                    f"{path}: every category needs a whole-number id and a name, got {category!r}"
-                )
-            if within.get(number, name) != name:
-                raise DataError(f"{path}: category id {number} is both {within[number]!r} and {name!r}")
-            within[number] = name
-            if name_of.get(number, name) != name:
-                raise DataError(
-                    f"category id {number} is {name_of[number]!r} in {origin[number]} but {name!r} in "
-                    f"{path}; labels would mean different things in each split, so make them agree"
-                )
-            name_of[number], origin[number] = name, path
-    ids = tuple(sorted(name_of))
-    names = tuple(name_of[i] for i in ids)
-    for first, number in enumerate(ids):
-        for other in ids[first + 1 :]:
-            if name_of[number] == name_of[other]:
-                raise DataError(
-                    f"category {name_of[number]!r} has id {number} in {origin[number]} and {other} in "
-                    f"{origin[other]}; one class must have one id"
-                )
-    return _Classes(names, ids)
+def _check_areas(collector: Collector, path: Path, objects: list[Objects]) -> None:
+    """Take the boxes' own areas where one value stands for all: a tool wrote it because the field must be there."""
+    given = {area for own in objects for area in own.area}
+    if len(given) != 1 or not math.isfinite(next(iter(given))):
+        return
+    boxes = [(b[2] - b[0]) * (b[3] - b[1]) for own in objects for b in own.boxes]
+    # two masks may well be of one size
+    if len(boxes) < 3 or len(set(boxes)) == 1:
+        return
+    detail = f"area is {next(iter(given)):g} for every annotation, though boxes differ in size"
+    collector.defect(checks.BROKEN_LABEL, path, detail, "the boxes' own areas taken")
+    for own in objects:
+        own.area[:] = [math.nan] * len(own.area)
 
 
-def _categories(path: Path) -> list[dict[str, Any]]:
-    """Only the categories of a file: those of every split are needed, and train's json may hold 500 MB."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            places = [m.end() - 1 for m in _KEY.finditer(content)]
-            for start in reversed(places):
-                end = content.find(b"]", start)
-                while end != -1:
-                    try:
-                        found = json.loads(content[start : end + 1])
-                    except ValueError:
-                        end = content.find(b"]", end + 1)
-                        continue
-                    if all(isinstance(c, dict) and "name" in c for c in found):
-                        return list(found)
-                    break
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    reading.read_json(path, DataError)
-    raise DataError(f"{path}: 'categories' must be a list of objects with id and name")
+def _add_images(
+    collector: Collector, path: Path, images: dict[int | str, _Image], finder: ImageFinder
+) -> None:
+    """Open every image and keep it with its objects; ids that are no numbers make all be numbered anew."""
+    numbered = all(isinstance(number, int) for number in images)
+    if not numbered:
+        collector.defect(checks.BROKEN_LABEL, path, "image ids are not whole numbers", "images numbered anew")
+    kept: dict[Path, int | str] = {}
+    for number, image in images.items():
+        file = finder.find(image.file_name)
+        first = kept.setdefault(file, number)
+        if first != number:
+            detail = f"{image.file_name} is listed as image {first} and as image {number}"
+            images[first].objects.join(image.objects)
+            collector.defect(checks.DUPLICATE_ID, path, detail, "one image, boxes of both, doubles left out")
+    for file, number in kept.items():
+        header = collector.open(file, path.name)
+        if header is not None:
+            image = images[number]
+            image_id = number if numbered and isinstance(number, int) else None
+            collector.add(file, header, image.objects, where=path, declared=image.declared, image_id=image_id)
+    if finder.moved:
+        name, file = finder.moved[0]
+        detail = f"{len(finder.moved)} images are named by paths that are not here, such as {name}"
+        collector.defect(checks.MOVED, path, detail, f"found by their last part: {file}")
 
 
-class _Finder:
-    """Finds the file of a `file_name`; remembers in which folder the last one was."""
-
-    def __init__(self, folder: Path, annotation: Path) -> None:
-        stem = annotation.stem.removeprefix("instances_")
-        split = _layout.split_name(annotation.stem)
-        words = [stem, *([split] if split else []), *(["valid"] if split == "val" else [])]
-        places = [folder / w for w in words] + [folder / "images" / w for w in words]
-        places += [folder / w / "images" for w in words]
-        places += [folder / "images", annotation.parent, folder, folder / "JPEGImages", folder / "data"]
-        self.places = [p for p in dict.fromkeys(places) if p.is_dir()]
-        self.used: set[Path] = set()
-
-    def find(self, file_name: str) -> Path:
-        """Path of the image; where it was expected first when it exists nowhere."""
-        name = file_name.replace("\\", "/")
-        for index, place in enumerate(self.places):
-            file = place / name
-            if file.is_file():
-                # Images of a split lie together: look there first for the next one.
-                self.places.insert(0, self.places.pop(index))
-                self.used.add(file.parent)
-                return file
-        return (self.places[0] if self.places else Path()) / name
+def _report_set(collector: Collector, files: Files, classes: Classes, finder: ImageFinder) -> None:
+    where = next(iter(files.splits.values()))
+    for kind, detail, handled in classes.problems:
+        collector.defect(kind, where, detail, handled)
+    collector.not_offered(files.empty)
+    _orphans(collector, files, finder)
 
 
-def _orphans(collector: Collector, files: dict[str, Path], finder: _Finder) -> None:
-    """Images in the folders used that no split names; looked for once, with the first split."""
+def _orphans(collector: Collector, files: Files, finder: ImageFinder) -> None:
+    """Images in the folders used that no split names."""
     named: set[str] = set()
-    for path in files.values():
-        text = path.read_bytes()
-        named.update(Path(json.loads(m.group(1)).replace("\\", "/")).name for m in _FILE_NAME.finditer(text))
+    for path in files.splits.values():
+        with mapped(path) as content:
+            named.update(_last_part(match.group(1)) for match in _FILE_NAME.finditer(content))
     for folder in sorted(finder.used):
         for image in find_images(folder):
-            if image.name not in named:
+            if composed(image.name) not in named:
                 collector.defect(checks.IMAGE_ONLY, image, "named by no annotation file", "image left out")
+
+
+def _last_part(quoted: bytes) -> str:
+    """The file's name in a JSON string that may hold a path; "" for what is no JSON string."""
+    try:
+        text: str = json.loads(quoted)
+    except ValueError:
+        return ""
+    return composed(text.replace("\\", "/").rpartition("/")[2])

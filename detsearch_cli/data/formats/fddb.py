@@ -17,6 +17,7 @@ from pathlib import Path
 from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
+from detsearch_cli.data.formats._find import Finder, composed
 from detsearch_cli.data.images import find_images
 from detsearch_cli.data.types import Split
 from detsearch_cli.errors import DataError
@@ -38,15 +39,16 @@ def load(folder: Path, split: str) -> Split:
     """Read all folds. Raises DataError, naming the line, when a list breaks its pattern."""
     collector = Collector(folder, split)
     places = [folder / p for p in _PLACES if (folder / p).is_dir()]
+    finder = Finder()
     seen: set[str] = set()
     for path in _files(folder):
         for name, ellipses in _blocks(path):
-            if name in seen:
+            if composed(name) in seen:
                 collector.defect(checks.DUPLICATE_ID, path, f"{name} is listed twice", "second one left out")
                 continue
-            seen.add(name)
-            candidates = [place / f"{name}.jpg" for place in places]
-            file = next((p for p in candidates if p.is_file()), candidates[0])
+            seen.add(composed(name))
+            found = (finder.file(place, f"{name}.jpg") for place in places)
+            file = next((p for p in found if p is not None), places[0] / f"{name}.jpg")
             header = collector.open(file, path.name)
             if header is None:
                 continue
@@ -62,7 +64,7 @@ def _orphans(collector: Collector, named: set[str]) -> None:
     """Images in images/ that no fold names. originalPics/ holds ten times what is annotated, by design."""
     images = collector.folder / "images"
     for file in find_images(images, recursive=True) if images.is_dir() else []:
-        if file.relative_to(images).with_suffix("").as_posix() not in named:
+        if composed(file.relative_to(images).with_suffix("").as_posix()) not in named:
             collector.defect(checks.IMAGE_ONLY, file, "named by no fold", "image left out")
 
 
@@ -92,10 +94,10 @@ def _blocks(path: Path) -> Iterator[tuple[str, list[tuple[float, float, float, f
         at += 1
         if not name:
             continue
-        if at >= len(lines) or not lines[at].strip().isdigit():
+        count = reading.whole(lines[at]) if at < len(lines) else None
+        if count is None or count < 0:
             found = repr(lines[at]) if at < len(lines) else "the end of the file"
             raise DataError(f"{path} line {at + 1}: expected the number of faces of {name}, found {found}")
-        count = int(lines[at])
         rows = lines[at + 1 : at + 1 + count]
         if len(rows) < count:
             raise DataError(f"{path} is cut short: {name} (line {at}) has {len(rows)} of {count} faces")
@@ -104,10 +106,10 @@ def _blocks(path: Path) -> Iterator[tuple[str, list[tuple[float, float, float, f
 
 
 def _ellipse(path: Path, number: int, line: str) -> tuple[float, float, float, float, float]:
-    try:
-        major, minor, angle, centre_x, centre_y = (float(w) for w in line.split()[:5])
-    except ValueError as error:
+    values = [value for word in line.split()[:5] if (value := reading.decimal(word)) is not None]
+    if len(values) < 5:
         raise DataError(
-            f"{path} line {number}: an ellipse is two radii, an angle and a centre, got {line!r}"
-        ) from error
+            f"{path} line {number}: an ellipse is two radii, an angle and a centre, got {checks.short(line)}"
+        )
+    major, minor, angle, centre_x, centre_y = values
     return major, minor, angle, centre_x, centre_y

@@ -80,7 +80,7 @@ def load(folder: Path, split: str) -> Split:
                 annotation = _parse_or_none(part.labels / f"{stem}.xml")
                 if annotation is not None:
                     counts.update(o.name for o in annotation.objects)
-    names = checks.class_names(counts)
+    names = checks.class_names(counts, _layout.listed_classes(folder))
     collector = Collector(folder, split)
     suspects = {name: (detail, handled) for name, detail, handled in names.problems}
     for part, ids in listed[split]:

@@ -14,6 +14,7 @@ from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
+from detsearch_cli.data.formats._find import Finder, composed
 from detsearch_cli.data.images import find_images
 from detsearch_cli.data.types import Split
 from detsearch_cli.errors import DataError
@@ -23,27 +24,29 @@ _INVALID = 7
 
 def detect(folder: Path) -> bool:
     """Whether a wider_face_*_bbx_gt.txt lies in wider_face_split/ or in the folder."""
-    return bool(_files(folder))
+    return bool(_files(folder)[0])
 
 
 def splits(folder: Path) -> tuple[str, ...]:
-    """Those of train, val, test that have a label file."""
-    found = _files(folder)
+    """Those of train, val, test whose label file names images."""
+    found = _files(folder)[0]
     return tuple(s for s in _layout.SPLITS if s in found)
 
 
 def load(folder: Path, split: str) -> Split:
     """Read one split. Raises DataError, naming the line, when the label file is cut short or no such file."""
-    path = _files(folder)[split]
+    files, empty = _files(folder)
+    path = _layout.file_of(split, files, folder)
     images = _images(folder, split)
     collector = Collector(folder, split)
+    finder = Finder()
     seen: set[str] = set()
     for name, rows in _blocks(path):
-        if name in seen:
+        if composed(name) in seen:
             collector.defect(checks.DUPLICATE_ID, path, f"{name} is listed twice", "second one left out")
             continue
-        seen.add(name)
-        file = images / name
+        seen.add(composed(name))
+        file = finder.file(images, name) or images / name
         header = collector.open(file, path.name)
         if header is None:
             continue
@@ -53,18 +56,21 @@ def load(folder: Path, split: str) -> Split:
             objects.append((x, y, x + width, y + height), 0, crowd=invalid)
         collector.add(file, header, objects, where=path)
     for file in find_images(images, recursive=True):
-        if file.relative_to(images).as_posix() not in seen:
+        if composed(file.relative_to(images).as_posix()) not in seen:
             collector.defect(checks.IMAGE_ONLY, file, f"not in {path.name}", "image left out")
+    if split == splits(folder)[0]:
+        collector.not_offered(empty)
     return collector.finish(("face",))
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """(label file of each split, those that name no image)."""
     for place in (folder / "wider_face_split", folder):
         found = {s: place / f"wider_face_{s}_bbx_gt.txt" for s in _layout.SPLITS}
         found = {s: p for s, p in found.items() if p.is_file()}
         if found:
-            return found
-    return {}
+            return _layout.without_empty(found, _layout.is_blank)
+    return {}, {}
 
 
 def _images(folder: Path, split: str) -> Path:
@@ -84,10 +90,10 @@ def _blocks(path: Path) -> Iterator[tuple[str, list[list[float]]]]:
         at += 1
         if not name:
             continue
-        if at >= len(lines) or not lines[at].strip().isdigit():
+        count = reading.whole(lines[at]) if at < len(lines) else None
+        if count is None or count < 0:
             found = repr(lines[at]) if at < len(lines) else "the end of the file"
             raise DataError(f"{path} line {at + 1}: expected the number of faces of {name}, found {found}")
-        count = int(lines[at])
         # An image without faces is followed by one row of zeros all the same.
         rows = lines[at + 1 : at + 1 + max(count, 1)]
         if count == 0 and not (rows and _is_zeros(rows[0])):
@@ -104,10 +110,8 @@ def _is_zeros(line: str) -> bool:
 
 
 def _numbers(path: Path, number: int, line: str) -> list[float]:
-    try:
-        values = [float(w) for w in line.split()]
-    except ValueError:
-        values = []
-    if len(values) < 4:
-        raise DataError(f"{path} line {number}: a face is at least x y w h, got {line!r}")
-    return values
+    values = [reading.decimal(word) for word in line.split()]
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < max(4, len(values)):
+        raise DataError(f"{path} line {number}: a face is at least x y w h, got {checks.short(line)}")
+    return numbers

@@ -443,3 +443,20 @@ def test_foreign_xml_among_the_labels_is_looked_past(tmp_path: Path) -> None:
     picture(tmp_path / "JPEGImages" / "b.jpg")
     write(tmp_path / "Annotations" / "b.xml", voc_xml([("cat", (1, 1, 9, 9))]))
     assert len(load(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("image", "label"), [("Ka\u0308fer", "K\u00e4fer"), ("K\u00e4fer", "Ka\u0308fer")])
+def test_names_of_either_unicode_form_are_one_name(tmp_path: Path, image: str, label: str) -> None:
+    picture(tmp_path / "JPEGImages" / f"{image}.jpg")
+    write(tmp_path / "Annotations" / f"{label}.xml", voc_xml([("cat", (1, 1, 9, 9))]))
+    write(tmp_path / "ImageSets" / "Main" / "train.txt", f"{image}\n")
+    split = load(tmp_path)
+    assert (len(split), kinds(split)) == (1, [])
+
+
+def test_a_set_in_which_no_list_leads_to_a_label_says_so(tmp_path: Path) -> None:
+    voc(tmp_path)
+    for name in ("train", "val"):
+        write(tmp_path / "ImageSets" / "Main" / f"{name}.txt", "nowhere\n")
+    with pytest.raises(DataError, match="VOC without a split that can be used: none of its 1 ids has an XML"):
+        open_source(str(tmp_path))

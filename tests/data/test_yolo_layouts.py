@@ -370,3 +370,19 @@ def test_a_list_of_another_format_in_any_encoding_is_looked_past(tmp_path: Path)
     write(tmp_path / "classes.txt", "cat\ndog\n")
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
     assert len(load(tmp_path)) == 2
+
+
+NFC, NFD = "K\u00e4fer", "Ka\u0308fer"
+
+
+@pytest.mark.parametrize(("image", "label"), [(NFD, NFC), (NFC, NFD)])
+def test_names_of_either_unicode_form_are_one_name(tmp_path: Path, image: str, label: str) -> None:
+    picture(tmp_path / "images" / "train" / f"{image}.jpg")
+    picture(tmp_path / "images" / "val" / f"{image}2.jpg")
+    write(tmp_path / "labels" / "train" / f"{label}.txt", LABEL)
+    write(tmp_path / "labels" / "val" / f"{label}2.txt", LABEL)
+    write(tmp_path / "val.txt", f"C:\\x\\images\\val\\{label}2.jpg\n")
+    write(tmp_path / "data.yaml", "train: images/train\nval: val.txt\nnames: [cat, dog]\n")
+    train, val = load(tmp_path), load(tmp_path, "val")
+    assert [r.labels.tolist() for r in (*train.records, *val.records)] == [[1], [1]]
+    assert kinds(train) == []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detsearch_cli.data.formats import _layout
+from detsearch_cli.data.formats._find import Finder, composed
 
 
 class Locator:
@@ -25,48 +26,56 @@ class Locator:
         self.bases = tuple(dict.fromkeys([*bases, root]))
         self.moved: list[tuple[str, Path]] = []
         self._named: dict[str, list[Path]] | None = None
+        self._finder = Finder()
 
     def place(self, written: str) -> Path | None:
         """A folder or a file of the set; None where there is none, or several that fit."""
         parts = _parts(written)
         meant = _split_of(parts)
         # images/test is not what a missing test/images means, so both must name the same split, or none
-        return self._find(written, parts, _is_place, lambda found: _split_of(found) == meant)
+        return self._find(written, parts, _place, lambda found: _split_of(found) == meant)
 
     def image(self, written: str) -> Path | None:
         """A file of a list of images; None where there is none, or several that fit."""
         parts = _parts(written)
         meant = _split_of(parts[:-1])
         return self._find(
-            written, parts, os.path.isfile, lambda found: _split_of(found[:-1]) in (None, meant) or not meant
+            written,
+            parts,
+            self._finder.file,
+            lambda found: _split_of(found[:-1]) in (None, meant) or not meant,
         )
 
     def _find(
         self,
         written: str,
         parts: Sequence[str],
-        is_there: Callable[[Path], bool],
+        look: Callable[[Path, str], Path | None],
         agrees: Callable[[Sequence[str]], bool],
     ) -> Path | None:
         for base in self.bases:
-            if is_there(base / written):
-                return base / written
+            path = look(base, written)
+            if path is not None:
+                return path
         for start in range(len(parts)):
             tail = parts[start:]
             for base in self.bases:
-                path = base.joinpath(*tail)
-                if is_there(path) and agrees(tail):
+                path = look(base, "/".join(tail)) if agrees(tail) else None
+                if path is not None:
                     # data/ is what darknet and CVAT call the set's own folder
                     if any(part != "data" for part in parts[:start]):
                         self.moved.append((written, path))
                     return path
-        found = self._below(parts, is_there, agrees)
+        found = self._below(parts, look, agrees)
         if found is not None:
             self.moved.append((written, found))
         return found
 
     def _below(
-        self, parts: Sequence[str], is_there: Callable[[Path], bool], agrees: Callable[[Sequence[str]], bool]
+        self,
+        parts: Sequence[str],
+        look: Callable[[Path, str], Path | None],
+        agrees: Callable[[Sequence[str]], bool],
     ) -> Path | None:
         """What has the same last part anywhere below the root: the one there is, or the one that shares most parts."""
         if not parts:
@@ -74,19 +83,21 @@ class Locator:
         if self._named is None:
             self._named = _names_below(self.root)
         shared: dict[int, list[Path]] = {}
-        for path in self._named.get(parts[-1], []):
+        for path in self._named.get(composed(parts[-1]), []):
             inside = path.relative_to(self.root).parts
-            if "labels" not in inside[:-1] and agrees(inside) and is_there(path):
-                same = zip(reversed(parts), reversed(inside), strict=False)
+            if "labels" not in inside[:-1] and agrees(inside) and look(path.parent, path.name):
+                same = zip(map(composed, reversed(parts)), map(composed, reversed(inside)), strict=False)
                 length = next((i for i, (a, b) in enumerate(same) if a != b), min(len(parts), len(inside)))
                 shared.setdefault(length, []).append(path)
         best = shared[max(shared)] if shared else []
         return best[0] if len(best) == 1 else None
 
 
-def _is_place(path: Path) -> bool:
+def _place(folder: Path, name: str) -> Path | None:
+    """The folder or file `name` in `folder`, or None."""
+    path = folder / name
     # os.path, because Path.is_dir raises for a name that is too long; no pipes and devices
-    return os.path.isdir(path) or os.path.isfile(path)  # noqa: PTH112, PTH113
+    return path if os.path.isdir(path) or os.path.isfile(path) else None  # noqa: PTH112, PTH113
 
 
 def _names_below(root: Path) -> dict[str, list[Path]]:
@@ -94,7 +105,7 @@ def _names_below(root: Path) -> dict[str, list[Path]]:
     for parent, folders, files in os.walk(root):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in (*folders, *files):
-            named.setdefault(name, []).append(Path(parent, name))
+            named.setdefault(composed(name), []).append(Path(parent, name))
     return named
 
 

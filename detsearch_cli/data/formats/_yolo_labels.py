@@ -1,10 +1,14 @@
-"""Parses the label file of one image: lines of `class cx cy w h`, polygons, or boxes with key points."""
+"""The label file of an image: where it lies, and its lines of `class cx cy w h`, polygons, or boxes with key points."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 from detsearch_cli import reading
+from detsearch_cli.data.formats._find import Finder
+from detsearch_cli.data.images import SUFFIXES
 
 Box = tuple[float, float, float, float]
 
@@ -55,3 +59,37 @@ def parse(text: str, key_numbers: int | None) -> Labels:
 def _is_class(value: float) -> bool:
     """Whether it is a class id: 3, or 3.0, which some exporters write."""
     return 0 <= value <= reading.LARGEST and value.is_integer()
+
+
+# ---------------------------------------------------------------------- where they lie
+
+
+@lru_cache(maxsize=4096)
+def label_folder(images: Path) -> Path:
+    """Folder with the last `images` in its path replaced by `labels`; itself when there is none."""
+    parts = list(images.parts)
+    for i in range(len(parts) - 1, -1, -1):
+        if parts[i] == "images":
+            return Path(*parts[:i], "labels", *parts[i + 1 :])
+    return images
+
+
+def label_file(finder: Finder, image: Path) -> Path | None:
+    """The label file of an image, or None."""
+    name = f"{image.stem}.txt"
+    return finder.file(label_folder(image.parent), name) or finder.file(image.parent, name)
+
+
+def label_files(image: Path) -> tuple[Path, Path]:
+    """Where the label file of an image may lie, the usual place first."""
+    return label_folder(image.parent) / f"{image.stem}.txt", image.with_suffix(".txt")
+
+
+def has_image(label: Path) -> bool:
+    """Whether some image belongs to the label file, if not in this split."""
+    parts = list(label.parent.parts)
+    if "labels" in parts:
+        at = len(parts) - 1 - parts[::-1].index("labels")
+        parts[at] = "images"
+    folders = {Path(*parts), label.parent}
+    return any((f / f"{label.stem}{s}").is_file() for f in folders for s in SUFFIXES)

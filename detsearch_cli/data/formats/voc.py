@@ -26,6 +26,7 @@ from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
+from detsearch_cli.data.formats._find import Finder, composed
 from detsearch_cli.data.formats._voc_xml import MOST_BYTES, Annotation, is_annotation, parse
 from detsearch_cli.data.images import SUFFIXES, find_images
 from detsearch_cli.data.types import Split
@@ -62,9 +63,11 @@ def detect(folder: Path) -> bool:
 
 
 def splits(folder: Path) -> tuple[str, ...]:
-    """Those of train, val, test that can be loaded."""
-    found = _found(folder).parts
-    return tuple(s for s in _layout.SPLITS if s in found)
+    """Those of train, val, test that can be loaded. Raises DataError saying why when none can."""
+    found = _found(folder)
+    if not found.parts and found.problems:
+        raise DataError(f"{folder} is VOC without a split that can be used: {found.problems[0][2]}")
+    return tuple(s for s in _layout.SPLITS if s in found.parts)
 
 
 def load(folder: Path, split: str) -> Split:
@@ -74,17 +77,18 @@ def load(folder: Path, split: str) -> Split:
         raise DataError(f"{folder} has no split {split!r} any more; its files were moved since it was opened")
     listed = {name: [(p, _ids(p)) for p in group] for name, group in found.parts.items()}
     counts: Counter[str] = Counter()
+    finder = Finder()
     for group in listed.values():
         for part, ids in group:
             for stem in ids:
-                annotation = _parse_or_none(part.labels / f"{stem}.xml")
+                annotation = _parse_or_none(_label(finder, part, stem))
                 if annotation is not None:
                     counts.update(o.name for o in annotation.objects)
     names = checks.class_names(counts, _layout.listed_classes(folder))
     collector = Collector(folder, split)
     suspects = {name: (detail, handled) for name, detail, handled in names.problems}
     for part, ids in listed[split]:
-        _load_part(collector, part, ids, names, suspects)
+        _load_part(collector, part, ids, names, suspects, finder)
     if split == next(s for s in _layout.SPLITS if s in found.parts):
         for name, where, reason in found.problems:
             collector.defect(checks.SPLIT_PROBLEM, where, reason, f"{name} not offered")
@@ -99,12 +103,13 @@ def _load_part(
     ids: tuple[str, ...],
     names: checks.ClassNames,
     suspects: dict[str, tuple[str, str]],
+    finder: Finder,
 ) -> None:
     images = _by_stem(part.images)
     named_by = part.list_file or part.labels
     seen: set[str] = set()
     for stem in ids:
-        label_file = part.labels / f"{stem}.xml"
+        label_file = _label(finder, part, stem)
         if stem in seen:
             collector.defect(checks.DUPLICATE_ID, named_by, f"{stem} is listed twice", "second one left out")
             continue
@@ -115,7 +120,8 @@ def _load_part(
             continue
         file = _picture(collector, pictures, annotation.filename)
         if file is None:
-            file = part.images / (annotation.filename or f"{stem}.jpg")
+            name = annotation.filename or f"{stem}.jpg"
+            file = finder.file(part.images, name) or part.images / name
         header = collector.open(file, named_by.name)
         if header is None:
             continue
@@ -127,9 +133,10 @@ def _load_part(
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """Images by the composed form of their stem."""
     found: dict[str, list[Path]] = {}
     for path in find_images(folder):
-        found.setdefault(path.stem, []).append(path)
+        found.setdefault(composed(path.stem), []).append(path)
     return found
 
 
@@ -137,7 +144,7 @@ def _picture(collector: Collector, pictures: list[Path], filename: str) -> Path 
     """That of several files of one stem, such as a picture and its mask, which the XML names; else the first."""
     if len(pictures) < 2:
         return pictures[0] if pictures else None
-    chosen = next((p for p in pictures if p.name == filename), None)
+    chosen = next((p for p in pictures if composed(p.name) == composed(filename)), None)
     reason = "is the one that the XML names" if chosen else "comes first, and the XML names neither"
     chosen = chosen or pictures[0]
     for other in pictures:
@@ -184,7 +191,7 @@ def _orphans(collector: Collector, part: _Part, found: _Found) -> None:
     A folder is looked through once, with the first split; what a split names is reported by that split.
     """
     images = _by_stem(part.images)
-    labels = {p.stem: p for p in _label_files(part.labels)}
+    labels = {composed(p.stem): p for p in _label_files(part.labels)}
     listed = {
         stem for group in found.parts.values() for p in group if p.labels == part.labels for stem in _ids(p)
     }
@@ -196,7 +203,14 @@ def _orphans(collector: Collector, part: _Part, found: _Found) -> None:
 
 
 def _ids(part: _Part) -> tuple[str, ...]:
-    return part.ids if part.ids is not None else tuple(sorted(p.stem for p in _label_files(part.labels)))
+    """Stems of the label files, in the composed form."""
+    if part.ids is not None:
+        return tuple(composed(stem) for stem in part.ids)
+    return tuple(sorted(composed(p.stem) for p in _label_files(part.labels)))
+
+
+def _label(finder: Finder, part: _Part, stem: str) -> Path:
+    return finder.file(part.labels, f"{stem}.xml") or part.labels / f"{stem}.xml"
 
 
 def _label_files(folder: Path) -> list[Path]:
@@ -208,9 +222,10 @@ def _found(folder: Path) -> _Found:
     """The splits that can be loaded. One whose list or folder leads to no label file is not offered."""
     parts = _parts(folder)
     usable: dict[str, list[_Part]] = {}
+    finder = Finder()
     problems = list(_folders_without_labels(folder, parts))
     for name, group in parts.items():
-        if any(_is_file(p.labels / f"{stem}.xml") for p in group for stem in _ids(p)):
+        if any(finder.file(p.labels, f"{stem}.xml") for p in group for stem in _ids(p)):
             usable[name] = group
             continue
         where = group[0].list_file or group[0].labels
@@ -229,13 +244,6 @@ def _folders_without_labels(folder: Path, parts: dict[str, list[_Part]]) -> list
     beside = [folder, *(folder / n for n in _IMAGES)]
     named = {split: path for place in beside for split, path in _layout.split_folders(place).items()}
     return [(s, p, "no XML label file in it") for s, p in named.items() if s not in parts]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, a NUL
-        return False
 
 
 def _parts(folder: Path) -> dict[str, list[_Part]]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from detsearch_cli import reading
 from detsearch_cli.data import checks
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout, _yolo_config, _yolo_labels
+from detsearch_cli.data.formats._find import Finder, composed
 from detsearch_cli.data.formats._moved import Locator
 from detsearch_cli.data.images import SUFFIXES, Header, find_images
 from detsearch_cli.data.types import Split
@@ -53,6 +53,7 @@ class _Seen:
     polygons: int = 0
     polygon_file: Path | None = None
     labelled: int = 0
+    finder: Finder = field(default_factory=Finder)
 
 
 def detect(folder: Path) -> bool:
@@ -68,7 +69,7 @@ def nearly(folder: Path) -> str | None:
     """What a folder that no format knows lacks to be read as YOLO; None when it is none at all."""
     for place in (p for group in _unwritten(folder).values() for p in group):
         for image in _some_images(place):
-            label = _label_file(image)
+            label = _yolo_labels.label_file(Finder(), image)
             labels = _labels_or_none(label) if label else None
             if label and labels and labels.boxes and not labels.broken:
                 return (
@@ -79,9 +80,11 @@ def nearly(folder: Path) -> str | None:
 
 
 def splits(folder: Path) -> tuple[str, ...]:
-    """Those of train, val, test whose images exist."""
-    found = _layout_of(folder).places
-    return tuple(s for s in _layout.SPLITS if s in found)
+    """Those of train, val, test whose images exist. Raises DataError saying why when none do."""
+    layout = _layout_of(folder)
+    if not layout.places and layout.problems:
+        raise DataError(f"{folder} is YOLO without a split that can be used: {layout.problems[0][1]}")
+    return tuple(s for s in _layout.SPLITS if s in layout.places)
 
 
 def load(folder: Path, split: str) -> Split:
@@ -138,7 +141,7 @@ def _report_labels(collector: Collector, layout: _Layout, split: str, seen: _See
 
 
 def _add(collector: Collector, image: Path, layout: _Layout, seen: _Seen, stems: dict[str, Path]) -> None:
-    label_file = _label_file(image)
+    label_file = _yolo_labels.label_file(seen.finder, image)
     if label_file is not None:
         first = stems.setdefault(os.path.splitext(image)[0], image)  # noqa: PTH122
         if first is not image:
@@ -316,7 +319,7 @@ def _lists(folder: Path) -> dict[str, tuple[Path, ...]]:
 def _beside(places: dict[str, tuple[Path, ...]]) -> list[Path]:
     """Folders where annotation tools put a file of class names: those of the labels, those of the images."""
     folders = [p for group in places.values() for p in group if p.is_dir()]
-    return [place for p in folders for place in (_label_folder(p), p)]
+    return [place for p in folders for place in (_yolo_labels.label_folder(p), p)]
 
 
 # ---------------------------------------------------------------------- labels
@@ -324,12 +327,13 @@ def _beside(places: dict[str, tuple[Path, ...]]) -> list[Path]:
 
 def _has_label(place: Path) -> bool:
     """Whether labels lie in the labels folder that mirrors this one, or beside the first images."""
-    labels = _label_folder(place)
+    labels = _yolo_labels.label_folder(place)
     if place.is_dir() and labels != place:
         names = (name for _, _, files in os.walk(labels) for name in files)
         if any(name.endswith(".txt") and name not in _NO_LABELS for name in names):
             return True
-    return any(_label_file(image) for image in _some_images(place))
+    finder = Finder()
+    return any(_yolo_labels.label_file(finder, image) for image in _some_images(place))
 
 
 def _some_images(place: Path) -> list[Path]:
@@ -338,24 +342,6 @@ def _some_images(place: Path) -> list[Path]:
     locator = Locator(place.parent, (place.parent,))
     found = (locator.image(line) for line in _listed(place)[:_LOOKED_AT] if _is_image(line))
     return [path for path in found if path is not None]
-
-
-@lru_cache(maxsize=4096)
-def _label_folder(images: Path) -> Path:
-    """Folder with the last `images` in its path replaced by `labels`; itself when there is none."""
-    parts = list(images.parts)
-    for i in range(len(parts) - 1, -1, -1):
-        if parts[i] == "images":
-            return Path(*parts[:i], "labels", *parts[i + 1 :])
-    return images
-
-
-def _label_file(image: Path) -> Path | None:
-    return next((p for p in _label_files(image) if p.is_file()), None)
-
-
-def _label_files(image: Path) -> tuple[Path, Path]:
-    return _label_folder(image.parent) / f"{image.stem}.txt", image.with_suffix(".txt")
 
 
 def _labels_or_none(path: Path) -> _yolo_labels.Labels | None:
@@ -367,21 +353,17 @@ def _labels_or_none(path: Path) -> _yolo_labels.Labels | None:
 
 def _label_orphans(collector: Collector, images: Iterable[Path], layout: _Layout) -> None:
     """Label files whose image is not in the split, in the folders the split's labels come from."""
-    known = {p for image in images for p in _label_files(image)}
+    known = {composed(str(p)) for image in images for p in _yolo_labels.label_files(image)}
+    folders = {p.parent for image in images for p in _yolo_labels.label_files(image)}
     others = {layout.named_by, *(p for group in layout.places.values() for p in group)}
-    for folder in sorted({p.parent for p in known}):
+    for folder in sorted(folders):
         for path in sorted(folder.glob("*.txt")) if folder.is_dir() else []:
-            if path in known or path in others or path.name in _NO_LABELS or path.name.startswith("."):
+            if (
+                composed(str(path)) in known
+                or path in others
+                or path.name in _NO_LABELS
+                or path.name.startswith(".")
+            ):
                 continue
-            if not _image_of(path):
+            if not _yolo_labels.has_image(path):
                 collector.defect(checks.LABEL_ONLY, path, "no image of this name", "label left out")
-
-
-def _image_of(label: Path) -> bool:
-    """Whether some image belongs to the label file, if not in this split."""
-    parts = list(label.parent.parts)
-    if "labels" in parts:
-        at = len(parts) - 1 - parts[::-1].index("labels")
-        parts[at] = "images"
-    folders = {Path(*parts), label.parent}
-    return any((f / f"{label.stem}{s}").is_file() for f in folders for s in SUFFIXES)

@@ -248,7 +248,7 @@ def test_list_files_beside_a_file_of_names_need_no_yaml(tmp_path: Path) -> None:
     [
         "images\\train",
         "D:\\sets\\it\\images\\train",
-        "/home/x/train2/it/images/train",
+        "/content/train2/it/images/train",
         "../../images/train",
         "x/train",
     ],
@@ -386,3 +386,8 @@ def test_names_of_either_unicode_form_are_one_name(tmp_path: Path, image: str, l
     train, val = load(tmp_path), load(tmp_path, "val")
     assert [r.labels.tolist() for r in (*train.records, *val.records)] == [[1], [1]]
     assert kinds(train) == []
+
+
+def test_a_label_that_is_there_twice_is_reported(tmp_path: Path) -> None:
+    write(yolo(tmp_path) / "labels" / "train" / "train0.txt", LABEL * 2)
+    assert kinds(load(tmp_path)) == [checks.DUPLICATE_LABEL]

@@ -35,12 +35,12 @@ LINKS = 30_000
 CHILD = """
 import sys, time
 from detsearch_cli.data import checks
-from detsearch_cli.data.images import Header
 from detsearch_cli.data.source import open_source
 folder, headers, where = sys.argv[1], sys.argv[2] == "whole", sys.argv[3]
 assert checks.__file__.startswith(where), f"{checks.__file__} is not in {where}"
 if not headers:
-    checks.read_header = lambda path: Header(640, 480, "RGB", 1)
+    read, first = checks.read_header, []
+    checks.read_header = lambda path: first[0] if first else first.append(read(path)) or first[0]
 source = open_source(folder)
 started = time.process_time()
 split = source.load("train")
@@ -119,7 +119,10 @@ def seconds(tree: Path, folder: Path, what: str) -> tuple[float, str]:
             Path(place, name).symlink_to(tree / target)
         environment = {**os.environ, "PYTHONPATH": place, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", CHILD, str(folder), what, place]
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        # cwd: python -c looks for packages in it first
+        done = subprocess.run(
+            command, env=environment, cwd=place, check=True, stdout=subprocess.PIPE, text=True
+        )
     took, *read = done.stdout.split()
     return float(took), "{} images, {} boxes, {} defects".format(*read)
 

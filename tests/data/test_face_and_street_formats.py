@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,14 @@ def test_fddb_lists_that_break_their_pattern_name_the_line(tmp_path: Path) -> No
     write(path, "2002/img_0\n1\n10 8 0\n")
     with pytest.raises(DataError, match="line 3: an ellipse is two radii"):
         load(tmp_path)
+    for line in ("10 8 nan 5 15 1", "10 8 inf 5 15 1", "10 8 5 15 1", "10 -8 0 5 15 1", "10 8 0 5 1_5 1"):
+        write(path, f"2002/img_0\n1\n{line}\n")
+        with pytest.raises(DataError, match="line 3: an ellipse is two radii"):
+            load(tmp_path)
+    for count in ("²", "٣", "-1", "1.5"):
+        write(path, f"2002/img_0\n{count}\n10 8 0 5 15 1\n")
+        with pytest.raises(DataError, match="line 2: expected the number of faces"):
+            load(tmp_path)
     write(path, "2002/img_0\n2\n10 8 0 5 15 1\n")
     with pytest.raises(DataError, match="has 1 of 2 faces"):
         load(tmp_path)
@@ -154,3 +164,76 @@ def test_the_older_bdd_files_have_their_own_classes(tmp_path: Path) -> None:
     assert source.splits == ("val",)
     split = source.load("val")
     assert split.classes[split.records[0].labels[0]] == "motor" and len(split.classes) == 10
+
+
+@pytest.mark.parametrize("pattern", ["det_v2_{}_release.json", "bdd100k_labels_images_det20_{}.json"])
+def test_bdd_files_are_found_under_the_names_of_every_release(tmp_path: Path, pattern: str) -> None:
+    bdd100k(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / "labels" / "det_20" / f"det_{split}.json").rename(
+            tmp_path / "labels" / pattern.format(split)
+        )
+    assert open_source(str(tmp_path)).splits == ("train", "val")
+    assert [r.labels.tolist() for r in load(tmp_path).records] == [[2, 0], [2], []]
+
+
+@pytest.mark.parametrize(
+    ("labels", "detail"),
+    [
+        ("x", "labels of train1.jpg must be a list"),
+        ([3], "a label of train1.jpg must be an object"),
+        ([{"category": "car", "box2d": "x"}], "needs numbers x1, y1, x2, y2"),
+        ([{"category": "car", "box2d": {"x1": 10**400, "y1": 1, "x2": 9, "y2": 9}}], "needs numbers"),
+        ([{"category": "car", "box2d": {"x1": True, "y1": 1, "x2": 9, "y2": 9}}], "needs numbers"),
+        ([{"category": ["car"], "box2d": {"x1": 1, "y1": 1, "x2": 9, "y2": 9}}], r"\['car'\] in train1.jpg"),
+        (
+            [{"category": "car", "box2d": {"x1": 1, "y1": 1, "x2": 9, "y2": 9}, "attributes": "no!"}],
+            "crowd in train1.jpg must be true or false, got 'no!'",
+        ),
+    ],
+)
+def test_bdd_fields_of_another_type_are_reported(tmp_path: Path, labels: object, detail: str) -> None:
+    path = bdd100k(tmp_path) / "labels" / "det_20" / "det_train.json"
+    frames = json.loads(path.read_text())
+    frames[1]["labels"] = labels
+    path.write_text(json.dumps(frames))
+    split = load(tmp_path)
+    assert [len(r.boxes) for r in split.records[::2]] == [2, 0]
+    assert any(re.search(detail, d.detail) for d in split.defects)
+
+
+def test_a_crowd_attribute_in_words_is_read_by_its_meaning(tmp_path: Path) -> None:
+    path = bdd100k(tmp_path) / "labels" / "det_20" / "det_train.json"
+    frames = json.loads(path.read_text())
+    frames[0]["labels"][0]["attributes"] = {"crowd": "true"}
+    frames[0]["labels"][1]["attributes"] = {"crowd": "false"}
+    path.write_text(json.dumps(frames))
+    assert load(tmp_path).records[0].crowd.tolist() == [True, False]
+
+
+def test_an_empty_list_is_reported_and_not_offered(tmp_path: Path) -> None:
+    write(wider(tmp_path / "w") / "wider_face_split" / "wider_face_val_bbx_gt.txt", "\n")
+    write(brainwash(tmp_path / "b") / "brainwash_test.idl", "")
+    write(bdd100k(tmp_path / "d") / "labels" / "det_20" / "det_val.json", "[]\n")
+    for name, rest in (("w", ("train",)), ("b", ("train", "val")), ("d", ("train",))):
+        source = open_source(str(tmp_path / name))
+        assert source.splits == rest
+        assert checks.SPLIT_PROBLEM in kinds(source.load("train"))
+
+
+@pytest.mark.parametrize("make", [bdd100k, brainwash, fddb, wider])
+def test_names_of_images_match_in_either_unicode_form(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """Composed in the lists, as most tools write, and decomposed on disk, as macOS stores them."""
+    make(tmp_path)
+    composed, decomposed = "K\u00e4fer", "Ka\u0308fer"
+    for path in sorted(tmp_path.rglob("*")):
+        if path.suffix in (".json", ".idl", ".txt"):
+            text = path.read_text().replace("train", composed).replace("img_", f"{composed}_")
+            path.write_text(text, encoding="utf-8")
+        elif path.is_file():
+            path.rename(
+                path.with_name(path.name.replace("train", decomposed).replace("img_", f"{decomposed}_"))
+            )
+    split = load(tmp_path)
+    assert [len(r.boxes) > 0 for r in split.records][:2] == [True, True]
+    assert {checks.MISSING_IMAGE, checks.IMAGE_ONLY}.isdisjoint(kinds(split))

@@ -106,10 +106,12 @@ def _blocks(path: Path) -> Iterator[tuple[str, list[tuple[float, float, float, f
 
 
 def _ellipse(path: Path, number: int, line: str) -> tuple[float, float, float, float, float]:
-    values = [value for word in line.split()[:5] if (value := reading.decimal(word)) is not None]
-    if len(values) < 5:
+    words = line.split()
+    values = [value for word in words if (value := reading.decimal(word)) is not None]
+    # all six, the last is always 1: with one lost the others would be read as what they are not
+    if len(values) != 6 or len(words) != 6 or values[0] < 0 or values[1] < 0:
         raise DataError(
-            f"{path} line {number}: an ellipse is two radii, an angle and a centre, got {checks.short(line)}"
+            f"{path} line {number}: an ellipse is two radii, an angle, a centre and 1, got {checks.short(line)}"
         )
-    major, minor, angle, centre_x, centre_y = values
+    major, minor, angle, centre_x, centre_y, _ = values
     return major, minor, angle, centre_x, centre_y

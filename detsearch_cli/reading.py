@@ -55,16 +55,17 @@ def read_text(path: Path, error: type[DetsearchError]) -> str:
             ) from odd
 
 
-def parse_yaml(text: str, name: object, error: type[DetsearchError]) -> Any:
+def parse_yaml(text: str, name: object, error: type[DetsearchError], as_written: bool = False) -> Any:
     """Plain values (dict, list, str, numbers, None) of a YAML text. Raises `error` saying what is wrong on which line.
 
     name: what the text is called in the message, such as its file. Tags that build objects are refused.
+    as_written: every value stays the text that was written: yes is "yes", 010 is "010", nothing is "".
     """
     if len(text) > YAML_CHARACTERS:
         raise error(f"{name} has {len(text)} characters; YAML of at most {YAML_CHARACTERS} is read")
     try:
-        _measure(text, name, error)
-        return yaml.load(text, Loader=_LOADER)
+        _measure(text, name, error, tags=not as_written)
+        return yaml.load(text, Loader=_TEXT_LOADER if as_written else _LOADER)
     except yaml.YAMLError as problem:
         raise error(f"{name} is not valid YAML: {_yaml_problem(problem)}") from problem
     # what the constructors of dates, numbers and mappings raise: 2020-99-99, 5,000 digits, a list as a key
@@ -111,13 +112,21 @@ def read_json(path: Path, error: type[DetsearchError]) -> Any:
 
 # libyaml where PyYAML was built with it: ten times faster, the same values
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TEXT_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
-def _measure(text: str, name: object, error: type[DetsearchError]) -> None:
-    """Refuse what would not fit, from the parser's events alone: nothing is built and nothing recurses yet."""
+def _measure(text: str, name: object, error: type[DetsearchError], tags: bool) -> None:
+    """Refuse what would not fit, from the parser's events alone: nothing is built and nothing recurses yet.
+
+    tags: whether the loader judges tags. The one that keeps text passes over them, so they are refused here.
+    """
     sizes: dict[str, int] = {}  # nodes of every anchored value, aliases written out
     open_nodes: list[list[Any]] = [[0, None]]  # nodes so far and the anchor, of every open collection
     for event in yaml.parse(text, Loader=_LOADER):
+        tag = None if tags else getattr(event, "tag", None)
+        if tag:
+            where = f" line {event.start_mark.line + 1}" if event.start_mark else ""
+            raise error(f"{name}{where}: the tag {tag!r} has no meaning here; only plain values are read")
         if isinstance(event, yaml.CollectionEndEvent):
             size, anchor = open_nodes.pop()
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -144,7 +153,9 @@ def _yaml_problem(problem: yaml.YAMLError) -> str:
     where = f"line {mark.line + 1}: " if mark is not None else ""
     said = getattr(problem, "problem", None) or str(problem).splitlines()[0]
     hint = ""
-    if "escape" in said:  # "C:\data" in double quotes
+    if (
+        "escape" in said or "hexdec" in said
+    ):  # "C:\data" and "C:\Users" in double quotes; libyaml writes hexdecimal
         hint = "; in double quotes a backslash starts an escape, so write / or leave the quotes out"
     elif "could not determine a constructor" in said:
         hint = "; only plain values are read"
@@ -188,6 +199,21 @@ def decimal(text: str) -> float | None:
     float() also takes nan, inf, 1_000 and the digits of every other script.
     """
     return number(float(text)) if _DECIMAL.fullmatch(text) else None
+
+
+def decimals(line: str) -> list[float] | None:
+    """The numbers of a line such as "0 .5 1e-3", each by the rule of `decimal`; None where one word is no such number.
+
+    Made for label files: one call a line, and none a number.
+    """
+    if not line.isascii() or "_" in line:
+        return None
+    try:
+        values = [float(word) for word in line.split()]
+    except ValueError:
+        return None
+    # a sum is finite only when every term is
+    return values if math.isfinite(sum(values)) else None
 
 
 def flag(value: Any) -> bool | None:

@@ -29,6 +29,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "9" * 5000, "digits"),
         ("{[1]: 2}", "unhashable"),
         ('a: 1\npath: "C:\\data"', "line 2.*backslash"),
+        ('a: 1\npath: "C:\\Users"', "line 2.*backslash"),
         ("a: [1", "line"),
         ("a: *nothing", "line 1"),
     ],
@@ -103,3 +104,26 @@ def test_one_rule_for_numbers(value: object, as_whole: int | None, as_number: fl
 )
 def test_only_1_true_and_yes_set_a_flag(value: object, is_set: bool | None) -> None:
     assert reading.flag(value) is is_set
+
+
+@given(st.lists(st.one_of(st.floats().map(repr), st.text("0123456789.+-eE_", max_size=5)), max_size=5))
+def test_a_line_of_numbers_is_judged_word_by_word(words: list[str]) -> None:
+    line = " ".join(words)
+    expected = [reading.decimal(word) for word in line.split()]
+    # sums beyond the largest float are nobody's label
+    if all(v is None or abs(v) < 1e300 for v in expected):
+        assert reading.decimals(line) == (None if None in expected else expected)
+
+
+def test_yaml_as_written_keeps_the_text_of_every_value() -> None:
+    text = "names: [yes, 010, 1.50, null, 2020-99-99, ~, '', no]\n0: x\n"
+    assert reading.parse_yaml(text, "it", DataError, as_written=True) == {
+        "names": ["yes", "010", "1.50", "null", "2020-99-99", "~", "", "no"],
+        "0": "x",
+    }
+
+
+@pytest.mark.parametrize("text", ["a: !!python/object/apply:os.system [true]", "!x [1]", "a: !!str 3", BOMB])
+def test_yaml_as_written_refuses_tags_and_bombs(text: str) -> None:
+    with pytest.raises(DataError, match=r"tag|aliases"):
+        reading.parse_yaml(text, "it", DataError, as_written=True)

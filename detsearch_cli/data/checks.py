@@ -45,6 +45,7 @@ NO_BOX = "box missing"
 LABEL_MISSING = "no annotation"
 MOVED = "path of another machine"
 ROOT_CATEGORY = "category without boxes"
+EXTRA_NUMBERS = "polygons or key points"
 _MODES = {
     "L": "grey image",
     "1": "grey image",

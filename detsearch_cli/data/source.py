@@ -7,7 +7,7 @@ the folder that the environment variable DETSEARCH_DATA names.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -182,6 +182,12 @@ def _format(name: str) -> _Format:
     return cast(_Format, parts.load(FORMATS, name, DataError))
 
 
+def _nearly(name: str, folder: Path) -> str | None:
+    """What the folder lacks to be of that format, in one sentence; None where the format cannot tell."""
+    say: Callable[[Path], str | None] | None = getattr(_format(name), "nearly", None)
+    return say(folder) if say else None
+
+
 def _options(name: str, text: str) -> dict[str, str]:
     """`images=200,size=160` -> {"images": "200", "size": "160"}."""
     options: dict[str, str] = {}
@@ -245,6 +251,9 @@ def _open_folder(spec: str, folder: Path, format_name: str | None) -> FolderSour
         choices = " or ".join(f"{n}:{folder}" for n in names)
         raise DataError(f"{folder} can be read as {' and '.join(names)}; say which, as {choices}")
     if not names or (format_name and not _format(format_name).detect(folder)):
+        lacking = [say for n in (names or known) if (say := _nearly(n, folder))]
+        if lacking:
+            raise DataError(lacking[0])
         raise DataError(
             f"{folder} is not a data set of {'that' if format_name else 'a known'} format: "
             f"{nearest(folder, _only_format)}; looked for {_looked_for(names or known)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,235 @@ def test_strict_names_the_first_defect_and_the_count(tmp_path: Path) -> None:
 
 def test_strict_accepts_sound_data(tmp_path: Path) -> None:
     assert len(open_source(str(voc(tmp_path))).load("train", strict=True)) == 2
+
+
+def raw(root: Path, data: bytes) -> Split:
+    """A set of one sound label file and one of these bytes."""
+    one(root, voc_xml([("dog", (1, 1, 9, 9))]))
+    picture(root / "JPEGImages" / "b.jpg")
+    (root / "Annotations" / "b.xml").write_bytes(data)
+    return load(root)
+
+
+XML = voc_xml([("车", (11, 6, 30, 25))])
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        ("gb2312", "gb2312"),
+        ("gbk", "gbk"),
+        ("gb2312", "gb18030"),  # tools write characters that the declared one lacks
+        ("shift_jis", "shift_jis"),
+        ("utf-8", "utf-8"),
+        ("UTF-8", "utf-8-sig"),
+        ("utf-16", "utf-16"),
+        ("utf-16", "utf-8"),  # .NET declares what it had in memory
+        (None, "utf-8-sig"),
+        (None, "utf-16"),
+    ],
+)
+def test_a_label_file_is_read_in_the_encoding_it_declares(
+    tmp_path: Path, declared: str | None, encoding: str
+) -> None:
+    name = {"shift_jis": "車", "gb18030": "車㐀"}.get(encoding, "车")
+    head = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else ""
+    split = raw(tmp_path, (head + XML.replace("车", name)).encode(encoding))
+    assert kinds(split) == []
+    assert split.classes == ("dog", name)
+    assert split.records[1].boxes.tolist() == [[10, 5, 30, 25]]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b'<?xml version="1.0" encoding="nosuch"?><annotation/>', "unknown encoding 'nosuch'"),
+        (b'<?xml version="1.0" encoding="hex"?><annotation/>', "encoding hex"),
+        (b'<?xml version="1.0" encoding="punycode"?><annotation/>', "no encoding of XML"),
+        (XML.encode("gbk"), "not text in the encoding utf-8"),
+        (b'<?xml version="1.0" encoding="ascii"?>' + XML.encode(), "not text in the encoding ascii"),
+        (b"<annotation>" + b"<a>" * 100_000, "not valid XML"),
+        (b'<!DOCTYPE a [<!ENTITY e "x">]><annotation>&e;</annotation>', "entities"),
+        ('<!DOCTYPE a [<!ENTITY e "x">]><annotation>&e;</annotation>'.encode("utf-16"), "entities"),
+        (b"<annotation>&e;</annotation>", "undefined entity"),
+        (b"<annotation>\0</annotation>", "not valid XML"),
+        (b"", "not valid XML"),
+        (b" " * 8_000_001, "at most 8000000"),
+    ],
+)
+def test_a_label_file_that_cannot_be_read_leaves_its_image_out(
+    tmp_path: Path, data: bytes, reason: str
+) -> None:
+    split = raw(tmp_path, data)
+    assert kinds(split) == [checks.BROKEN_LABEL]
+    assert reason in split.defects[0].detail
+    assert len(split) == 1
+
+
+def test_a_label_file_of_a_million_elements_inside_each_other_is_no_crash(tmp_path: Path) -> None:
+    depth = 300_000
+    split = raw(tmp_path, b"<annotation>" + b"<object>" * depth + b"</object>" * depth + b"</annotation>")
+    assert (f"{depth - 1} objects inside other elements", "left out") in [
+        (d.detail, d.handled) for d in split.defects
+    ]
+
+
+def test_a_named_pipe_among_the_labels_is_a_broken_label(tmp_path: Path) -> None:
+    one(tmp_path, voc_xml([("cat", (1, 1, 9, 9))]))
+    picture(tmp_path / "JPEGImages" / "pipe.jpg")
+    os.mkfifo(tmp_path / "Annotations" / "pipe.xml")
+    assert kinds(load(tmp_path)) == [checks.BROKEN_LABEL]
+
+
+BOX = "<bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>25</ymax></bndbox>"
+SIZE = "<size><width>40</width><height>30</height></size>"
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        f'<annotation xmlns="http://example.com/voc">{SIZE}<object><name>cat</name><difficult>0</difficult>{BOX}'
+        "</object></annotation>",
+        f'<v:annotation xmlns:v="urn:v">{SIZE}<object><name>cat</name><difficult>0</difficult>{BOX}</object>'
+        "</v:annotation>",
+        f"<!DOCTYPE annotation>\n<annotation>{SIZE}<object><name> cat\n</name><difficult> 0 </difficult>{BOX}"
+        "</object></annotation>",
+        f'\n  <?xml version="1.0"?><annotation>{SIZE}<object><difficult>no</difficult>{BOX}<name>cat</name>'
+        "</object></annotation>",
+    ],
+)
+def test_namespace_doctype_order_and_space_change_nothing(tmp_path: Path, xml: str) -> None:
+    split = one(tmp_path, xml)
+    assert kinds(split) == []
+    assert split.classes == ("cat",)
+    assert split.records[0].boxes.tolist() == [[10, 5, 30, 25]]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail", "boxes"),
+    [
+        (f"<object><name>cat</name>{BOX}{BOX}</object>", "cat has 2 bndbox", 1),
+        (f"<object><name>cat</name><name>dog</name>{BOX}</object>", "cat has 2 name", 1),
+        (f"<object><name>cat</name>{BOX.replace('<xmin>', '<xmin>3</xmin><xmin>')}</object>", "2 xmin", 1),
+        (f"<objects><object><name>cat</name>{BOX}</object></objects>", "1 objects inside other", 0),
+        (BOX, "1 bndbox in other places", 0),
+        (f"<object><name>cat</name>{BOX}<parts>{BOX}</parts></object>", "1 bndbox in other places", 1),
+    ],
+)
+def test_what_is_not_read_has_a_line_in_the_report(
+    tmp_path: Path, body: str, detail: str, boxes: int
+) -> None:
+    sound = f"<object><name>dog</name><difficult>0</difficult>{BOX}</object>"
+    split = one(tmp_path, f"<annotation>{SIZE}{sound}{body}</annotation>")
+    assert any(detail in d.detail for d in split.defects if d.kind == checks.BROKEN_LABEL)
+    assert len(split.records[0].boxes) == 1 + boxes
+
+
+@pytest.mark.parametrize(
+    ("written", "difficult", "reported"),
+    [
+        ("1", True, False),
+        ("true", True, False),
+        ("Yes", True, False),
+        ("0", False, False),
+        ("false", False, False),
+        ("Unspecified", False, True),
+        ("2", False, True),
+        ("0.0", False, True),
+    ],
+)
+def test_only_1_true_and_yes_mean_difficult(
+    tmp_path: Path, written: str, difficult: bool, reported: bool
+) -> None:
+    split = one(tmp_path, voc_xml([("cat", (1, 1, 9, 9))], difficult=f"<difficult>{written}</difficult>"))
+    assert split.records[0].difficult.tolist() == [difficult]
+    assert [d.handled for d in split.defects] == ["taken as not difficult"] * reported
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999", "9" * 5000, "٣", "1_0", "1,5", "0x1", "", "1 2"])
+@pytest.mark.parametrize("field", ["xmin", "width"])
+def test_what_is_no_finite_number_in_ascii_is_reported(tmp_path: Path, field: str, value: str) -> None:
+    xml = voc_xml([("cat", (11, 6, 30, 25)), ("cat", (1, 1, 9, 9))])
+    right = f"<{field}>{11 if field == 'xmin' else 40}</{field}>"
+    split = one(tmp_path, xml.replace(right, f"<{field}>{value}</{field}>"))
+    assert kinds(split) == [checks.BROKEN_LABEL if field == "xmin" else checks.SIZE]
+
+
+@pytest.mark.parametrize(
+    "layout", ["{split}/images {split}/annotations", "images/{split} annotations/{split}"]
+)
+def test_labels_in_a_folder_of_their_own_for_each_split(tmp_path: Path, layout: str) -> None:
+    for split in ("train", "valid"):
+        images, labels = layout.format(split=split).split()
+        picture(tmp_path / images / f"{split}.jpg")
+        write(tmp_path / labels / f"{split}.xml", voc_xml([("cat", (11, 6, 30, 25))]))
+    images = layout.format(split="test").split()[0]
+    picture(tmp_path / images / "t.jpg")
+    source = open_source(str(tmp_path))
+    assert (source.format, source.splits) == ("voc", ("train", "val"))
+    assert source.load("val").records[0].boxes.tolist() == [[10, 5, 30, 25]]
+    assert [(d.kind, d.handled) for d in source.load("train").defects] == [
+        (checks.SPLIT_PROBLEM, "test not offered")
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "nowhere\n", "a\0b\n", "z" * 5000])
+def test_a_list_that_leads_to_no_label_leaves_the_other_splits_usable(tmp_path: Path, text: str) -> None:
+    voc(tmp_path)
+    write(tmp_path / "ImageSets" / "Main" / "test.txt", text)
+    source = open_source(str(tmp_path))
+    assert source.splits == ("train", "val")
+    assert [(d.kind, d.handled) for d in source.load("train").defects] == [
+        (checks.SPLIT_PROBLEM, "test not offered")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("filename", "reason"),
+    [("a.jpg", "is the one that the XML names"), ("C:\\x\\a.jpg", "XML names"), ("other", "comes first")],
+)
+def test_a_mask_of_the_same_stem_is_not_taken_for_the_picture(
+    tmp_path: Path, filename: str, reason: str
+) -> None:
+    xml = voc_xml([("cat", (1, 1, 9, 9))]).replace("<size>", f"<filename>{filename}</filename><size>")
+    picture(tmp_path / "JPEGImages" / "a.png", mode="L")
+    split = one(tmp_path, xml)
+    assert [r.file.name for r in split.records if r.file] == ["a.jpg"]
+    assert [(d.kind, Path(d.file).name) for d in split.defects] == [(checks.DUPLICATE_ID, "a.png")]
+    assert reason in split.defects[0].detail
+
+
+def test_a_file_name_in_a_label_leads_out_of_no_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "secret.jpg")
+    xml = voc_xml([("cat", (1, 1, 9, 9))])
+    one(tmp_path / "set", xml)
+    outside = xml.replace("<size>", "<filename>../../secret.jpg</filename><size>")
+    write(tmp_path / "set" / "Annotations" / "b.xml", outside)
+    split = load(tmp_path / "set")
+    assert len(split) == 1
+    assert kinds(split) == [checks.MISSING_IMAGE]
+
+
+def test_foreign_xml_among_the_labels_is_looked_past(tmp_path: Path) -> None:
+    write(tmp_path / "Annotations" / "a-project.xml", "<project/>")
+    write(tmp_path / "Annotations" / "._hidden.xml", "\0\0")
+    picture(tmp_path / "JPEGImages" / "b.jpg")
+    write(tmp_path / "Annotations" / "b.xml", voc_xml([("cat", (1, 1, 9, 9))]))
+    assert len(load(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("image", "label"), [("Ka\u0308fer", "K\u00e4fer"), ("K\u00e4fer", "Ka\u0308fer")])
+def test_names_of_either_unicode_form_are_one_name(tmp_path: Path, image: str, label: str) -> None:
+    picture(tmp_path / "JPEGImages" / f"{image}.jpg")
+    write(tmp_path / "Annotations" / f"{label}.xml", voc_xml([("cat", (1, 1, 9, 9))]))
+    write(tmp_path / "ImageSets" / "Main" / "train.txt", f"{image}\n")
+    split = load(tmp_path)
+    assert (len(split), kinds(split)) == (1, [])
+
+
+def test_a_set_in_which_no_list_leads_to_a_label_says_so(tmp_path: Path) -> None:
+    voc(tmp_path)
+    for name in ("train", "val"):
+        write(tmp_path / "ImageSets" / "Main" / f"{name}.txt", "nowhere\n")
+    with pytest.raises(DataError, match="VOC without a split that can be used: none of its 1 ids has an XML"):
+        open_source(str(tmp_path))

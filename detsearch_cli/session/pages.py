@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,6 +207,7 @@ def write_run_page(folder: Path) -> Path:
     """Write the page of the run in `folder`; returns its path. Raises CheckpointError for an unfinished run."""
     from detsearch_cli.engine.checkpoint import DETECTIONS, LOG, read_metrics, read_recipe
     from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.journal import read_entries
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.report.page import RunClass, RunPage
 
@@ -220,7 +221,7 @@ def write_run_page(folder: Path) -> Path:
         name=folder.name,
         coco=metrics["coco"],
         split=metrics["split"],
-        epochs=epochs((folder / LOG).read_text(encoding="utf-8").splitlines()),
+        epochs=epochs(read_entries(folder / LOG)),
         classes=[RunClass(r["name"], r["boxes"], r["AP"], r["AP50"]) for r in metrics["per_class"]],
         samples=_samples(data.val, {"detections": DetectionTable.load(folder / DETECTIONS, data.val)}),
         figures=[f for m in methods().values() for f in m().run_figures(folder, recipe, data.train)],
@@ -235,16 +236,16 @@ def write_run_page(folder: Path) -> Path:
     return folder / PAGE
 
 
-def epochs(lines: list[str]) -> list[Any]:
-    """Mean losses of every epoch, and its AP where it was evaluated, from log.jsonl."""
+def epochs(entries: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Mean losses of every epoch, and its AP where it was evaluated, from the entries of log.jsonl."""
     from detsearch_cli.report.figures import EpochPoint
 
     steps: dict[int, list[dict[str, float]]] = {}
     aps: dict[int, float] = {}
-    for line in lines:
-        entry = json.loads(line)
+    for entry in entries:
         if "step" in entry:
-            losses = {k: v for k, v in entry.items() if k not in ("step", "epoch", "lr")}
+            # a loss that was no number is logged as null
+            losses = {k: v for k, v in entry.items() if k not in ("step", "epoch", "lr") and v is not None}
             steps.setdefault(entry["epoch"], []).append(losses)
         elif "AP" in entry:
             aps[entry["epoch"]] = entry["AP"]

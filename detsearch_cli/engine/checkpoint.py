@@ -174,10 +174,9 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     path = folder / METRICS
     if not path.exists():
         return None
-    content = reading.read_json(path, CheckpointError)
-    checked(
-        content, Metrics, path, CheckpointError, "restore it, or remove it and train again, which writes it"
-    )
+    remedy = "restore it, or remove it and train again, which writes it"
+    content = reading.read_json(path, CheckpointError, remedy)
+    checked(content, Metrics, path, CheckpointError, remedy)
     return dict(content)
 
 

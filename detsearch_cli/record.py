@@ -39,7 +39,9 @@ def checked(content: Any, kind: type[T], name: object, error: type[DetsearchErro
             return adapter.validate_json(json.dumps(content), strict=True)
         return adapter.validate_python(content)
     except ValidationError as problem:
-        raise error(f"{name} is damaged or of another version of detsearch: {_said(problem)}; {remedy}") from problem
+        raise error(
+            f"{name} is damaged or of another version of detsearch: {_said(problem)}; {remedy}"
+        ) from problem
 
 
 @cache

@@ -112,7 +112,13 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     classes = _classes_inside(path, about["classes"])
     _refuse_unfit(path, tensors, bare, len(classes))
     refuse_not_finite(path, tensors)
-    model = build(bare, len(classes))
+    try:
+        model = build(bare, len(classes))
+    except (RuntimeError, MemoryError) as error:  # torch's error where there is no memory for it
+        said = (str(error).splitlines() or ["out of memory"])[0]
+        raise CheckpointError(
+            f"the recipe inside {path} builds no detector here ({said}); restore the file"
+        ) from error
     load_state(model, tensors, path, "its own recipe")
     return model.eval(), recipe, classes
 

@@ -13,7 +13,7 @@ from detsearch_cli.files import finite
 from detsearch_cli.methods.base import method_class, methods
 from detsearch_cli.reading import whole
 from detsearch_cli.session.runs import BASELINE, COMPARISON
-from detsearch_cli.session.search import BEST, SETTINGS, method_of, read_settings, recipe_of, study_of
+from detsearch_cli.session.search import BEST, SETTINGS, identity_of, read_settings, recipe_of, study_of
 
 if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
@@ -42,7 +42,7 @@ def write_study_page(folder: Path) -> Path:
 
     settings, study = read_settings(folder), study_of(folder)
     recipe, best = recipe_of(study, settings), study.best
-    method = method_of(study)
+    method = identity_of(study)["method"]
     fragment = folder / BEST
     page = StudyPage(
         name=settings.name,

@@ -147,7 +147,7 @@ def reopened(folder: Path) -> Search:
     settings = read_settings(folder)
     study = study_of(folder)
     recipe = recipe_of(study, settings)
-    method = load_method(method_of(study), identity_of(study)["options"])
+    method = load_method(identity_of(study)["method"], identity_of(study)["options"])
     return Search(method, recipe, study.config.sampler, folder, settings)
 
 
@@ -182,11 +182,6 @@ def recipe_of(study: Study, settings: Settings) -> Recipe:
             f"the recipe of {study.folder} is damaged or of another version: {error}; restore {LEDGER} and "
             f"{SETTINGS} from a copy, or start another --name"
         ) from error
-
-
-def method_of(study: Study) -> str:
-    """The name of the method that searched. Raises StudyError for a damaged record."""
-    return str(identity_of(study)["method"])
 
 
 def identity_of(study: Study) -> Mapping[str, Any]:

@@ -26,37 +26,43 @@ WRONG: tuple[Any, ...] = (
 )
 
 
-def damaged(content: Any) -> Iterator[tuple[str, Any]]:
-    """(what is wrong, the content) for every field at any depth, of a list the first entry.
+def damaged(content: Any, depth: int = 9, values: int = 2, missing: bool = True) -> Iterator[tuple[str, Any]]:
+    """(what is wrong, the content) for every field down to a depth, of a list the first entry.
 
-    Every field is missing once, and has two of WRONG in turn, so that all of them come up in a file of six fields.
+    Every field is missing once, and has some of WRONG in turn, so that all of them come up in a file.
     """
-    for turn, path in enumerate(_paths(content)):
+    for turn, path in enumerate(_paths(content, depth)):
         name = ".".join(map(str, path))
-        *above, last = path
-        without = copy.deepcopy(content)
-        holder = without
-        for part in above:
-            holder = holder[part]
-        del holder[last]
-        yield f"{name} missing", without
-        for value in (WRONG[2 * turn % len(WRONG)], WRONG[(2 * turn + 1) % len(WRONG)]):
-            changed = copy.deepcopy(content)
-            holder = changed
-            for part in above:
-                holder = holder[part]
-            holder[last] = value
-            yield f"{name} {str(value)[:9]!r}", changed
+        if missing:
+            yield f"{name} missing", _changed(content, path, _delete)
+        for at in range(turn * values, (turn + 1) * values):
+            value = WRONG[at % len(WRONG)]
+            yield f"{name} {str(value)[:9]!r}", _changed(content, path, value)
 
 
-def _paths(content: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+_delete = object()
+
+
+def _changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
+    changed = copy.deepcopy(content)
+    holder = changed
+    for part in path[:-1]:
+        holder = holder[part]
+    if value is _delete:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return changed
+
+
+def _paths(content: Any, depth: int, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if isinstance(content, dict):
         inner = list(content.items())
     else:
         inner = list(enumerate(content))[:1] if isinstance(content, list) else []
-    for key, value in inner:
+    for key, value in inner if depth else []:
         yield (*above, key)
-        yield from _paths(value, (*above, key))
+        yield from _paths(value, depth - 1, (*above, key))
 
 
 def answer(arguments: list[str], file: Path, told: pytest.CaptureFixture[str], what: str) -> int:

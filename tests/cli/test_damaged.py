@@ -16,12 +16,15 @@ from safetensors.torch import save_file
 
 from detsearch_cli.cli.app import run
 from detsearch_cli.engine.checkpoint import LAST, load_detector, load_tensors
-from detsearch_cli.errors import CheckpointError
+from detsearch_cli.errors import CheckpointError, StudyError
 from detsearch_cli.report.page import RunPage, StudyPage
+from detsearch_cli.search.study import open_study
 from detsearch_cli.session import pages
+from detsearch_cli.session.search import read_settings, recipe_of
 from tests.cli.damaging import answer, damaged
 
 Told = pytest.CaptureFixture[str]
+SIGNED = '<!doctype html><meta name="generator" content="detsearch">'
 BYTES = (b"", b"null", b"[]", b"{}", b"5", b"\xff\xfe{}", b"\0" * 40, b"{" * 5000)
 
 
@@ -29,7 +32,7 @@ BYTES = (b"", b"null", b"[]", b"{}", b"5", b"\xff\xfe{}", b"\0" * 40, b"{" * 500
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without what costs their seconds and reads none of the damaged files: charts, pictures, importances."""
     for page in (RunPage, StudyPage):
-        monkeypatch.setattr(page, "render", lambda self: "<!doctype html>\n")
+        monkeypatch.setattr(page, "render", lambda self: SIGNED)
     monkeypatch.setattr(pages, "samples", lambda *given: [])
     monkeypatch.setattr(pages, "_samples", lambda *given: [])
     monkeypatch.setattr(pages, "importances", lambda study: {})
@@ -48,7 +51,7 @@ def study_folder(study: Path, tmp_path: Path) -> Path:
 def test_every_field_of_the_metrics_of_a_run(run_folder: Path, undrawn: None, capsys: Told) -> None:
     path = run_folder / "metrics.json"
     codes = set()
-    for what, content in damaged(json.loads(path.read_text())):
+    for what, content in damaged(json.loads(path.read_text()), values=1):
         path.write_text(json.dumps(content))
         codes.add(answer(["report", str(run_folder)], path, capsys, what))
     assert codes == {0, 2}
@@ -96,8 +99,7 @@ def test_every_field_of_the_recipe_and_the_classes_inside_weights(
     tensors, about = load_tensors(path)
     recipes = [
         (what, {**about, "recipe": yaml.safe_dump(content)})
-        for what, content in damaged(yaml.safe_load(about["recipe"]))
-        if "\\ud800" not in what
+        for what, content in damaged(yaml.safe_load(about["recipe"]), values=1, missing=False)
     ]
     texts = (
         "",
@@ -137,11 +139,17 @@ def test_weights_that_are_no_numbers_are_refused_naming_the_tensor(run_folder: P
         assert "NaN or infinite" in said and name in said and str(path) in said
 
 
-def test_every_field_of_the_settings_of_a_study(study_folder: Path, undrawn: None, capsys: Told) -> None:
-    path = study_folder / "search.json"
+def test_every_field_of_the_settings_of_a_study(study_folder: Path, capsys: Told) -> None:
+    path, opened = study_folder / "search.json", open_study(study_folder)
+    refused = 0
     for what, content in damaged(json.loads(path.read_text())):
         path.write_text(json.dumps(content))
-        answer(["report", str(study_folder)], path, capsys, what)
+        try:
+            recipe_of(opened, read_settings(study_folder))
+        except StudyError as error:
+            refused += 1
+            assert str(study_folder) in str(error), what
+    assert refused > 20
     for content in BYTES:
         path.write_bytes(content)
         assert answer(["report", str(study_folder)], path, capsys, repr(content[:9])) == 2
@@ -164,21 +172,22 @@ def _write(ledger: Path, table: str, row: int, text: str) -> None:
 def test_every_field_of_a_ledger(study_folder: Path, undrawn: None, capsys: Told) -> None:
     ledger = study_folder / "study.db"
     commands = (["study", "show", "--json"], ["study", "list", "--json"], ["report"], ["study", "export"])
-    turn = 0
+    turn, codes = 0, set()
     for table, where in (("study_user_attributes", "1"), ("trial_user_attributes", "trial_id = 2")):
         for row, key, content in _attributes(ledger, table, where):
             # of the metrics only what the page reads: the rest has more fields than all others together
             shown = {"per_class": content["per_class"]} if key == "metrics" else content
-            for what, changed in damaged({"value": shown}):
+            for what, changed in damaged({"value": shown}, depth=3, values=1, missing=False):
                 if "value" not in changed:
                     continue
                 _write(ledger, table, row, json.dumps(changed["value"]))
                 words = commands[turn % len(commands)]
                 place = study_folder.parent if "list" in words else study_folder
                 more = [str(study_folder.parent / "table.csv")] if "export" in words else []
-                answer([*words, str(place), *more], ledger, capsys, f"{key}: {what}, {words}")
+                codes.add(answer([*words, str(place), *more], ledger, capsys, f"{key}: {what}, {words}"))
                 turn += 1
             _write(ledger, table, row, json.dumps(content))
+    assert codes == {0, 2} and turn > 40
 
 
 COMPARISON = {
@@ -188,13 +197,20 @@ COMPARISON = {
 }  # fmt: skip
 
 
-def test_every_field_of_a_comparison(study_folder: Path, undrawn: None, capsys: Told) -> None:
-    path = study_folder / "comparison.json"
+def test_every_field_of_a_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.json"
     path.write_text(json.dumps(COMPARISON))
-    assert answer(["report", str(study_folder)], path, capsys, "whole") == 0
+    whole = pages.read_comparison(tmp_path)
+    assert whole is not None and whole.bounds == (0.0, 0.2)
+    refused = 0
     for what, content in damaged(COMPARISON):
         path.write_text(json.dumps(content))
-        answer(["report", str(study_folder)], path, capsys, what)
+        try:
+            pages.read_comparison(tmp_path)
+        except StudyError as error:
+            refused += 1
+            assert str(path) in str(error), what
+    assert refused > 40
 
 
 def test_a_damaged_study_is_named_and_the_others_are_listed(study_folder: Path, capsys: Told) -> None:

@@ -162,8 +162,9 @@ def _recipe_inside(path: Path, text: str) -> Recipe:
 
 def _classes_inside(path: Path, text: str) -> tuple[str, ...]:
     name = f"the list of classes inside {path}"
-    content = reading.parse_json(text, name, CheckpointError)
-    return tuple(checked(content, ClassNames, name, CheckpointError, "restore or retrain the file"))
+    remedy = "restore or retrain the file"
+    content = reading.parse_json(text, name, CheckpointError, remedy)
+    return tuple(checked(content, ClassNames, name, CheckpointError, remedy))
 
 
 def save_fragment(path: Path, weights: Path, learned: Sequence[LearnedPart]) -> None:

@@ -52,7 +52,7 @@ class State:
     def load(self, path: Path) -> None:
         """Go on from the file. Raises CheckpointError when it is not whole, or is no state of this training."""
         tensors, text = load_tensors(path)
-        content = parse_json(text.get("about", "null"), f"the state inside {path}", CheckpointError)
+        content = parse_json(text.get("about", "null"), f"the state inside {path}", CheckpointError, _REMEDY)
         at = checked(content, Position, f"the state inside {path}", CheckpointError, _REMEDY)
         # into the tensors that are there: the optimiser and the wrapper of several processes hold these
         load_state(self.model, _under("model.", tensors), path, f"this training's detector; {_REMEDY}")

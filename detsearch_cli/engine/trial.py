@@ -69,7 +69,7 @@ def _lost(recipe: Recipe, error: BaseException) -> str | None:
         return str(unreadable)
     try:
         source = open_source(recipe.data.source)
-        named = [name for name in source.splits if name in recipe.data.train.split("+")]
+        named = [name for name in source.splits if name in map(str.strip, recipe.data.train.split("+"))]
         records = [record for name in named for record in source.load(name).records]
     except (DataError, OSError) as gone:
         return str(gone)

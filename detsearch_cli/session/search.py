@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from detsearch_cli import reading
-from detsearch_cli.errors import CheckFailed, RecipeError, StudyError
+from detsearch_cli.errors import CheckFailed, DetsearchError, RecipeError, StudyError
 from detsearch_cli.files import (
     SIGNATURE,
     claim_file,
@@ -166,8 +166,8 @@ def studies_elsewhere(root: Path) -> list[Study | StudyError]:
         if not (path.parent / LEDGER).exists():
             try:
                 studies.append(study_of(path.parent))
-            except StudyError as error:
-                studies.append(error)
+            except DetsearchError as error:  # of any kind: it must not end the list of all
+                studies.append(StudyError(str(error)))
     return studies
 
 

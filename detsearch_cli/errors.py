@@ -15,6 +15,10 @@ class DataError(DetsearchError):
     """A data set that cannot be found, recognised or read; names the file."""
 
 
+class DataLost(DataError):
+    """Data or weights that were there when a search began cannot be read any more: no candidate's fault."""
+
+
 class SpaceError(DetsearchError):
     """A search space that cannot hold a candidate, or a candidate outside its space."""
 

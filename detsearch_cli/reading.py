@@ -89,7 +89,9 @@ def read_yaml(path: Path, error: type[DetsearchError]) -> Any:
     return parse_yaml(read_text(path, error), path, error)
 
 
-def parse_json(text: str, name: object, error: type[DetsearchError]) -> Any:
+def parse_json(
+    text: str, name: object, error: type[DetsearchError], remedy: str = "fetch or export it again"
+) -> Any:
     """Values of a JSON text. Raises `error` with the place of the first mistake. NaN and Infinity pass: see `number`."""
     try:
         return json.loads(text)
@@ -97,7 +99,7 @@ def parse_json(text: str, name: object, error: type[DetsearchError]) -> Any:
         cut = "; the file is cut short" if problem.pos >= len(text.rstrip()) - 1 else ""
         raise error(
             f"{name} is not valid JSON: {problem.msg} at line {problem.lineno} column {problem.colno} "
-            f"(character {problem.pos} of {len(text)}){cut}; fetch or export it again"
+            f"(character {problem.pos} of {len(text)}){cut}; {remedy}"
         ) from problem
     except RecursionError as problem:
         raise error(f"{name} is not valid JSON that can be read: it is nested too deeply") from problem
@@ -105,9 +107,9 @@ def parse_json(text: str, name: object, error: type[DetsearchError]) -> Any:
         raise error(f"{name} holds a number of more than 4,300 digits; mend or remove it") from problem
 
 
-def read_json(path: Path, error: type[DetsearchError]) -> Any:
+def read_json(path: Path, error: type[DetsearchError], remedy: str = "fetch or export it again") -> Any:
     """`parse_json` of a file. Raises `error` naming the file."""
-    return parse_json(read_text(path, error), path, error)
+    return parse_json(read_text(path, error), path, error, remedy)
 
 
 # libyaml where PyYAML was built with it: ten times faster, the same values

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, TypeVar
 
+from detsearch_cli.reading import number
+
 
 class TrialLike(Protocol):
     """What these questions need of a trial.
@@ -25,6 +27,19 @@ class TrialLike(Protocol):
     def seconds(self) -> float | None: ...
     @property
     def reason(self) -> str | None: ...
+
+
+def scores_in(content: Any) -> list[tuple[int, float | None]]:
+    """(epoch, AP) of every evaluation in what scores.json holds, oldest first; AP is None where it is undefined.
+
+    What is no such pair is left out: a power cut may leave an empty file, and its epochs are scored again.
+    """
+    pairs = content.get("scores") if isinstance(content, dict) else None
+    return [
+        (pair[0], None if pair[1] is None else number(pair[1]))
+        for pair in (pairs if isinstance(pairs, list) else [])
+        if isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int and pair[0] >= 0
+    ]
 
 
 T = TypeVar("T", bound=TrialLike)

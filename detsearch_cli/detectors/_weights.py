@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
 
     Finds the state dict inside usual wrappers, strips any prefix ("module.", "body." ...),
     knows timm's, torchvision's and Swin's own key names, and ignores what a backbone has not (classifiers,
-    necks). Raises CheckpointError when the file cannot be read, a shape differs or a weight is missing.
+    necks). Raises CheckpointError when the file cannot be read, a shape differs, or a weight is missing or no number.
     """
     body: nn.Module = backbone.body  # type: ignore[assignment]
     # batch norm's step counter is no weight: absent from converted files, and unused with a momentum
@@ -46,6 +47,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
             f"{path} fits {len(wanted) - len(missing)} of the backbone's {len(wanted)} weights, without "
             f"{missing[0]!r}; name the backbone these weights were made for"
         )
+    refuse_not_finite(path, {k: state[k] for k in sorted(wanted)})
     # not strict: the step counters of batch norms are neither wanted nor given
     body.load_state_dict({k: state[k] for k in wanted}, strict=False)
     return LoadReport(len(wanted), tuple(sorted(state.keys() - body.state_dict().keys())))
@@ -55,6 +57,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a safetensors or torch file; runs no code of the file. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"weights must be a file, found none at {path}")
+    _refuse_bomb(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -78,6 +81,34 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict; save one with torch.save(model.state_dict(), FILE)"
         )
     return tensors
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise CheckpointError for an archive that grows when it is opened: torch itself never compresses."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # torch says itself what is wrong with it
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} is a compressed archive of {unpacked} bytes in {path.stat().st_size}, which torch.save does not "
+            "write; unpack it, and give the file of weights that is in it"
+        )
+
+
+def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError naming the first tensor that holds NaN or infinity: nothing is detected with it."""
+    for name, tensor in tensors.items():
+        # .float(): nothing is computed in the types of 8 bits
+        bad = int((~torch.isfinite(tensor.float())).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise CheckpointError(
+                f"{path} holds values that are NaN or infinite, {bad} of {tensor.numel()} in {name}: its training "
+                "diverged or the file is damaged; train again with a lower optim.lr, or restore the file"
+            )
 
 
 def _best_match(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:

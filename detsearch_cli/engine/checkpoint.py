@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -35,7 +36,9 @@ from torch import Tensor, nn
 
 from detsearch_cli import reading
 from detsearch_cli.detectors import build
+from detsearch_cli.detectors._weights import refuse_not_finite
 from detsearch_cli.detectors.base import Detector, LearnedPart
+from detsearch_cli.engine.records import ClassNames, Metrics
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.files import (
     LOCK,
@@ -49,6 +52,7 @@ from detsearch_cli.files import (
 )
 from detsearch_cli.fragments import differences
 from detsearch_cli.recipe import Fragment, Recipe, merge, validate
+from detsearch_cli.record import checked
 
 RECIPE, METRICS, LOG, FRAGMENT = "recipe.yaml", "metrics.json", "log.jsonl", "best.yaml"
 LAST, BEST, RESUME, DETECTIONS = (
@@ -85,14 +89,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is no complete safetensors file ({error}); restore or retrain it"
         ) from error
 
 
 def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recipe, tuple[str, ...]]:
-    """Build the detector a run folder or weights file holds: (detector in eval mode, recipe, classes)."""
+    """Build the detector a run folder or weights file holds: (detector in eval mode, recipe, classes).
+
+    Raises CheckpointError for a file that is damaged, does not fit its own recipe, or holds a weight that is no number.
+    """
     path = run_or_file / which if run_or_file.is_dir() else run_or_file
     if run_or_file.is_dir() and not path.is_file():
         raise CheckpointError(f"{run_or_file} holds no {which}; is it the folder of a finished run?")
@@ -102,19 +109,62 @@ def load_detector(run_or_file: Path, which: str = LAST) -> tuple[Detector, Recip
     # the backbone's own file is not needed any more: its weights are in here
     recipe = _recipe_inside(path, about["recipe"])
     bare = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": None})})
-    classes = tuple(json.loads(about["classes"]))
-    model = build(bare, len(classes))
+    classes = _classes_inside(path, about["classes"])
+    _refuse_unfit(path, tensors, bare, len(classes))
+    refuse_not_finite(path, tensors)
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:  # its first line names the class of the detector, the second what is wrong
+        model = build(bare, len(classes))
+    except (RuntimeError, MemoryError) as error:  # torch's error where there is no memory for it
+        said = (str(error).splitlines() or ["out of memory"])[0]
         raise CheckpointError(
-            f"{path} does not fit its own recipe: {str(error).splitlines()[1].strip()}"
+            f"the recipe inside {path} builds no detector here ({said}); restore the file"
         ) from error
+    load_state(model, tensors, path, "its own recipe")
     return model.eval(), recipe, classes
 
 
+def load_state(model: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:
+    """`load_state_dict` of tensors from a file. Raises CheckpointError saying that it does not fit `what`."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # its first line names the class of the detector, the second what is wrong
+        said = (str(error).splitlines() * 2)[1].strip()
+        raise CheckpointError(f"{path} does not fit {what}: {said}") from error
+
+
+def _refuse_unfit(path: Path, tensors: dict[str, Tensor], recipe: Recipe, num_classes: int) -> None:
+    """Raise CheckpointError before memory is taken for a recipe that the file's tensors cannot be of.
+
+    A damaged number in the recipe, or a list of a million classes, asks for more memory than there is.
+    """
+    try:
+        with torch.device("meta"):  # shapes without values
+            wanted = {name: tuple(t.shape) for name, t in build(recipe, num_classes).state_dict().items()}
+    except (RuntimeError, NotImplementedError):
+        return  # a detector of the user's own computes with its values; the real one is built next
+    for name, shape in wanted.items():
+        there = tuple(tensors[name].shape) if name in tensors else None
+        if there != shape:
+            found = "is missing" if there is None else f"has shape {there}"
+            raise CheckpointError(
+                f"{path} does not fit its own recipe: {name} {found} where the recipe has {shape}; restore the file"
+            )
+
+
 def _recipe_inside(path: Path, text: str) -> Recipe:
-    return validate(reading.parse_yaml(text, f"the recipe inside {path}", CheckpointError))
+    name = f"the recipe inside {path}"
+    content = reading.parse_yaml(text, name, CheckpointError)
+    try:
+        return validate(content)
+    except RecipeError as error:
+        raise CheckpointError(f"{name} is damaged or of another version: {error}") from error
+
+
+def _classes_inside(path: Path, text: str) -> tuple[str, ...]:
+    name = f"the list of classes inside {path}"
+    remedy = "restore or retrain the file"
+    content = reading.parse_json(text, name, CheckpointError, remedy)
+    return tuple(checked(content, ClassNames, name, CheckpointError, remedy))
 
 
 def save_fragment(path: Path, weights: Path, learned: Sequence[LearnedPart]) -> None:
@@ -127,20 +177,24 @@ def save_fragment(path: Path, weights: Path, learned: Sequence[LearnedPart]) -> 
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """metrics.json of a finished run, or None."""
+    """metrics.json of a finished run, None where there is none. Raises CheckpointError naming a damaged field."""
     path = folder / METRICS
-    if not path.is_file():
+    if not path.exists():
         return None
-    return dict(reading.read_json(path, CheckpointError))
+    remedy = "restore it, or remove it and train again, which writes it"
+    content = reading.read_json(path, CheckpointError, remedy)
+    checked(content, Metrics, path, CheckpointError, remedy)
+    return dict(content)
 
 
 def read_recipe(folder: Path) -> Recipe:
     """recipe.yaml of a run folder."""
     path = folder / RECIPE
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{folder} is no run folder: it holds no {RECIPE}")
+    content = reading.read_yaml(path, CheckpointError)
     try:
-        return validate(reading.read_yaml(path, CheckpointError))
+        return validate(content)
     except RecipeError as error:
         raise CheckpointError(f"{path} is damaged or of another version: {error}") from error
 

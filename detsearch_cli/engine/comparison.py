@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.checkpoint import FINAL
@@ -18,8 +16,9 @@ from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.score import detect_with, final_split
 from detsearch_cli.engine.train import OnProgress
 from detsearch_cli.engine.trial import load_data, train_with_retry
-from detsearch_cli.errors import EvaluationError
+from detsearch_cli.errors import EvaluationError, RecipeError
 from detsearch_cli.fragments import differences
+from detsearch_cli.reading import parse_yaml
 from detsearch_cli.recipe import Recipe, validate, with_fragment
 
 
@@ -139,7 +138,7 @@ def planned_runs(sides: Mapping[str, Recipe], seeds: Sequence[int], folder: Path
 
 def train_and_detect(recipe_yaml: str, workdir: str) -> dict[str, Any]:
     """One training with its detections on the final split: what a worker runs. Returns the metrics."""
-    recipe = validate(yaml.safe_load(recipe_yaml))
+    recipe = validate(parse_yaml(recipe_yaml, "the recipe of this training", RecipeError))
     return _train(recipe, Path(workdir), final_split(recipe.data), lambda _: None)
 
 

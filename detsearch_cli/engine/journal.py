@@ -1,4 +1,7 @@
-"""log.jsonl and TensorBoard: one entry a step, one an epoch; a resumed run goes on where it was saved."""
+"""log.jsonl and TensorBoard: one entry a step, one an epoch; a resumed run goes on where it was saved.
+
+Only the last line can be torn by a kill, and is left out. Damage further up has another reason and is told.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from detsearch_cli import reading
+from detsearch_cli.engine.records import EpochEntry, StepEntry
+from detsearch_cli.errors import CheckpointError
 from detsearch_cli.files import finite, storage_error, write_text
+from detsearch_cli.record import checked
 
 
 class Journal:
@@ -47,9 +54,12 @@ class Journal:
 
 @contextmanager
 def open_journal(path: Path, step: int, steps_per_epoch: int, tensorboard: bool) -> Iterator[Journal]:
-    """Go on after `step`: later entries, of work that is done again, and torn lines are dropped first."""
+    """Go on after `step`: later entries, of work that is done again, and a torn line are dropped first.
+
+    Raises CheckpointError for a log that is damaged: dropping a score would let weaker weights be kept as the best.
+    """
     # an entry without a step, a score or shapes, was made at the end of its epoch
-    past = [e for e in _entries(path) if e.get("step", e["epoch"] * steps_per_epoch) <= step]
+    past = [e for e in read_entries(path) if e.get("step", e["epoch"] * steps_per_epoch) <= step]
     # replaces our own, the log of a claimed run folder. Not merely appended to: the first new entry would join a torn
     # line, and work that is done again would be logged twice
     write_text(path, "".join(json.dumps(e) + "\n" for e in past))
@@ -62,16 +72,34 @@ def open_journal(path: Path, step: int, steps_per_epoch: int, tensorboard: bool)
             board.close()
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a run's log, oldest first, without a torn last line; none where there is no log.
+
+    An entry holds `step`, `epoch`, `lr` and losses, or `epoch` and what was known at its end. Raises CheckpointError
+    naming the line and the field that is damaged.
+    """
+    if not path.exists():
+        return []
+    with reading.open_regular(path, CheckpointError) as file:
+        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    entries = []
+    for place, (number, line) in enumerate(lines):
+        name = f"{path}, line {number},"
         try:
-            entry = json.loads(line)
-        except ValueError:  # a kill tore it
-            continue
-        if isinstance(entry, dict) and "epoch" in entry:
-            yield entry
+            content = reading.parse_json(line.decode(), name, CheckpointError)
+        except (UnicodeDecodeError, CheckpointError) as torn:
+            if place == len(lines) - 1:
+                break
+            raise CheckpointError(
+                f"{name} is damaged: it is not JSON in UTF-8, and more lines follow; {_REMEDY}"
+            ) from torn
+        kind = StepEntry if isinstance(content, dict) and "step" in content else EpochEntry
+        checked(content, kind, name, CheckpointError, _REMEDY)
+        entries.append(content)
+    return entries
+
+
+_REMEDY = "remove that line, or restore the file from a copy"
 
 
 def _board(folder: Path, step: int) -> Any:

@@ -10,7 +10,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from detsearch_cli.data.transforms import seed_of
-from detsearch_cli.engine.checkpoint import load_tensors, save_tensors
+from detsearch_cli.engine.checkpoint import load_state, load_tensors, save_tensors
+from detsearch_cli.engine.records import Position
+from detsearch_cli.errors import CheckpointError
+from detsearch_cli.reading import parse_json
+from detsearch_cli.record import checked
 
 
 class State:
@@ -46,16 +50,28 @@ class State:
         save_tensors(path, tensors, {"about": json.dumps(about), "optim": groups})
 
     def load(self, path: Path) -> None:
-        """Go on from the file. Raises CheckpointError when it is not whole."""
+        """Go on from the file. Raises CheckpointError when it is not whole, or is no state of this training."""
         tensors, text = load_tensors(path)
-        about = json.loads(text["about"])
+        content = parse_json(text.get("about", "null"), f"the state inside {path}", CheckpointError, _REMEDY)
+        at = checked(content, Position, f"the state inside {path}", CheckpointError, _REMEDY)
         # into the tensors that are there: the optimiser and the wrapper of several processes hold these
-        self.model.load_state_dict(_under("model.", tensors))
+        load_state(self.model, _under("model.", tensors), path, f"this training's detector; {_REMEDY}")
         if self.average is not None:
-            self.average.load_state_dict(_under("ema.", tensors))
-        unpack_optimizer(self.optimizer, tensors, text["optim"])
-        self.fabric.strategy.precision.load_state_dict(about["precision"])
-        self.step, self.seconds = about["step"], about["seconds"]
+            load_state(
+                self.average, _under("ema.", tensors), path, f"this training's averaged weights; {_REMEDY}"
+            )
+        try:
+            unpack_optimizer(self.optimizer, tensors, text["optim"])
+            self.fabric.strategy.precision.load_state_dict(at.precision)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{path} holds no state of this training's optimiser ({said}); {_REMEDY}"
+            ) from error
+        self.step, self.seconds = at.step, at.seconds
+
+
+_REMEDY = "restore it, or remove it to train from the first step again"
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detsearch_cli.errors import CheckFailed, StorageError
+from detsearch_cli.errors import CheckFailed, CheckpointError, StorageError
+from detsearch_cli.reading import read_text
 from detsearch_cli.search.coordinator import MAX_ATTEMPTS, POLL_SECONDS, executor_class
 from detsearch_cli.search.executors.base import Executor
 from detsearch_cli.search.signals import interruptible
 from detsearch_cli.search.storage import sole_writer
-from detsearch_cli.search.worker import Task, read_json
+from detsearch_cli.search.worker import Task, read_result
 
 OnDone = Callable[[int, Mapping[str, Any]], None]
 
@@ -83,7 +84,7 @@ class _Batch:
 
     def _task(self, number: int) -> Task:
         folder = self.folders[number]
-        recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        recipe = read_text(folder / "recipe.yaml", CheckpointError)
         return Task(number, str(folder.absolute()), recipe)
 
     def _result(self, number: int) -> Path:
@@ -91,14 +92,14 @@ class _Batch:
 
     def _collect(self, worker: int, number: int) -> bool:
         """True when the training is done. Raises what it failed with."""
-        result = read_json(self._result(number))
+        result = read_result(self._result(number))
         if result is None:
             return False
         del self.busy[worker]
         if "metrics" not in result:
             # ours: what the worker reported, in a run folder that the caller has claimed
             self._result(number).unlink(missing_ok=True)
-            kind = StorageError if result.get("disk") else CheckFailed
+            kind = StorageError if result.get("outage") == "disk" else CheckFailed
             raise kind(f"training {self.folders[number]} failed: {result['reason']}")
         self.on_done(number, result["metrics"])
         return True

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli import parts, reading
-from detsearch_cli.errors import StudyError
+from detsearch_cli.errors import SpaceError, StudyError
 from detsearch_cli.fragments import differences
+from detsearch_cli.record import checked
+from detsearch_cli.search.records import StudyRecord
 from detsearch_cli.search.space import Product, Space, read_space
 
 if TYPE_CHECKING:
@@ -74,10 +76,6 @@ class SamplerChoice:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "options": dict(self.options), "files": dict(self.files)}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> SamplerChoice:
-        return cls(content["name"], content["options"], content["files"])
-
 
 @dataclass(frozen=True)
 class StudyConfig:
@@ -122,23 +120,25 @@ class RecordedConfig:
     workers: int
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], study: str) -> RecordedConfig:
+    def from_json(cls, content: Any, study: str) -> RecordedConfig:
         """study: its name, for the message. Raises StudyError for a record that this version cannot read."""
+        remedy = "use the version of detsearch that began it, restore it from a copy, or start another --name"
+        kept = checked(content, StudyRecord, f"the record of the study {study}", StudyError, remedy)
         try:
-            return cls(
-                identity=content["identity"],
-                space=read_space(content["space"]),
-                space_json=content["space"],
-                sampler=SamplerChoice.from_json(content["sampler"]),
-                seed=content["seed"],
-                budget=content["budget"],
-                workers=content["workers"],
-            )
-        except (KeyError, TypeError) as error:
+            space = read_space(kept.space)
+        except (KeyError, TypeError, ValueError, AttributeError, SpaceError) as error:
             raise StudyError(
-                f"{study} was begun by another version of detsearch, which this one cannot go on with; "
-                "use that version, or start another --name"
+                f"the record of the study {study} is damaged: its space cannot be read ({error}); {remedy}"
             ) from error
+        return cls(
+            identity=kept.identity,
+            space=space,
+            space_json=kept.space,
+            sampler=SamplerChoice(kept.sampler.name, kept.sampler.options, kept.sampler.files),
+            seed=kept.seed,
+            budget=kept.budget,
+            workers=kept.workers,
+        )
 
     def compared(self) -> dict[str, Any]:
         """What must be equal to resume, by the names that a user gives: an option, a key of the recipe."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detsearch_cli import parts
-from detsearch_cli.errors import StorageError, StudyError
+from detsearch_cli.errors import DataLost, DetsearchError, StorageError, StudyError
 from detsearch_cli.files import write_text
 from detsearch_cli.search import ledger as ledgers
 from detsearch_cli.search.executors.base import Executor
@@ -25,7 +25,7 @@ from detsearch_cli.search.signals import interruptible
 from detsearch_cli.search.stages import blocked, length, trains
 from detsearch_cli.search.storage import guarded, sole_writer
 from detsearch_cli.search.study import Trial
-from detsearch_cli.search.worker import RunTrial, read_json
+from detsearch_cli.search.worker import RunTrial, read_result
 from detsearch_cli.search.workforce import Workforce, read_scores
 from detsearch_cli.trials import best_of
 
@@ -46,7 +46,8 @@ def run(
     whole. It runs in workers, must go on from a checkpoint in its folder, and let KeyboardInterrupt pass.
     on_locked: called once this process is the folder's only writer, before anything else is written there.
     Raises StudyError (ledger damaged, of another search, or in use; a sampler that does not fit the space),
-    StorageError (disk full), and KeyboardInterrupt after Ctrl-C, when workers have saved and ended.
+    StorageError (disk full, folder moved away), DataLost (the data went), and KeyboardInterrupt after Ctrl-C, when
+    workers have saved and ended.
     """
     function = run_trial if isinstance(run_trial, str) else f"{run_trial.__module__}:{run_trial.__qualname__}"
     plan.config.sampler.check_space(plan.config.space)
@@ -117,6 +118,10 @@ class _Search:
             time.sleep(POLL_SECONDS)
 
     def _resume(self) -> None:
+        for trial in self.ledger.trials:
+            # other workers met the same outage, which is over: their trials are trained again, too
+            if trial.state == "running" and "outage" in (read_result(trial.result) or {}):
+                trial.result.unlink(missing_ok=True)  # ours, as in `_collect`
         self.workforce.find(self.ledger.trials)
         self.proposer.answer_all()
         done = sum(trial.state != "running" for trial in self.ledger.trials)
@@ -172,15 +177,12 @@ class _Search:
         worker, trial = next(((w, t) for w, t in busy if t.number == oldest), (None, None))
         if worker is None or trial is None or not trial.result.exists():
             return  # nothing yet, or the oldest lost its worker and is about to be handed out again
-        result = read_json(trial.result)
-        if result is None or result.get("disk"):
+        result = read_result(trial.result)
+        if result is None or "outage" in result:
             # ours: the worker's report, of a name that only this program gives in a trial's folder
             trial.result.unlink(missing_ok=True)
-        if result is not None and result.get("disk"):
-            raise StorageError(
-                f"trial {trial.number} could not write: {result['reason']}; free some space, then give the "
-                "same command again: it goes on from the last checkpoint"
-            )
+        if result is not None and "outage" in result:
+            raise _stopped_by(trial, result)
         self.workforce.release(worker)
         # only whole files are renamed into place: the disk lost one that cannot be read in a power cut, so the
         # trial is handed out again
@@ -222,6 +224,20 @@ class _Search:
             return
         trial = self.ledger.attempt(trial, trial.attempts + 1)
         self._emit("retried", trial, "its worker died without a word")
+
+
+def _stopped_by(trial: Trial, result: Mapping[str, Any]) -> DetsearchError:
+    """Why the search stops at a trial that failed through no fault of its own. It stays open, to be trained again."""
+    if result["outage"] == "disk":
+        return StorageError(
+            f"trial {trial.number} could not write: {result['reason']}; free some space, then give the "
+            "same command again: it goes on from the last checkpoint"
+        )
+    said = result["reason"].removeprefix("DataLost: ")
+    return DataLost(
+        f"trial {trial.number} could not read what every trial needs ({said}), so the search stops and nothing is "
+        "recorded for it; bring the files back, then give the same command again"
+    )
 
 
 def _value(metrics: Mapping[str, Any]) -> tuple[float, str | None]:

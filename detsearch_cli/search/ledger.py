@@ -20,7 +20,7 @@ from detsearch_cli.errors import StudyError
 from detsearch_cli.search.config import RecordedConfig, StudyConfig, told_differences
 from detsearch_cli.search.refusals import REFUSED, Refusal, RefusalLog
 from detsearch_cli.search.space import Candidate, Product
-from detsearch_cli.search.storage import connect, database_url, display_name, guarded
+from detsearch_cli.search.storage import connect, database_url, display_name, guarded, reading_rows
 from detsearch_cli.search.study import Score, Trial, read_trials, to_trial
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class Ledger:
     ) -> None:
         self._database, self._study_id = database, study_id
         self.config, self.folder, self.database_name = config, folder, database_name
+        space = config.space if isinstance(config.space, Product) else None
+        self.trials = read_trials(database, study_id, folder, space, database_name)
         with guarded(database_name):
-            self.trials = read_trials(database, study_id, folder)
             self.refusals = RefusalLog(folder)
         self._ids: dict[int, int] = {}
         self._next_event = 1 + max(self._numbered(), default=-1)
@@ -195,7 +196,7 @@ class Ledger:
 
     def _refresh(self, trial_id: int) -> Trial:
         with guarded(self.database_name):
-            trial = to_trial(self._database.get_trial(trial_id), self.folder)
+            trial = to_trial(self._database.get_trial(trial_id), self.folder, self.database_name)
         self._ids[trial.number] = trial_id
         self.trials[trial.number : trial.number + 1] = [trial]
         return trial
@@ -217,7 +218,7 @@ def look(name: str, folder: Path, storage: str, config: StudyConfig) -> None:
     if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
         return
     database = connect(storage, create=False)
-    with guarded(display_name(storage)):
+    with reading_rows(display_name(storage)):
         study = next((s for s in database.get_all_studies() if s.study_name == name), None)
     if study is not None and RECORD in study.user_attrs:
         kept = RecordedConfig.from_json(study.user_attrs[RECORD], f"{name} in {display_name(storage)}")
@@ -233,7 +234,7 @@ def look(name: str, folder: Path, storage: str, config: StudyConfig) -> None:
 def _home(attributes: Mapping[str, Any], folder: Path) -> Path:
     """The folder that a study in a shared database belongs to: this one, unless another is recorded and still there."""
     recorded = attributes.get(FOLDER)
-    if recorded is None or Path(recorded) == folder.absolute() or not Path(recorded).exists():
+    if not isinstance(recorded, str) or Path(recorded) == folder.absolute() or not Path(recorded).exists():
         return folder  # it was moved, or this is the first
     return Path(recorded)
 
@@ -249,8 +250,9 @@ def open_ledger(name: str, folder: Path, storage: str | None, config: StudyConfi
         _refuse_leftovers(folder)
         _create_sqlite(name, folder, config)
     database = connect(url, create=storage is not None)
-    with guarded(display_name(url)):
+    with reading_rows(display_name(url)):
         studies = {s.study_name: s for s in database.get_all_studies()}
+    with guarded(display_name(url)):
         if storage is None and name not in studies and len(studies) == 1:
             name = next(iter(studies))  # the folder was renamed or the study is called by its folder
         if name not in studies:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detsearch_cli.errors import StudyError
+from detsearch_cli.reading import open_regular
 from detsearch_cli.search.space import Candidate
 from detsearch_cli.search.storage import guarded
 
@@ -84,20 +86,38 @@ class RefusalLog:
 
 
 def _read(path: Path) -> tuple[list[Refusal], int]:
-    """The entries up to the first line that is not whole, and the number of bytes they take."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    """The entries without a torn last line, and the number of bytes they take.
+
+    Raises StudyError for a line further up that is damaged: what follows it would be cut off with it.
+    """
+    if not path.exists():
         return [], 0
+    with open_regular(path, StudyError) as file:
+        lines = file.readlines()
     entries: list[Refusal] = []
     whole_bytes = 0
-    for line in content.splitlines(keepends=True):
-        try:
-            entry = Refusal(**json.loads(line))
-        except (ValueError, TypeError):
+    for number, line in enumerate(lines, 1):
+        # torn just before its end: the next line would be appended to it
+        entry = _refusal(line) if line.endswith(b"\n") else None
+        if entry is None and number == len(lines):
             break
-        if not line.endswith(b"\n"):
-            break  # torn just before its end: the next line would be appended to it
+        if entry is None:
+            raise StudyError(
+                f"{path}, line {number}, is damaged: it is no refused proposal, and more lines follow; restore the "
+                "file from a copy, or start another --name"
+            )
         entries.append(entry)
         whole_bytes += len(line)
     return entries, whole_bytes
+
+
+def _refusal(line: bytes) -> Refusal | None:
+    """The refusal in a line, None where it is none. By hand: a schema would take ten times as long, of 10,000 lines."""
+    try:
+        entry = Refusal(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    whole = all(type(n) is int and n >= 0 for n in (entry.asked, entry.told))
+    epochs = entry.epochs is None or (type(entry.epochs) is int and entry.epochs > 0)
+    sound = whole and epochs and isinstance(entry.candidate, dict) and isinstance(entry.reason, str)
+    return entry if sound else None

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from detsearch_cli.errors import SpaceError
+from detsearch_cli.record import checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -206,9 +207,15 @@ class Product:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The space that `to_json` wrote."""
-        listed = content["parameters"]
-        return cls(tuple(_KINDS[p["kind"]](**{k: v for k, v in p.items() if k != "kind"}) for p in listed))
+        """The space that `to_json` wrote. Raises SpaceError, or KeyError, TypeError or AttributeError for any other."""
+        parameters: list[Parameter] = []
+        for number, listed in enumerate(content["parameters"]):
+            values = {name: value for name, value in listed.items() if name != "kind"}
+            kind: Any = _KINDS[listed["kind"]]
+            parameters.append(
+                checked(values, kind, f"parameter {number} of the space", SpaceError, "restore it")
+            )
+        return cls(tuple(parameters))
 
 
 def read_space(content: Mapping[str, Any]) -> Product | None:

@@ -54,6 +54,16 @@ def guarded(target: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def reading_rows(target: str) -> Iterator[None]:
+    """`guarded` around nothing but Optuna's own reading: what a damaged row makes it throw becomes StudyError, too."""
+    with guarded(target):
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError) as error:
+            raise StudyError(_damaged(target, root_cause(error))) from error
+
+
 def root_cause(error: BaseException) -> str:
     """First line of the innermost error's message."""
     while error.__cause__ is not None or error.__context__ is not None:
@@ -85,6 +95,8 @@ def database_url(folder: Path, storage: str | None) -> str:
 
 def check_sqlite(path: Path) -> None:
     """Raises StudyError when the file is not a whole SQLite ledger; creates and changes nothing."""
+    if not path.is_file():  # SQLite would wait for ever for the writer of a named pipe
+        raise StudyError(_damaged(str(path), "it is no regular file"))
     if path.stat().st_size == 0:
         raise StudyError(_damaged(str(path), "the file is empty"))
     # rw, not ro: a killed writer may have left a journal that SQLite has to roll back before anyone can read
@@ -93,6 +105,9 @@ def check_sqlite(path: Path) -> None:
         connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True, timeout=30)
         try:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            pages, page_size = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+            )
             tables = {
                 row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             }
@@ -100,6 +115,10 @@ def check_sqlite(path: Path) -> None:
             connection.close()
     except sqlite3.Error as error:
         raise StudyError(_damaged(str(path), str(error))) from error
+    # the check reads what lies beyond the end of a file that was cut short as zeros, and may find nothing wrong
+    lost = pages * page_size - path.stat().st_size
+    if lost > 0:
+        raise StudyError(_damaged(str(path), f"its last {lost} bytes are missing"))
     if verdict != "ok":
         raise StudyError(_damaged(str(path), verdict.splitlines()[-1]))
     if not {"studies", "trials", "version_info"} <= tables:

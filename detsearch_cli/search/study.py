@@ -12,12 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from detsearch_cli.errors import StudyError
+from detsearch_cli.errors import DetsearchError, SpaceError, StudyError
 from detsearch_cli.files import EXPORT_COLUMNS, finite
+from detsearch_cli.record import checked
 from detsearch_cli.search.config import RecordedConfig
-from detsearch_cli.search.space import Candidate
-from detsearch_cli.search.storage import connect, database_url, display_name, guarded
-from detsearch_cli.trials import best_of
+from detsearch_cli.search.records import TrialRecord
+from detsearch_cli.search.space import Candidate, Product
+from detsearch_cli.search.storage import connect, database_url, display_name, reading_rows
+from detsearch_cli.trials import best_of, known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,29 +132,29 @@ def open_study(folder: Path, name: str | None = None, storage: str | None = None
     """
     url = database_url(folder, storage)
     database = connect(url, create=False)
-    with guarded(display_name(url)):
+    with reading_rows(display_name(url)):
         studies = {s.study_name: s for s in database.get_all_studies()}
-        if name is None and len(studies) == 1:
-            name = next(iter(studies))
-        if name not in studies:
-            held = ", ".join(sorted(studies)) or "none"
-            raise StudyError(
-                f"a study must be named by one of {held} in {display_name(url)}, got {name or 'no name'}"
-            )
-        attrs = studies[name].user_attrs
-        if "detsearch" not in attrs:
-            raise StudyError(
-                f"{name} in {display_name(url)} was not written by detsearch; it cannot be shown or resumed"
-            )
-        config = RecordedConfig.from_json(attrs["detsearch"], f"{name} in {display_name(url)}")
-        trials = read_trials(database, studies[name]._study_id, folder)
+    if name is None and len(studies) == 1:
+        name = next(iter(studies))
+    if name not in studies:
+        held = ", ".join(sorted(studies)) or "none"
+        raise StudyError(
+            f"a study must be named by one of {held} in {display_name(url)}, got {name or 'no name'}"
+        )
+    attrs = studies[name].user_attrs
+    if "detsearch" not in attrs:
+        raise StudyError(
+            f"{name} in {display_name(url)} was not written by detsearch; it cannot be shown or resumed"
+        )
+    config = RecordedConfig.from_json(attrs["detsearch"], f"{name} in {display_name(url)}")
+    trials = read_trials(database, studies[name]._study_id, folder, config.space, display_name(url))
     return Study(name, folder, url, config, tuple(trials))
 
 
 def list_studies(root: Path, storage: str | None = None) -> list[Study | StudyError]:
     """Every study in `root` and the folders in it, or in the database; unreadable ones as their error."""
     if storage is not None:
-        with guarded(display_name(storage)):
+        with reading_rows(display_name(storage)):
             names = [s.study_name for s in connect(storage, create=False).get_all_studies()]
         return [_try_open(root / name, name, storage) for name in sorted(names)]
     files = [*root.glob("study.db"), *sorted(root.glob("*/study.db"))]
@@ -164,6 +166,8 @@ def _try_open(folder: Path, name: str | None, storage: str | None) -> Study | St
         return open_study(folder, name, storage)
     except StudyError as error:
         return error
+    except DetsearchError as error:  # a disk that refuses: one ledger must not end the list of all
+        return StudyError(str(error))
 
 
 def to_json(study: Study) -> dict[str, Any]:
@@ -222,40 +226,77 @@ def _flat(trial: Trial) -> dict[str, Any]:
     return flat
 
 
-def read_trials(database: BaseStorage, study_id: int, folder: Path) -> list[Trial]:
-    """All trials of a study, by number; their folders lie under `folder`."""
-    return [to_trial(row, folder) for row in database.get_all_trials(study_id)]
+def read_trials(
+    database: BaseStorage, study_id: int, folder: Path, space: Product | None, ledger: str
+) -> list[Trial]:
+    """All trials of a study, by number; their folders lie under `folder`.
+
+    space: what the candidates must lie in, None where only the method knows it. ledger: its name, for the message.
+    Raises StudyError naming the trial and the field that is damaged.
+    """
+    with reading_rows(ledger):
+        rows = database.get_all_trials(study_id)
+    trials = [to_trial(row, folder, ledger) for row in rows]
+    for number, trial in enumerate(trials):
+        why = _damage(trial, number, space)
+        if why is not None:
+            raise StudyError(f"{_who(trial.number, ledger)} is damaged: {why}; {_REMEDY}")
+    return trials
 
 
-def to_trial(row: FrozenTrial, folder: Path) -> Trial:
-    """Our view of one of Optuna's trials."""
-    attrs = row.user_attrs
-    repeat_of, continues = attrs.get("repeat_of"), attrs.get("continues")
-    state = _state(row.state.name, repeat_of is not None)
+def _damage(trial: Trial, number: int, space: Product | None) -> str | None:
+    """What is wrong with the trial in row `number`; None for nothing."""
+    if trial.number != number:
+        return f"it stands where trial {number} should be"
+    for name, other in (("repeat_of", trial.repeat_of), ("continues", trial.continues)):
+        if other is not None and other >= number:
+            return f"{name} should be an earlier trial, got {other}"
+    if trial.state not in ("running", "failed") and not known(trial.value):
+        return f"it is {trial.state} without a finite value, got {trial.value}"
+    if space is not None and trial.candidate is not None:
+        try:
+            space.check(trial.candidate)
+        except SpaceError as error:
+            return str(error)
+    return None
+
+
+def _who(number: int, ledger: str) -> str:
+    return f"trial {number} in {ledger}"
+
+
+_REMEDY = "restore the ledger from a copy, or start another --name"
+
+
+def to_trial(row: FrozenTrial, folder: Path, ledger: str) -> Trial:
+    """Our view of one of Optuna's trials. ledger: its name, for the message. Raises StudyError for a damaged field."""
+    kept = checked(row.user_attrs, TrialRecord, _who(row.number, ledger), StudyError, _REMEDY)
+    state = _state(row.state.name, kept.repeat_of is not None)
     ended = state != "running"
+    place = next(n for n in (kept.continues, kept.repeat_of, row.number) if n is not None)
     return Trial(
         number=row.number,
-        candidate=_candidate(row),
+        candidate=_candidate(row, kept),
         state=state,
-        value=row.value if ended and state != "failed" else None,
-        seconds=attrs.get("seconds") if ended else None,
-        reason=attrs.get("reason") if state == "failed" else None,
-        folder=trial_folder(folder, next(n for n in (continues, repeat_of, row.number) if n is not None)),
-        recipe_yaml=attrs.get("recipe", ""),
-        metrics=attrs.get("metrics") or {},
-        recipe_hash=attrs.get("recipe_hash", ""),
-        fragment=attrs.get("fragment") or {},
-        repeat_of=repeat_of,
-        continues=continues,
-        epochs=attrs.get("epochs"),
-        scores=tuple((int(epoch), float(value)) for epoch, value in attrs.get("scores", ())),
-        attempts=attrs.get("attempts", 1),
-        worker=attrs.get("worker"),
+        value=row.values[0] if row.values and ended and state != "failed" else None,
+        seconds=kept.seconds if ended else None,
+        reason=kept.reason if state == "failed" else None,
+        folder=trial_folder(folder, place),
+        recipe_yaml=kept.recipe,
+        metrics=kept.metrics or {},
+        recipe_hash=kept.recipe_hash,
+        fragment=kept.fragment or {},
+        repeat_of=kept.repeat_of,
+        continues=kept.continues,
+        epochs=kept.epochs,
+        scores=tuple((int(epoch), value) for epoch, value in kept.scores),
+        attempts=kept.attempts,
+        worker=kept.worker,
         started=row.datetime_start,
-        asked=attrs.get("asked"),
+        asked=kept.asked,
         # attributes are written before the state, so without the state this is not an event yet
-        told=attrs.get("told") if ended else None,
-        elapsed=attrs.get("elapsed", 0.0) if ended else 0.0,
+        told=kept.told if ended else None,
+        elapsed=kept.elapsed if ended else 0.0,
     )
 
 
@@ -265,11 +306,11 @@ def _state(optuna_state: str, repeat: bool) -> State:
     return "repeat" if repeat and state in ("complete", "stopped") else state
 
 
-def _candidate(row: FrozenTrial) -> Candidate | None:
-    if row.user_attrs.get("kind") == "baseline":
+def _candidate(row: FrozenTrial, kept: TrialRecord) -> Candidate | None:
+    if kept.kind == "baseline":
         return None
-    kept: Candidate | None = row.user_attrs.get("candidate")  # of a space that is no product
-    return dict(row.params) if kept is None else kept
+    # of a space that is no product
+    return dict(row.params) if kept.candidate is None else kept.candidate
 
 
 def trial_folder(folder: Path, number: int) -> Path:

@@ -28,12 +28,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from detsearch_cli.errors import DetsearchError, StorageError
+from detsearch_cli import reading
+from detsearch_cli.errors import DataLost, DetsearchError, StorageError, StudyError
 from detsearch_cli.files import replace_file
 
 POLL_SECONDS = 0.02
+T = TypeVar("T")
 RunTrial = Callable[..., dict[str, Any]]
 """run_trial(recipe_yaml, folder), and with a third argument the number of epochs where they are fewer than all."""
 
@@ -152,9 +154,7 @@ def _run(task: Task, run_trial: RunTrial) -> bool:
         metrics = run_trial(task.recipe, task.folder, *shorter)
         result["metrics"] = json.loads(json.dumps(metrics, default=_plain))
     except Exception as error:
-        from detsearch_cli.search.storage import is_disk_error
-
-        result |= {"reason": reason(error), "trace": traceback.format_exc(), "disk": is_disk_error(error)}
+        result |= {"reason": reason(error), "trace": traceback.format_exc(), "outage": _outage(error)}
         # after a CUDA error every later call fails too, and running out of memory leaves fragments
         sound = isinstance(error, DetsearchError) or not isinstance(error, (RuntimeError, MemoryError))
     result["seconds"] = time.perf_counter() - start
@@ -168,6 +168,15 @@ def _run(task: Task, run_trial: RunTrial) -> bool:
             print(error, file=sys.stderr, flush=True)
             time.sleep(1.0)
     return sound
+
+
+def _outage(error: Exception) -> str | None:
+    """What failed beside the trial: the disk that it writes to, or the data that it reads."""
+    from detsearch_cli.search.storage import is_disk_error
+
+    if isinstance(error, DataLost):  # first: a disk that cannot be read is among its causes
+        return "data"
+    return "disk" if is_disk_error(error) else None
 
 
 def _put_back(folder: Path) -> None:
@@ -203,18 +212,35 @@ def write_message(path: Path, content: Any) -> None:
 
 
 def read_task(path: Path) -> Task | None:
-    """The task in the file; None when there is no whole one."""
+    """The task in the file; None when there is no whole one, or one of another version of detsearch."""
+    return _message(path, Task)
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """What a worker reported, as `Result` describes it; None when there is nothing that can be used."""
+    from detsearch_cli.search.records import Result
+
+    found = _message(path, Result)
+    # a report has an outcome: metrics, or why there are none
+    if found is None or (found.metrics is None and found.reason is None):
+        return None
+    return {name: value for name, value in found if value is not None}
+
+
+def _message(path: Path, kind: type[T]) -> T | None:
+    from detsearch_cli.record import checked  # here: a worker that only waits need not import pydantic
+
     content = read_json(path)
     try:
-        return None if content is None else Task(**content)
-    except TypeError:
-        return None  # of another version of detsearch, so it is no task of this search
+        return None if content is None else checked(content, kind, path, StudyError, "")
+    except StudyError:
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's content; None when there is no such file or it is not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = reading.read_json(path, StudyError)
+    except StudyError:
         return None
     return content if isinstance(content, dict) else None

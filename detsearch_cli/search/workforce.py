@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from detsearch_cli.search.stages import length
 from detsearch_cli.search.storage import guarded
 from detsearch_cli.search.study import Score, Trial
 from detsearch_cli.search.worker import Task, read_json
+from detsearch_cli.trials import scores_in
 
 WAITING_SECONDS = 15.0
 SCORES = "scores.json"
@@ -55,7 +55,9 @@ class Workforce:
         """Give the worker the trial, unless its result is there already."""
         recipe = trial.folder / "recipe.yaml"
         with guarded(str(trial.folder)):
-            trial.folder.mkdir(parents=True, exist_ok=True)
+            # not the study's folder: where that was moved away, nothing is begun anew in its place
+            trial.folder.parent.mkdir(exist_ok=True)
+            trial.folder.mkdir(exist_ok=True)
             if not recipe.exists():
                 # an existing one may be of half the batch, after running out of memory: with the first recipe
                 # in its place the training would not go on from its checkpoint
@@ -142,8 +144,5 @@ def _modified(trial: Trial) -> int:
 
 def read_scores(folder: Path) -> tuple[Score, ...]:
     """(epoch, value) of every evaluation in a trial's folder; those without a finite value are left out."""
-    content = read_json(folder / SCORES) or {}
-    pairs = content.get("scores") or []
-    return tuple(
-        (int(epoch), float(value)) for epoch, value in pairs if value is not None and math.isfinite(value)
-    )
+    scores = scores_in(read_json(folder / SCORES))
+    return tuple((epoch, value) for epoch, value in scores if value is not None)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detsearch_cli import reading
 from detsearch_cli.errors import CheckpointError, StudyError
+from detsearch_cli.files import finite
 from detsearch_cli.methods.base import method_class, methods
+from detsearch_cli.reading import whole
 from detsearch_cli.session.runs import BASELINE, COMPARISON
-from detsearch_cli.session.search import BEST, SETTINGS, read_settings, recipe_of, study_of
+from detsearch_cli.session.search import BEST, SETTINGS, identity_of, read_settings, recipe_of, study_of
 
 if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.records import ClassRow
     from detsearch_cli.recipe import Recipe
     from detsearch_cli.report.page import ClassScore, SideBySide
     from detsearch_cli.report.verdict import SeedComparison
     from detsearch_cli.search.study import Study, Trial
+    from detsearch_cli.session.records import ComparisonRecord
 
 PAGE = "report.html"
 SAMPLES = 4
@@ -38,7 +42,7 @@ def write_study_page(folder: Path) -> Path:
 
     settings, study = read_settings(folder), study_of(folder)
     recipe, best = recipe_of(study, settings), study.best
-    method = study.config.identity["method"]
+    method = identity_of(study)["method"]
     fragment = folder / BEST
     page = StudyPage(
         name=settings.name,
@@ -50,7 +54,7 @@ def write_study_page(folder: Path) -> Path:
         tables=tables(method, recipe, best),
         classes=class_scores(study.baseline, best),
         samples=samples(recipe, study.baseline, best),
-        fragment_yaml=fragment.read_text(encoding="utf-8") if fragment.is_file() else "",
+        fragment_yaml=reading.read_text(fragment, StudyError) if fragment.exists() else "",
         usage=[
             f"detsearch {method} train --study {folder} --baseline --seeds 3",
             f"detsearch train --recipe {fragment} --data DATA",
@@ -81,7 +85,8 @@ def _setup(recipe: Recipe) -> dict[str, str]:
 
 
 def _images(study: Study) -> int:
-    return next((int(t.metrics["val_images"]) for t in study.trials if "val_images" in t.metrics), 0)
+    counts = (whole(trial.metrics.get("val_images")) for trial in study.trials)
+    return next((count for count in counts if count is not None), 0)
 
 
 def tables(method: str, recipe: Recipe, best: Trial | None) -> list[Any]:
@@ -107,37 +112,39 @@ def importances(study: Study) -> Mapping[str, float]:
 
 def read_comparison(folder: Path) -> SeedComparison | None:
     """The comparison that `train --study FOLDER --baseline` left in the study's folder."""
+    from detsearch_cli.record import checked
+    from detsearch_cli.session.records import ComparisonRecord
+
     path = folder / COMPARISON
-    if not path.is_file():
+    if not path.exists():
         return None
+    remedy = "remove it, or give the `train --baseline` command again, which writes it anew"
+    content = reading.read_json(path, StudyError, remedy)
+    found = checked(content, ComparisonRecord, path, StudyError, remedy)
     try:
-        return to_comparison(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise StudyError(
-            f"{path} is damaged ({error}); remove it, or give the `train --baseline` command again, "
-            "which writes it anew"
-        ) from error
+        return to_comparison(found)
+    except ValueError as error:  # fewer scores of one side than of the other
+        raise StudyError(f"{path} is damaged: {error}; {remedy}") from error
 
 
-def to_comparison(content: Mapping[str, Any]) -> SeedComparison:
-    """A comparison's JSON as the page shows it: over seeds where there are several, else over images."""
+def to_comparison(content: ComparisonRecord) -> SeedComparison:
+    """A comparison as the page shows it: over seeds where there are several, else over images."""
     from detsearch_cli.report.verdict import SeedComparison
 
-    runs = content["runs"]
-    side, found = next(iter(content["comparisons"].items()))
-    aps = {name: [r["coco"]["AP"] for r in runs if r["side"] == name] for name in (BASELINE, side)}
-    chosen = found["over_seeds"] or found["over_images"]
-    how = "t interval over paired seeds" if found["over_seeds"] else "paired bootstrap over images, one seed"
+    side, found = next(iter(content.comparisons.items()))
+    runs = {name: [run for run in content.runs if run.side == name] for name in (BASELINE, side)}
+    chosen = found.over_seeds or found.over_images
+    how = "t interval over paired seeds" if found.over_seeds else "paired bootstrap over images, one seed"
     return SeedComparison(
-        seeds=[r["seed"] for r in runs if r["side"] == BASELINE],
-        baseline=aps[BASELINE],
-        searched=aps[side],
-        difference=chosen["difference"],
-        low=chosen["low"],
-        high=chosen["high"],
+        seeds=[run.seed for run in runs[BASELINE]],
+        baseline=[run.coco.AP for run in runs[BASELINE]],
+        searched=[run.coco.AP for run in runs[side]],
+        difference=chosen.difference,
+        low=chosen.low,
+        high=chosen.high,
         how=how,
-        split=content["split"],
-        images=content["images"],
+        split=content.split,
+        images=content.images,
     )
 
 
@@ -149,11 +156,17 @@ def class_scores(baseline: Trial | None, best: Trial | None) -> list[ClassScore]
         return []
     searched = {}
     if best is not None and not best.baseline:
-        searched = {row["name"]: row["AP"] for row in best.metrics.get("per_class", [])}
-    return [
-        ClassScore(row["name"], row["boxes"], row["AP"], searched.get(row["name"]))
-        for row in baseline.metrics["per_class"]
-    ]
+        searched = {row.name: row.AP for row in _class_rows(best)}
+    return [ClassScore(row.name, row.boxes, row.AP, searched.get(row.name)) for row in _class_rows(baseline)]
+
+
+def _class_rows(trial: Trial) -> list[ClassRow]:
+    from detsearch_cli.engine.records import ClassRow
+    from detsearch_cli.record import checked
+
+    rows = trial.metrics.get("per_class", [])
+    name = f"per_class of trial {trial.number} in the ledger of its study"
+    return checked(finite(rows), list[ClassRow], name, StudyError, "restore the ledger from a copy")
 
 
 def samples(recipe: Recipe, baseline: Trial | None, best: Trial | None) -> list[SideBySide]:
@@ -207,6 +220,7 @@ def write_run_page(folder: Path) -> Path:
     """Write the page of the run in `folder`; returns its path. Raises CheckpointError for an unfinished run."""
     from detsearch_cli.engine.checkpoint import DETECTIONS, LOG, read_metrics, read_recipe
     from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.journal import read_entries
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.report.page import RunClass, RunPage
 
@@ -220,7 +234,7 @@ def write_run_page(folder: Path) -> Path:
         name=folder.name,
         coco=metrics["coco"],
         split=metrics["split"],
-        epochs=epochs((folder / LOG).read_text(encoding="utf-8").splitlines()),
+        epochs=epochs(read_entries(folder / LOG)),
         classes=[RunClass(r["name"], r["boxes"], r["AP"], r["AP50"]) for r in metrics["per_class"]],
         samples=_samples(data.val, {"detections": DetectionTable.load(folder / DETECTIONS, data.val)}),
         figures=[f for m in methods().values() for f in m().run_figures(folder, recipe, data.train)],
@@ -235,16 +249,16 @@ def write_run_page(folder: Path) -> Path:
     return folder / PAGE
 
 
-def epochs(lines: list[str]) -> list[Any]:
-    """Mean losses of every epoch, and its AP where it was evaluated, from log.jsonl."""
+def epochs(entries: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Mean losses of every epoch, and its AP where it was evaluated, from the entries of log.jsonl."""
     from detsearch_cli.report.figures import EpochPoint
 
     steps: dict[int, list[dict[str, float]]] = {}
     aps: dict[int, float] = {}
-    for line in lines:
-        entry = json.loads(line)
+    for entry in entries:
         if "step" in entry:
-            losses = {k: v for k, v in entry.items() if k not in ("step", "epoch", "lr")}
+            # a loss that was no number is logged as null
+            losses = {k: v for k, v in entry.items() if k not in ("step", "epoch", "lr") and v is not None}
             steps.setdefault(entry["epoch"], []).append(losses)
         elif "AP" in entry:
             aps[entry["epoch"]] = entry["AP"]

@@ -10,13 +10,13 @@ and is kept in search.json, the first file of the study's folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from detsearch_cli.errors import CheckFailed, StudyError
+from detsearch_cli import reading
+from detsearch_cli.errors import CheckFailed, DetsearchError, RecipeError, StudyError
 from detsearch_cli.files import (
     SIGNATURE,
     claim_file,
@@ -51,6 +51,10 @@ class Settings:
     the folder. runtime: that section of the recipe, where and how fast a training runs. command: as it was typed.
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "allow_inf_nan": False,
+        "extra": "forbid",
+    }  # of search.json
     name: str
     storage: str | None = None
     trials: int = 100
@@ -142,9 +146,8 @@ def reopened(folder: Path) -> Search:
 
     settings = read_settings(folder)
     study = study_of(folder)
-    identity = study.config.identity
     recipe = recipe_of(study, settings)
-    method = load_method(identity["method"], identity["options"])
+    method = load_method(identity_of(study)["method"], identity_of(study)["options"])
     return Search(method, recipe, study.config.sampler, folder, settings)
 
 
@@ -163,33 +166,56 @@ def studies_elsewhere(root: Path) -> list[Study | StudyError]:
         if not (path.parent / LEDGER).exists():
             try:
                 studies.append(study_of(path.parent))
-            except StudyError as error:
-                studies.append(error)
+            except DetsearchError as error:  # of any kind: it must not end the list of all
+                studies.append(StudyError(str(error)))
     return studies
 
 
 def recipe_of(study: Study, settings: Settings) -> Recipe:
-    """The recipe that a study's candidates were laid over. Raises RecipeError where this version knows it no more."""
+    """The recipe that a study's candidates were laid over. Raises StudyError where this version knows it no more."""
     from detsearch_cli.recipe import validate
 
-    return validate({**study.config.identity["recipe"], "runtime": dict(settings.runtime or {})})
+    try:
+        return validate({**identity_of(study)["recipe"], "runtime": dict(settings.runtime or {})})
+    except RecipeError as error:
+        raise StudyError(
+            f"the recipe of {study.folder} is damaged or of another version: {error}; restore {LEDGER} and "
+            f"{SETTINGS} from a copy, or start another --name"
+        ) from error
+
+
+def identity_of(study: Study) -> Mapping[str, Any]:
+    """method, options and recipe of a study. Raises StudyError for a damaged record."""
+    identity = study.config.identity
+    for key, kind in (("method", str), ("options", dict), ("recipe", dict)):
+        if not isinstance(identity.get(key), kind):
+            raise StudyError(
+                f"the record of the study {study.folder} is damaged: identity.{key} should be a {kind.__name__}, got "
+                f"{identity.get(key)!r}; restore {LEDGER} from a copy, or start another --name"
+            )
+    return identity
 
 
 def read_settings(folder: Path) -> Settings:
     """How the search in this folder was last run. Raises StudyError."""
+    from detsearch_cli.record import checked
+
     path = folder / SETTINGS
+    if not path.exists():
+        raise StudyError(f"{folder} is no study: it holds no {SETTINGS}; see `detsearch study list`")
+    remedy = "give the search command again, which writes it anew"
+    content = reading.read_json(path, StudyError, remedy)
+    if not isinstance(content, dict) or content.pop(SIGNATURE, None) != "search":
+        raise StudyError(f"{path} is damaged: it does not say that it is of a search; {remedy}")
+    missing = [f.name for f in fields(Settings) if f.name not in content]
+    if missing:  # a default in its place would go on with another search than was begun
+        raise StudyError(f"{path} is damaged: {missing[0]} is missing; {remedy}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop(SIGNATURE) != "search" or set(content) != {f.name for f in fields(Settings)}:
-            raise ValueError("it holds other keys")
-        return Settings(**content)
-    except OSError as error:
+        return checked(content, Settings, path, StudyError, remedy)
+    except StudyError as error:
+        told = str(error)
         raise StudyError(
-            f"{folder} is no study: it holds no {SETTINGS}; see `detsearch study list`"
-        ) from error
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise StudyError(
-            f"{path} is damaged ({error}); give the search command again, which writes it anew"
+            told if told.startswith(str(path)) else f"{path} is damaged: {told}; {remedy}"
         ) from error
 
 

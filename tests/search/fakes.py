@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from detsearch_cli.errors import DataLost
+
 
 def recipe(candidate: dict[str, Any] | None) -> str:
     """A recipe as JSON, which is YAML."""
@@ -87,6 +89,13 @@ def full_disk(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[
     if folder.endswith("00002") and _count(folder) == 1:
         raise OSError(28, "No space left on device")
     return {"AP": score(recipe_yaml)}
+
+
+def needing_data(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
+    """Finds the data gone while there is a file `data-are-gone` beside the study."""
+    if (Path(folder).parents[2] / "data-are-gone").exists():
+        raise DataLost("no such folder")
+    return quick(recipe_yaml, folder, epochs)
 
 
 def endless(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from detsearch_cli.search.worker import read_json
 from tests.search.driving import begun, process, read, refusing_even, search, story, wait_for
 
 
-def _worker(folder: Path, number: int = 0) -> int | None:
+def worker_process(folder: Path, number: int = 0) -> int | None:
     ready = read_json(folder / "workers" / str(number) / "ready.json")
     return int(ready["process"]) if ready else None
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -79,8 +79,8 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(
     folder = tmp_path / "study"
     coordinator = process(folder, "short", trials=12, sampler="dycors")
     for count in (1, 4, 7):  # the baseline's worker, too
-        wait_for(lambda count=count: len(begun(folder)) >= count and _worker(folder))
-        os.kill(_worker(folder) or 0, signal.SIGKILL)
+        wait_for(lambda count=count: len(begun(folder)) >= count and worker_process(folder))
+        os.kill(worker_process(folder) or 0, signal.SIGKILL)
     coordinator.join()
     assert coordinator.exitcode == 0
     trials = read(folder)
@@ -104,12 +104,14 @@ def test_coordinator_and_workers_killed_together_go_on_with_two_jobs(tmp_path: P
     for count in (2, 5):
         coordinator = process(folder, "short", trials=9, jobs=2, sampler="random")
         wait_for(
-            lambda count=count: len(begun(folder)) >= count and _worker(folder, 0) and _worker(folder, 1)
+            lambda count=count: (
+                len(begun(folder)) >= count and worker_process(folder, 0) and worker_process(folder, 1)
+            )
         )
         coordinator.kill()
         for number in (0, 1):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(_worker(folder, number) or 0, signal.SIGKILL)
+                os.kill(worker_process(folder, number) or 0, signal.SIGKILL)
         coordinator.join()
     last = process(folder, "short", trials=9, jobs=1, sampler="random")  # fewer jobs than before
     last.join()
@@ -122,14 +124,14 @@ def test_ctrl_c_saves_ends_the_workers_and_can_be_resumed(tmp_path: Path) -> Non
     folder = tmp_path / "study"
     coordinator = process(folder, "endless", trials=4)
     wait_for(lambda: trial_folder(folder, 2) in begun(folder))
-    worker = _worker(folder) or 0
+    worker = worker_process(folder) or 0
     with pytest.raises(StudyError, match=r"being written by process \d+ on"):
         search(folder, "endless", trials=4)
     os.kill(coordinator.pid or 0, signal.SIGINT)
     coordinator.join()
     assert coordinator.exitcode == 130
     assert (trial_folder(folder, 2) / "checkpoint").exists()
-    wait_for(lambda: not _alive(worker), 5)
+    wait_for(lambda: not alive(worker), 5)
     assert [trial.state for trial in read(folder)] == ["complete", "complete", "running"]
     outcome = search(folder, "endless", trials=4)
     assert [trial.state for trial in outcome.trials] == ["complete"] * 5
@@ -158,10 +160,10 @@ def test_idle_workers_without_a_coordinator_end_themselves(tmp_path: Path) -> No
     folder = tmp_path / "study"
     coordinator = process(folder, "short", trials=50, environment={"IDLE_SECONDS": "0.5"})
     wait_for(lambda: len(begun(folder)) >= 2)
-    worker = _worker(folder) or 0
+    worker = worker_process(folder) or 0
     coordinator.kill()
     coordinator.join()
-    wait_for(lambda: not _alive(worker), 10)
+    wait_for(lambda: not alive(worker), 10)
     running = [trial.number for trial in read(folder) if trial.state == "running"]
     # the trial under way was finished first
     assert all((trial_folder(folder, number) / "result.json").exists() for number in running)

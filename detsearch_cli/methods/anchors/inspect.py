@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from detsearch_cli.engine.checkpoint import LOG
+from detsearch_cli.engine.journal import read_entries
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.methods.anchors.fit import quality, served
+from detsearch_cli.record import Record, checked
 
 USED = 0.01
 """A shape that serves fewer of the boxes than this part is called idle."""
+Pixels = Annotated[float, Field(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True)
@@ -36,32 +40,49 @@ class ShapeHistory:
         return self.shapes[-1]
 
 
+class LearnedEntry(Record):
+    """A line of log.jsonl that shapes which learn leave. anchors: [level][shape], w and h in px."""
+
+    epoch: int
+    anchors: Annotated[
+        list[list[Annotated[list[Pixels], Field(min_length=2, max_length=2)]]], Field(min_length=1)
+    ]
+
+
 def has_history(run: Path) -> bool:
-    """Whether shapes learned in this run."""
-    return '"anchors"' in (run / LOG).read_text(encoding="utf-8")
+    """Whether shapes learned in this run. Raises CheckpointError for a damaged log."""
+    return any("anchors" in entry for entry in read_entries(run / LOG))
 
 
 def read_history(run: Path) -> ShapeHistory:
-    """The history of the run in this folder, finished or not. Raises CheckpointError where no shapes learned."""
+    """The history of the run in this folder, finished or not.
+
+    Raises CheckpointError where no shapes learned, and for a damaged log.
+    """
     path = run / LOG
     if not path.is_file():
         raise CheckpointError(f"{run} is no run folder: it holds no {LOG}")
-    found: dict[int, list[object]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if '"anchors"' in line:
-            try:
-                entry = json.loads(line)
-                found[int(entry["epoch"])] = entry["anchors"]
-            except (ValueError, KeyError, TypeError):  # a line cut off by a kill
-                continue
+    found: dict[int, np.ndarray] = {}
+    for content in read_entries(path):
+        if "anchors" in content:
+            name = f"the entry of epoch {content['epoch']} in {path}"
+            entry = checked(content, LearnedEntry, name, CheckpointError, "restore the file from a copy")
+            sizes = {len(level) for level in entry.anchors}
+            if len(sizes) > 1 or 0 in sizes:
+                raise CheckpointError(
+                    f"{name} is damaged: every level has as many anchors; restore it from a copy"
+                )
+            found[entry.epoch] = np.array(entry.anchors, np.float64)
     if not found:
         raise CheckpointError(
             f"no shapes learned in {run}: its recipe has fixed priors; `detsearch anchors train` lets them learn"
         )
     epochs = sorted(found)
-    return ShapeHistory(
-        run.name, np.array(epochs), np.array([found[epoch] for epoch in epochs], dtype=np.float64)
-    )
+    if len({shapes.shape for shapes in found.values()}) > 1:
+        raise CheckpointError(
+            f"{path} is damaged: its epochs have unequal numbers of anchors; restore it from a copy"
+        )
+    return ShapeHistory(run.name, np.array(epochs), np.stack([found[epoch] for epoch in epochs]))
 
 
 def read_histories(runs: Sequence[Path]) -> list[ShapeHistory]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detsearch_cli.errors import CheckpointError, RecipeError
+from detsearch_cli.errors import RecipeError
 from detsearch_cli.methods.assign.options import Options, ShowOptions
 from detsearch_cli.methods.base import Method, Shown
 
@@ -168,18 +168,13 @@ def _detector(recipe: Recipe, run: Path | None) -> Detector:
 
     from detsearch_cli.data.source import open_source
     from detsearch_cli.detectors import build
-    from detsearch_cli.engine.checkpoint import LAST, load_tensors
+    from detsearch_cli.engine.checkpoint import LAST, load_state, load_tensors
 
     classes = open_source(recipe.data.source).load("train").classes
     torch.manual_seed(recipe.seed)
     detector = build(recipe, len(classes))
     if run is not None:
-        tensors, _ = load_tensors(run / LAST if run.is_dir() else run)
-        try:
-            detector.load_state_dict(tensors)
-        except RuntimeError as error:
-            said = str(error).splitlines()[1].strip()
-            raise CheckpointError(
-                f"{run} does not fit the recipe: {said}; give the recipe that it was trained with"
-            ) from error
+        path = run / LAST if run.is_dir() else run
+        tensors, _ = load_tensors(path)
+        load_state(detector, tensors, path, "the recipe; give the recipe that it was trained with")
     return detector

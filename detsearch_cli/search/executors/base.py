@@ -13,7 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
-from detsearch_cli.errors import StudyError
+from detsearch_cli.errors import StorageError, StudyError
+from detsearch_cli.files import LOCK
 from detsearch_cli.search.storage import guarded
 from detsearch_cli.search.worker import Task, WorkerSpec, read_json, read_task, write_message
 
@@ -37,6 +38,7 @@ class Executor(ABC):
         self.jobs, self.run_trial = jobs, run_trial
         self._futile: dict[int, int] = {}
         self._beat = 0.0
+        self._held = False  # whether the lock of the folder's only writer was seen
 
     @abstractmethod
     def launch(self, worker: int, spec: WorkerSpec) -> None:
@@ -70,7 +72,8 @@ class Executor(ABC):
         """Make sure the worker lives. Raises StudyError when it keeps dying before it begins."""
         folder = self.folder(worker)
         with guarded(str(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
             (folder / "stop").unlink(missing_ok=True)
             self.beat()
             if self.alive(worker) or (folder / "running.json").exists():
@@ -98,7 +101,7 @@ class Executor(ABC):
         error = read_json(self.folder(worker) / "error.json")
         if error is not None:
             raise StudyError(
-                f"workers cannot import {self.run_trial}: {error['reason']}; see {self.log(worker)}"
+                f"workers cannot import {self.run_trial}: {error.get('reason')}; see {self.log(worker)}"
             )
 
     def ready(self, worker: int) -> bool:
@@ -126,12 +129,28 @@ class Executor(ABC):
             (self.folder(worker) / name).unlink(missing_ok=True)
 
     def beat(self) -> None:
-        """Tell workers that a coordinator lives."""
+        """Tell workers that a coordinator lives. Raises StorageError where the folder was moved or removed.
+
+        Nothing would come back from it any more: the workers write where it was.
+        """
+        if self.gone:
+            raise StorageError(
+                f"{self.root.parent} was moved or removed while it was written, so its workers were ended; put it "
+                "back, then give the same command again: it goes on from what was recorded"
+            )
         if time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
             self._beat = time.monotonic()
             with guarded(str(self.root)):
-                self.root.mkdir(parents=True, exist_ok=True)
+                # without parents: they would be made anew in the place of a folder that was moved away
+                self.root.mkdir(exist_ok=True)
                 (self.root / "heartbeat").touch()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the folder has been moved or removed: its lock was seen, and is not there any more."""
+        there = (self.root.parent / LOCK).exists()
+        self._held = self._held or there
+        return self._held and not there
 
     def retire(self, worker: int) -> None:
         """The worker is to end after its trial."""
@@ -145,6 +164,10 @@ class Executor(ABC):
 
     def abort(self, wait: float = 20.0) -> None:
         """Interrupt all workers, wait for their checkpoints, kill those that do not end."""
+        if self.gone:
+            self.kill_launched()  # a checkpoint would be written into a new folder in the old one's place
+            self.close()
+            return
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C again: do not wait for checkpoints
             self._end(self.interrupt, wait)
         for worker in self.known():
@@ -154,6 +177,9 @@ class Executor(ABC):
             if not self.alive(worker):
                 self.clear(worker)
         self.close()
+
+    def kill_launched(self) -> None:  # noqa: B027 (an executor may know of none)
+        """Kill the workers that this process knows, without a look into their folders."""
 
     def close(self) -> None:  # noqa: B027 (most executors hold nothing)
         """Let go of what was launched; workers go on."""

@@ -24,6 +24,7 @@ class Local(Executor):
     def __init__(self, folder: Path, jobs: int, run_trial: str) -> None:
         super().__init__(folder, jobs, run_trial)
         self._launched: dict[int, Any] = {}
+        self._processes: dict[int, int] = {}  # worker -> its process, once it is ready
 
     def spec(self, worker: int) -> WorkerSpec:
         known = visible_gpus()
@@ -46,10 +47,26 @@ class Local(Executor):
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                self._note_process(worker)
                 return True
         job = self._launched.get(worker)
         # before it takes the lock, only the process that launched it knows that it is starting
         return job is not None and not self.ready(worker) and not job.done()
+
+    def _note_process(self, worker: int) -> None:
+        if worker not in self._processes:
+            ready = read_json(self.folder(worker) / "ready.json")
+            if ready is not None and isinstance(ready.get("process"), int):
+                self._processes[worker] = ready["process"]
+
+    def kill_launched(self) -> None:
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for worker, job in self._launched.items():
+            if worker not in self._processes and not job.done():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(job.job_id), signal.SIGTERM)  # not begun; see `interrupt`
 
     def close(self) -> None:
         self._launched.clear()  # submitit's jobs complain when they are collected at the interpreter's end

@@ -32,6 +32,7 @@ class Slurm(Executor):
     def __init__(self, folder: Path, jobs: int, run_trial: str) -> None:
         super().__init__(folder, jobs, run_trial)
         self._looked: dict[int, tuple[float, bool]] = {}
+        self._submitted: list[str] = []
 
     def launch(self, worker: int, spec: WorkerSpec) -> None:
         import submitit
@@ -46,6 +47,7 @@ class Slurm(Executor):
             raise StudyError(
                 f"Slurm takes no worker: {said}; --executor slurm needs sbatch and srun here"
             ) from error
+        self._submitted.append(str(job.job_id))
         write_message(self.folder(worker) / "job.json", {"job": job.job_id})
         self._looked[worker] = (time.monotonic(), True)
 
@@ -69,16 +71,22 @@ class Slurm(Executor):
         """The job submitted last, and the one whose worker runs: another one when a coordinator was killed
         between submitting it and noting it."""
         noted = (read_json(self.folder(worker) / name) for name in ("job.json", "ready.json"))
-        return sorted({str(content["job"]) for content in noted if content and content["job"]})
+        return sorted({str(content["job"]) for content in noted if content and content.get("job")})
 
     def interrupt(self, worker: int, kill: bool = False) -> None:
-        jobs = self._jobs(worker)
-        if not jobs:
-            return
-        command = ["scancel", *(["--signal=KILL"] if kill else []), *jobs]
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(command, check=False, timeout=30, capture_output=True)
+        _cancel(self._jobs(worker), kill)
         self._looked.pop(worker, None)
+
+    def kill_launched(self) -> None:
+        _cancel(self._submitted, kill=True)
+
+
+def _cancel(jobs: list[str], kill: bool) -> None:
+    if not jobs:
+        return
+    command = ["scancel", *(["--signal=KILL"] if kill else []), *jobs]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, check=False, timeout=30, capture_output=True)
 
 
 _ENDED = (

@@ -1,0 +1,65 @@
+"""What the files of a run folder must hold, each as it is read back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from detsearch_cli.reading import LARGEST
+from detsearch_cli.record import Record
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Score = float | None
+"""A fraction; None where it is undefined, such as the AP of a class without boxes."""
+
+
+class ClassRow(Record):
+    """One class in metrics.json."""
+
+    name: str
+    images: Count
+    boxes: Count
+    AP: Score
+    AP50: Score
+
+
+class Metrics(Record):
+    """metrics.json: what is read of it. Further keys stay."""
+
+    AP: Score
+    coco: dict[str, Score]
+    voc: dict[str, Score]
+    per_class: list[ClassRow]
+    split: str
+    train_seconds: float
+    versions: dict[str, str]
+    proposals: dict[str, Score] | None = None
+
+
+class StepEntry(Record):
+    """A line of log.jsonl, one a step: the learning rate and every loss by its name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
+    epoch: Count
+    step: Count
+
+
+class EpochEntry(Record):
+    """A line of log.jsonl at the end of an epoch: its score, or what was learned beside the weights."""
+
+    epoch: Count
+    AP: Score = None
+
+
+class Position(Record):
+    """Where a training stands, in resume.safetensors. precision: the state of float16's loss scale."""
+
+    step: Count
+    seconds: Annotated[float, Field(ge=0)]
+    precision: dict[str, Any]
+
+
+ClassNames = Annotated[list[str], Field(min_length=1)]
+"""The classes of a weights file."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detsearch_cli.data.images import Header, read_header, read_image, turn_boxes
+from detsearch_cli.data.images import Header, ImageError, conversion, read_header, read_image, turn_boxes
 from detsearch_cli.data.types import Defect, Record, Split
 from detsearch_cli.errors import DataError
 
@@ -38,14 +38,6 @@ EXIF = "EXIF rotation"
 LABEL_ONLY = "label without image"
 IMAGE_ONLY = "image without label"
 SPLIT_PROBLEM = "split not usable"
-_MODES = {
-    "L": "grey image",
-    "1": "grey image",
-    "LA": "grey image",
-    "P": "palette image",
-    "PA": "palette image",
-}
-_MODES |= {"RGBA": "RGBA image", "RGBX": "RGBA image", "RGBa": "RGBA image"}
 
 # Annotation tools round coordinates to two decimals; a box may leave the image by that much and be sound.
 ROUNDING = 0.05
@@ -108,12 +100,12 @@ class Collector:
         except FileNotFoundError:
             self.defect(MISSING_IMAGE, file, f"named by {named_by}", "image left out")
             return None
-        except DataError as error:
-            self.defect(UNREADABLE_IMAGE, file, str(error.__cause__ or error), "image left out")
+        except ImageError as error:
+            self.defect(UNREADABLE_IMAGE, file, error.reason, "image left out")
             return None
-        if header.mode != "RGB":
-            kind = _MODES.get(header.mode, f"{header.mode} image")
-            self.defect(kind, file, f"mode {header.mode}", "converted to RGB")
+        converted = conversion(header.mode)
+        if converted is not None:
+            self.defect(converted[0], file, f"mode {header.mode}", converted[1])
         return header
 
     def add(

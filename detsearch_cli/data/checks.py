@@ -288,8 +288,10 @@ def _decode(split: Split, index: int) -> Defect | None:
     name, handled = record.file.as_posix(), "training would stop here"
     try:
         height, width = split.read(index).shape[:2]
+    except ImageError as error:
+        return Defect(TRUNCATED_IMAGE, name, error.reason, "image left out")
     except DataError as error:
-        return Defect(TRUNCATED_IMAGE, name, str(error.__cause__ or error), handled)
+        return Defect(TRUNCATED_IMAGE, name, str(error), handled)
     if (height, width) == (record.height, record.width):
         return None
     detail = f"header says {record.width}x{record.height}, pixels are {width}x{height}"

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -142,6 +143,15 @@ def announce_data(resolved: Any) -> None:
         kinds = Counter(d.kind for d in resolved.train.defects)
         listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(4))
         say(f"note: handled in {resolved.train.name}: {listed}; `detsearch data inspect` lists them")
+
+
+def announce_changes(folder: Path, resolved: Any) -> None:
+    """One line for data that is not what the run or study in the folder began with."""
+    from detsearch_cli.engine.fingerprint import changes
+
+    changed = changes(folder, resolved.train, resolved.val)
+    if changed is not None:
+        say(f"note: {changed}")
 
 
 def coco_table(title: str, coco: dict[str, float | None]) -> None:

@@ -39,7 +39,7 @@ def copies(parts: Sequence[Split], across: bool = True) -> list[_Group]:
                 files[place] = _File.of(record.file)
                 sizes.setdefault(files[place].size, []).append(place)
     groups = [group for group in sizes.values() if _wanted(group, across)]
-    for read in (_tail, _content):
+    for read in (tail, _content):
         groups = [same for group in groups for same in _divide(group, files, read) if _wanted(same, across)]
     return groups
 
@@ -76,7 +76,8 @@ def _divide(group: _Group, files: dict[_Place, _File], read: Callable[[Path], by
     return list(by_content.values())
 
 
-def _tail(path: Path) -> bytes:
+def tail(path: Path) -> bytes:
+    """A hash of a file's last TAIL bytes. Raises DataError and OSError."""
     with open_regular(path, DataError) as file:
         file.seek(-min(TAIL, path.stat().st_size), os.SEEK_END)
         return hashlib.blake2b(file.read(TAIL), digest_size=8).digest()

@@ -68,7 +68,12 @@ def left_out(splits: Sequence[Split]) -> list[str]:
         return []
     named = ", ".join(f"{d.file} ({d.detail})" for d in found[:NAMED])
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return [f"{len(found)} images that cannot be decoded are left out: {named}{more}"]
+    count = (
+        "1 image that cannot be decoded is"
+        if len(found) == 1
+        else f"{len(found)} images that cannot be decoded are"
+    )
+    return [f"{count} left out: {named}{more}"]
 
 
 def _reasons(files: Sequence[Path]) -> list[str]:

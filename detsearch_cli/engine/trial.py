@@ -31,7 +31,9 @@ def run_trial(recipe_yaml: str, workdir: str, epochs: int | None = None) -> dict
     started, folder = time.monotonic(), Path(workdir)
     recipe = validate(yaml.safe_load(recipe_yaml))
     data = load_data(recipe.data)
-    metrics = train_with_retry(recipe, data, folder, partial(_note_score, folder), until=epochs)
+    # always up to some epoch, which tells `train` that this is a trial
+    until = recipe.schedule.epochs if epochs is None else epochs
+    metrics = train_with_retry(recipe, data, folder, partial(_note_score, folder), until=until)
     seconds = round(time.monotonic() - started, 3)
     return {**metrics, "scores": read_scores(folder), "seconds": seconds}
 

@@ -133,10 +133,14 @@ def compare_with(subject: Subject, other: Path, metric: str, resamples: int, whe
     """Paired bootstrap over the images of the same split: this run minus the other."""
     from dataclasses import asdict
 
+    from detsearch_cli.cli import console
     from detsearch_cli.engine.compare import paired_bootstrap
     from detsearch_cli.verdicts import sentence
 
     rival = find_subject(other, None, None, where)
+    for note in rival.notes:
+        if note not in subject.notes:
+            console.say(f"note: {rival.name}: {note}")
     ids = [[r.image_id for r in s.split.records] for s in (subject, rival)]
     if ids[0] != ids[1] or subject.split.classes != rival.split.classes:
         raise EvaluationError(

@@ -12,6 +12,7 @@ those of detsearch_cli.errors: one sentence each.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +110,16 @@ def evaluate(
 ) -> Evaluation:
     """Score a run folder or a .safetensors file. data, split: None for the run's own, test where there is one.
 
-    Raises CheckpointError, DataError, EvaluationError.
+    Warns of images that were left out or trained on, and of data that changed since the training. Raises
+    CheckpointError, DataError, EvaluationError.
     """
     from detsearch_cli.engine.evaluate import evaluate as score
-    from detsearch_cli.engine.score import detect_with
+    from detsearch_cli.engine.score import detect_and_note
 
-    return score(*detect_with(Path(run), data, split, f"{weights}.safetensors", device))
+    found = detect_and_note(Path(run), data, split, f"{weights}.safetensors", device)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=2)
+    return score(found.split, found.table)
 
 
 def search(

@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from detsearch_cli.lettering import visible as visible
+
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
-# C0 without tab and newline, C1, and the marks that turn the direction of what follows
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _hint = {"text": "give the same command again to go on"}
 
 
@@ -40,14 +41,6 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """One sentence about what went wrong."""
     err().print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
-
-
-def visible(text: str) -> str:
-    """The text with control characters spelt out, ESC as `\\x1b`; tab and newline stay.
-
-    Names of classes and files come from data that somebody else made, and must not command the terminal.
-    """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _escape(text: str) -> str:
@@ -142,6 +135,15 @@ def announce_data(resolved: Any) -> None:
         kinds = Counter(d.kind for d in resolved.train.defects)
         listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(4))
         say(f"note: handled in {resolved.train.name}: {listed}; `detsearch data inspect` lists them")
+
+
+def announce_changes(folder: Path, resolved: Any) -> None:
+    """One line for data that is not what the run or study in the folder began with."""
+    from detsearch_cli.engine.fingerprint import changes
+
+    changed = changes(folder, resolved.train, resolved.val)
+    if changed is not None:
+        say(f"note: {changed}")
 
 
 def coco_table(title: str, coco: dict[str, float | None]) -> None:

@@ -25,13 +25,16 @@ def inspect(
     """Counts, classes, box sizes and shapes, and every defect with its file."""
     from detsearch_cli.cli import console
     from detsearch_cli.cli.inspection import show_inspection
+    from detsearch_cli.data.checks import refuse_defects
     from detsearch_cli.data.inspect import inspect as inspect_split
     from detsearch_cli.data.source import load_split, open_source
 
     source = open_source(data)
-    found = [
-        inspect_split(load_split(source, name, strict)) for name in ([split] if split else source.splits)
-    ]
+    loaded = [load_split(source, name, strict) for name in ([split] if split else source.splits)]
+    found = [inspect_split(part, before=loaded[:number]) for number, part in enumerate(loaded)]
+    if strict:  # what loading cannot see: it reads one split
+        for part, inspection in zip(loaded, found, strict=True):
+            refuse_defects(source.spec, part, inspection.defects)
     if json:
         console.emit_json({"data": data, "format": source.format, "splits": [i.to_json() for i in found]})
         return
@@ -55,6 +58,7 @@ def preview(
     from detsearch_cli.cli import console
     from detsearch_cli.data.drawing import contact_sheet
     from detsearch_cli.data.source import load_split, open_source
+    from detsearch_cli.data.usable import left_out, usable
     from detsearch_cli.errors import DataError
     from detsearch_cli.files import claim_file, write_png
 
@@ -63,9 +67,12 @@ def preview(
         raise DataError(f"a preview is a PNG file such as preview.png, got --out {out}")
     loaded = load_split(open_source(data), split)
     chosen = np.random.default_rng(seed).permutation(len(loaded))[:images]
-    sheet = contact_sheet(loaded, sorted(chosen.tolist()), columns, tile)
+    shown = usable(loaded.take(sorted(chosen.tolist())))
+    sheet = contact_sheet(shown, range(len(shown)), columns, tile)
     write_png(out, sheet)
-    console.say(f"{out}: {len(chosen)} of {len(loaded)} images")
+    console.say(f"{out}: {len(shown)} of {len(loaded)} images")
+    for note in left_out([shown]):
+        console.say(f"note: {note}")
 
 
 @app.command("convert")
@@ -103,5 +110,7 @@ def split(
         parts = tuple(float(p) for p in fractions.split(","))
     except ValueError:
         raise DataError(f"--fractions takes three numbers such as 0.7,0.1,0.2, got {fractions!r}") from None
-    write(open_source(data), out, parts, seed)  # type: ignore[arg-type]
+    made = write(open_source(data), out, parts, seed)  # type: ignore[arg-type]
     console.say(f"{out}: train, val and test written")
+    for note in made.notes:
+        console.say(f"note: {note}")

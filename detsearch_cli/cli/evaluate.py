@@ -63,6 +63,9 @@ def evaluate(
     subject = find_subject(run, weights, detections, where)
     result = score(subject.split, subject.table, evaluator)
     report: dict[str, Any] = {"subject": subject.name, "split": subject.split.name, **result.to_json()}
+    for note in subject.notes:
+        console.say(f"note: {note}")
+    report |= {"notes": list(subject.notes)} if subject.notes else {}
     if compare is not None:
         report["comparison"] = compare_with(subject, compare, metric, resamples, where)
     if plots is not None:
@@ -105,20 +108,21 @@ class Subject:
     name: str
     split: Split
     table: DetectionTable
+    notes: tuple[str, ...] = ()
 
 
 def find_subject(run: Path | None, weights: Path | None, detections: Path | None, where: Where) -> Subject:
     """What is scored: exactly one of a run, a weights file or a results file."""
     from detsearch_cli.engine.detections import DetectionTable
-    from detsearch_cli.engine.score import detect_with, open_split
+    from detsearch_cli.engine.score import detect_and_note, open_split
 
     given = [x for x in (run, weights, detections) if x is not None]
     if len(given) != 1:
         raise EvaluationError(f"give exactly one of RUN, --weights and --detections, got {len(given)}")
     path = given[0]
     if detections is None and path.suffix != ".json":
-        split, table = detect_with(path, where.data, where.split, where.weights, where.device)
-        return Subject(str(path), split, table)
+        found = detect_and_note(path, where.data, where.split, where.weights, where.device)
+        return Subject(str(path), found.split, found.table, found.notes)
     if where.data is None:
         raise EvaluationError(f"{path} needs --data: the annotations to score it against")
     split = open_split(where.data, where.split)
@@ -129,10 +133,14 @@ def compare_with(subject: Subject, other: Path, metric: str, resamples: int, whe
     """Paired bootstrap over the images of the same split: this run minus the other."""
     from dataclasses import asdict
 
+    from detsearch_cli.cli import console
     from detsearch_cli.engine.compare import paired_bootstrap
     from detsearch_cli.verdicts import sentence
 
     rival = find_subject(other, None, None, where)
+    for note in rival.notes:
+        if note not in subject.notes:
+            console.say(f"note: {rival.name}: {note}")
     ids = [[r.image_id for r in s.split.records] for s in (subject, rival)]
     if ids[0] != ids[1] or subject.split.classes != rival.split.classes:
         raise EvaluationError(

@@ -91,7 +91,9 @@ def run(search: Search, as_json: bool = False) -> Any:
 
     folder = search.folder
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
-    console.announce_data(load_data(search.recipe.data))
+    data = load_data(search.recipe.data)
+    console.announce_data(data)
+    console.announce_changes(folder, data)
     result = run_search(search, live.Live())
     page = write_study_page(folder)
     live.conclude(search, result, page, as_json)

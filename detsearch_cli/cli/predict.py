@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import os
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from detsearch_cli.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from detsearch_cli.engine.predict import DetectedFiles
+
+NAMED = 5  # lines for files that cannot be read; their number comes last
 
 
 def register(app: typer.Typer) -> None:
@@ -24,31 +32,61 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="COCO results on stdout instead of pictures.")] = False,
 ) -> None:
-    """Detect objects in images: pictures with boxes, or COCO json."""
+    """Detect objects in images: pictures with boxes, or COCO json.
+
+    Files that cannot be read as images are named and passed over; the exit code is then 1.
+    """
     from detsearch_cli.cli import console
     from detsearch_cli.engine.checkpoint import load_detector
-    from detsearch_cli.engine.predict import detect_split, expand_images, image_split, per_image
+    from detsearch_cli.engine.predict import detect_files, expand_images
     from detsearch_cli.engine.score import pick_device
 
     files = expand_images(images)
-    places = [] if json else claim_pictures(out, files)
+    places = {} if json else dict(enumerate(claim_pictures(out, files), 1))
     model, recipe, classes = load_detector(run)
-    split = image_split(files, classes)
     where = pick_device(device)
-    table = detect_split(model.to(where), split, recipe, where)
+    unread: list[tuple[Path, str]] = []
+    document: dict[str, list[Any]] = {"images": [], "categories": [], "annotations": [], "unreadable": []}
+    for part in detect_files(model.to(where), files, recipe, classes, where):
+        for file, reason in part.unreadable:
+            unread.append((file, reason))
+            if len(unread) <= NAMED:
+                console.say(f"{file} is passed over: {reason}")
+        if json:
+            add_to_document(document, part)
+        else:
+            draw_pictures(part, places, score_threshold)
     if json:
-        names = [{"id": r.image_id, "file_name": str(r.file)} for r in split.records]
-        categories = [{"id": i, "name": n} for i, n in zip(split.category_ids, classes, strict=True)]
-        console.emit_json({"images": names, "categories": categories, "annotations": table.to_coco(split)})
-        return
+        document["categories"] = [{"id": i, "name": n} for i, n in enumerate(classes, 1)]
+        console.emit_json(document)
+    if unread:
+        raise CheckFailed(
+            f"{len(unread)} of {len(files)} files cannot be read as images and were passed over; "
+            "the others were predicted"
+        )
+
+
+def add_to_document(document: dict[str, list[Any]], part: DetectedFiles) -> None:
+    """Add to COCO results: images, annotations, and the files that are no images."""
+    document["images"] += [{"id": r.image_id, "file_name": str(r.file)} for r in part.split.records]
+    document["annotations"] += part.table.to_coco(part.split)
+    document["unreadable"] += [{"file_name": str(file), "reason": reason} for file, reason in part.unreadable]
+
+
+def draw_pictures(part: DetectedFiles, places: Mapping[int, Path], score_threshold: float) -> None:
+    """Write each image with its boxes to the place of its id."""
+    from detsearch_cli.cli import console
     from detsearch_cli.data.drawing import draw
+    from detsearch_cli.engine.predict import per_image
     from detsearch_cli.files import write_png
 
-    for number, found in enumerate(per_image(table, len(split))):
+    split = part.split
+    for number, found in enumerate(per_image(part.table, len(split))):
+        place = places[split.records[number].image_id]
         keep = found.scores >= score_threshold
         boxes, labels, scores = found.boxes[keep], found.labels[keep], found.scores[keep]
-        write_png(places[number], draw(split.read(number), boxes, labels, classes, scores))
-        console.say(f"{places[number]}: {int(keep.sum())} objects")
+        write_png(place, draw(split.read(number), boxes, labels, split.classes, scores))
+        console.say(f"{place}: {int(keep.sum())} objects")
 
 
 def claim_pictures(out: Path, files: Sequence[Path]) -> list[Path]:
@@ -56,12 +94,13 @@ def claim_pictures(out: Path, files: Sequence[Path]) -> list[Path]:
     from detsearch_cli.files import claim_file, claim_folder
 
     claim_folder(out, None, "folder of pictures")
-    taken = {file.resolve() for file in files}  # no picture may replace an image that was given
+    # realpath and not resolve, which raises for a link to itself. No picture may replace an image that was given
+    taken = {Path(os.path.realpath(file)) for file in files}
     places = []
     for file in files:
         place = free_name(out / f"{file.stem}.png", taken)
         claim_file(place)
-        taken.add(place.resolve())
+        taken.add(Path(os.path.realpath(place)))
         places.append(place)
     return places
 
@@ -69,7 +108,7 @@ def claim_pictures(out: Path, files: Sequence[Path]) -> list[Path]:
 def free_name(path: Path, taken: Container[Path]) -> Path:
     """The path, with a number where it is taken: by the input itself, or by an image of the same name."""
     number, free = 2, path
-    while free.resolve() in taken:
+    while Path(os.path.realpath(free)) in taken:
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return free

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detsearch_cli.data.images import Header, read_header, read_image, turn_boxes
+from detsearch_cli.data.images import Header, ImageError, conversion, read_header, read_image, turn_boxes
 from detsearch_cli.data.types import Defect, Record, Split
 from detsearch_cli.errors import DataError
 
@@ -46,14 +46,6 @@ LABEL_MISSING = "no annotation"
 MOVED = "path of another machine"
 ROOT_CATEGORY = "category without boxes"
 EXTRA_NUMBERS = "polygons or key points"
-_MODES = {
-    "L": "grey image",
-    "1": "grey image",
-    "LA": "grey image",
-    "P": "palette image",
-    "PA": "palette image",
-}
-_MODES |= {"RGBA": "RGBA image", "RGBX": "RGBA image", "RGBa": "RGBA image"}
 
 # Annotation tools round coordinates to two decimals; a box may leave the image by that much and be sound.
 ROUNDING = 0.05
@@ -137,12 +129,12 @@ class Collector:
         except FileNotFoundError:
             self.defect(MISSING_IMAGE, file, f"named by {named_by}", "image left out")
             return None
-        except DataError as error:
-            self.defect(UNREADABLE_IMAGE, file, str(error.__cause__ or error), "image left out")
+        except ImageError as error:
+            self.defect(UNREADABLE_IMAGE, file, error.reason, "image left out")
             return None
-        if header.mode != "RGB":
-            kind = _MODES.get(header.mode, f"{header.mode} image")
-            self.defect(kind, file, f"mode {header.mode}", "converted to RGB")
+        converted = conversion(header.mode)
+        if converted is not None:
+            self.defect(converted[0], file, f"mode {header.mode}", converted[1])
         return header
 
     def add(
@@ -390,8 +382,10 @@ def _decode(split: Split, index: int) -> Defect | None:
     name, handled = record.file.as_posix(), "training would stop here"
     try:
         height, width = split.read(index).shape[:2]
+    except ImageError as error:
+        return Defect(TRUNCATED_IMAGE, name, error.reason, "image left out")
     except DataError as error:
-        return Defect(TRUNCATED_IMAGE, name, str(error.__cause__ or error), handled)
+        return Defect(TRUNCATED_IMAGE, name, str(error), handled)
     if (height, width) == (record.height, record.width):
         return None
     detail = f"header says {record.width}x{record.height}, pixels are {width}x{height}"

@@ -24,9 +24,11 @@ from PIL import Image
 
 from detsearch_cli.data import checks
 from detsearch_cli.data.images import read_header
+from detsearch_cli.data.leaks import in_both
 from detsearch_cli.data.source import FolderSource, join
 from detsearch_cli.data.splits import fractions_of, permutation
 from detsearch_cli.data.types import Record, Source, Split
+from detsearch_cli.data.usable import left_out, usable
 from detsearch_cli.errors import DataError, OutputError, StorageError
 from detsearch_cli.files import is_ours, storage_error, write_signed_json
 
@@ -53,7 +55,7 @@ def convert(source: Source, out: Path, format: str, splits: Sequence[str] | None
     if format not in WRITERS:
         raise DataError(f"can write {', '.join(WRITERS)}, not {format!r}")
     _check_target(source, out)
-    return _write({name: source.load(name) for name in splits or source.splits}, out, format)
+    return _write({name: usable(source.load(name)) for name in splits or source.splits}, out, format)
 
 
 def split(
@@ -69,7 +71,7 @@ def split(
             f"fractions are train, val, test >= 0 with sum 1 and a train above 0, got {fractions}"
         )
     _check_target(source, out)
-    whole = join([source.load(name) for name in source.splits], "+".join(source.splits))
+    whole = usable(join([source.load(name) for name in source.splits], "+".join(source.splits)))
     counts = fractions_of(len(whole), fractions)
     if any(f > 0 and c == 0 for f, c in zip(fractions, counts, strict=True)):
         raise DataError(
@@ -115,7 +117,9 @@ def _write(splits: dict[str, Split], out: Path, format: str) -> Converted:
         shutil.rmtree(draft, ignore_errors=True)  # ours: `_new_draft` made it, under a name that was free
         _live.discard(draft)
     images = {name: len(s) for name, s in splits.items()}
-    return Converted(out, format, images, boxes, tuple(notes))
+    parts = list(splits.values())
+    shared = [said for n, s in enumerate(parts) for before in parts[:n] if (said := in_both(before, s))]
+    return Converted(out, format, images, boxes, (*notes, *left_out(parts), *shared))
 
 
 _live: set[Path] = set()  # drafts that this process is writing, in whatever thread

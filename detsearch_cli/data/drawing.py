@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detsearch_cli.data.types import Split
+from detsearch_cli.lettering import one_line
 
 PALETTE = (
     (230, 159, 0), (86, 180, 233), (0, 200, 130), (240, 228, 66), (70, 110, 255), (255, 95, 31),
@@ -20,6 +22,8 @@ LEFT_OUT = (200, 200, 200)
 
 _GAP = 4
 _Colour = tuple[int, int, int]
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+LONGEST_NAME = 60  # characters of a class in the legend
 
 
 def draw(
@@ -82,7 +86,7 @@ def _tile(split: Split, index: int, tile: int) -> Image.Image:
 
 def _draw_all(picture: Image.Image, marks: list[tuple[np.ndarray, str, _Colour]]) -> None:
     short = min(picture.size)
-    width, font = max(1, round(short / 250)), _font(max(9, min(16, short // 16)))
+    width, size = max(1, round(short / 250)), max(9, min(16, short // 16))
     pen = ImageDraw.Draw(picture)
     for box, _, colour in marks:
         corners = _pixels(box)
@@ -90,7 +94,8 @@ def _draw_all(picture: Image.Image, marks: list[tuple[np.ndarray, str, _Colour]]
     # Names last, or later boxes would strike them through.
     for box, name, colour in marks:
         if name:
-            _name(pen, _pixels(box), name, colour, font, picture.size)
+            shown, font = _lettered(name, size)
+            _name(pen, _pixels(box), shown, colour, font, picture.size)
 
 
 def _pixels(box: np.ndarray) -> tuple[int, int, int, int]:
@@ -115,7 +120,7 @@ def _name(
     corners: tuple[int, int, int, int],
     name: str,
     colour: _Colour,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: _Font,
     size: tuple[int, int],
 ) -> None:
     x1, y1, x2, _ = corners
@@ -130,25 +135,32 @@ def _name(
 
 
 def _legend(classes: Sequence[str], width: int) -> Image.Image:
-    font = _font(13)
-    spots: list[tuple[int, int, int]] = []
+    spots: list[tuple[int, int, str, _Font]] = []
     x, y = _GAP, 0
-    for number, name in enumerate(classes):
-        needed = 14 + round(font.getlength(name)) + 12
+    for name in classes:
+        shown, font = _lettered(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}...", 13)
+        needed = 14 + round(font.getlength(shown)) + 12
         if x > _GAP and x + needed > width:
             x, y = _GAP, y + 20
-        spots.append((number, x, y))
+        spots.append((x, y, shown, font))
         x += needed
     legend = Image.new("RGB", (width, y + 22), (24, 24, 24))
     pen = ImageDraw.Draw(legend)
-    for number, x, y in spots:
+    for number, (x, y, shown, font) in enumerate(spots):
         pen.rectangle((x, y + 6, x + 9, y + 15), fill=_colour(number))
-        pen.text((x + 14, y + 3), classes[number], fill=(235, 235, 235), font=font)
+        pen.text((x + 14, y + 3), shown, fill=(235, 235, 235), font=font)
     return legend
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
+def _lettered(name: str, size: int) -> tuple[str, _Font]:
+    """The name as it is drawn, and a font that has its letters."""
+    shown, file = one_line(name)
+    return shown, _font(size, file)
+
+
+@cache
+def _font(size: int, file: str | None) -> _Font:
+    return ImageFont.load_default(size=size) if file is None else ImageFont.truetype(file, size)
 
 
 def _colour(label: int) -> _Colour:

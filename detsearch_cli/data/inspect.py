@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from detsearch_cli.data import checks
+from detsearch_cli.data import checks, leaks
 from detsearch_cli.data.types import Defect, Split
 
 # COCO's limits between small, medium and large objects, in px^2.
@@ -64,9 +65,10 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(split: Split, decode: bool = True) -> Inspection:
+def inspect(split: Split, decode: bool = True, before: Sequence[Split] = ()) -> Inspection:
     """Count everything in `split`. decode: decode every image too, which finds truncated files (slow).
 
+    before: other splits of the set; images that are in one of them as well are reported.
     Never raises for defective data: that is what it reports.
     """
     records = split.records
@@ -82,6 +84,7 @@ def inspect(split: Split, decode: bool = True) -> Inspection:
     size = np.sqrt(width * height)
     per_image = np.bincount(owner, minlength=len(records))
     defects = split.defects + (tuple(checks.decode_all(split)) if decode else ())
+    defects += tuple(leaks.found_twice(split, before))
     return Inspection(
         split=split.name,
         images=len(records),

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detsearch_cli.data.leaks import trained_on
 from detsearch_cli.data.source import load_split
 from detsearch_cli.data.types import Source, Split
+from detsearch_cli.data.usable import left_out, usable
 from detsearch_cli.errors import DataError
 from detsearch_cli.schema import Data
 
@@ -70,7 +72,8 @@ def resolve(data: Data, source: Source) -> Resolved:
     and `val_fraction` is given, it is the source's val split, or a fifth of train that is set aside first. It is
     None where training or val already use it.
 
-    `subset` applies to train alone, after the hold-outs.
+    `subset` applies to train alone, after the hold-outs. What cannot be decoded is left out last, so that one broken
+    image does not deal the others anew. Strict, images that are scored and trained on raise DataError.
     """
     notes: list[str] = []
     train = load_split(source, data.train, data.strict)
@@ -97,7 +100,19 @@ def resolve(data: Data, source: Source) -> Resolved:
             notes.append("the test split is used before the final evaluation, so there is none left for it")
         else:
             test = load_split(source, "test", data.strict)
-    return Resolved(train, val, test, tuple(notes))
+    return _checked(Resolved(train, val, test, tuple(notes)), data.strict)
+
+
+def _checked(found: Resolved, strict: bool) -> Resolved:
+    """Without the images that cannot be decoded, and with notes about them and about those trained and scored on."""
+    train, val, test = found.train, found.val, found.test
+    if not strict:  # else every image was decoded in loading
+        train, val, test = usable(train), usable(val), test and usable(test)
+    scored = [val] if test is None else [val, test]
+    leaks = [said for split in scored if (said := trained_on(train, split))]
+    if strict and leaks:
+        raise DataError(f"strict: {leaks[0]}; take them out of one split or load without strict")
+    return Resolved(train, val, test, (*found.notes, *left_out([train, *scored]), *leaks))
 
 
 def _set_aside(

@@ -11,6 +11,7 @@
     detections.final.json the same of the final split, where the run is part of a comparison (comparison.py)
     best.yaml             what the detector learned beside its weights, as a fragment, where it did
     scores.json           [[epoch, AP], ...] of a trial, for the coordinator of a search (trial.py)
+    data.json             which images it was trained and scored on (fingerprint.py)
     diverged.json         the losses and images of the step whose loss was not finite
     tensorboard/          events, with runtime.tensorboard
 
@@ -61,9 +62,9 @@ LAST, BEST, RESUME, DETECTIONS = (
     "resume.safetensors",
     "detections.json",
 )
-FINAL, SCORES, DIVERGED = "detections.final.json", "scores.json", "diverged.json"
+FINAL, SCORES, DIVERGED, DATA = "detections.final.json", "scores.json", "diverged.json", "data.json"
 BOARD, BOARD_EVENTS = "tensorboard", "events.out.tfevents.*"
-RUN_FILES = (RESUME, METRICS, LAST, BEST, LOG, DETECTIONS, FINAL, FRAGMENT, SCORES, DIVERGED)
+RUN_FILES = (RESUME, METRICS, LAST, BEST, LOG, DETECTIONS, FINAL, FRAGMENT, SCORES, DIVERGED, DATA)
 """Every file of a run but its recipe, in the order in which `start_anew` removes them."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detsearch_cli.data.images import find_images, read_header, read_image
+from detsearch_cli.data.images import ImageError, check_image, find_images, read_header, read_image
 from detsearch_cli.data.loader import Batch, Loader
 from detsearch_cli.data.types import Record, Split
 from detsearch_cli.detectors.base import Detector
@@ -22,6 +23,8 @@ from detsearch_cli.recipe import Recipe
 from detsearch_cli.structures import Detections
 
 EVAL_BATCH = 16
+FILES_AT_ONCE = 256
+"""Image files that are looked at, detected and handed out before the next: a night's work is not lost at its end."""
 
 
 @torch.no_grad()
@@ -81,11 +84,52 @@ def _to_original(found: Tensor, scale: Tensor, record: Record) -> np.ndarray:
     return np.clip(boxes, 0, limit)
 
 
-def image_split(paths: Iterable[Path], classes: tuple[str, ...]) -> Split:
-    """Image files without annotations, as a split. Raises DataError for a file that is no image."""
+@dataclass(frozen=True)
+class DetectedFiles:
+    """Detections of some image files.
+
+    split: those that can be read, in order, with ids 1, 2, ... of all files given; table: of that split. unreadable:
+    the others, each with the reason.
+    """
+
+    split: Split
+    table: DetectionTable
+    unreadable: tuple[tuple[Path, str], ...]
+
+
+def detect_files(
+    model: Detector, files: Sequence[Path], recipe: Recipe, classes: tuple[str, ...], device: torch.device
+) -> Iterator[DetectedFiles]:
+    """Detections of image files, FILES_AT_ONCE at a time; files that are no images are told and passed over.
+
+    Raises DataError where the system cannot read a file now, which says nothing about the file.
+    """
+    for start in range(0, len(files), FILES_AT_ONCE):
+        good: dict[int, Path] = {}
+        bad = []
+        for number, file in enumerate(files[start : start + FILES_AT_ONCE], start + 1):
+            try:
+                check_image(file)
+                good[number] = file
+            except ImageError as error:
+                bad.append((file, error.reason))
+            except FileNotFoundError:
+                bad.append((file, "no such file"))
+        split = image_split(good.values(), classes, list(good))
+        table = detect_split(model, split, recipe, device) if good else DetectionTable.empty()
+        yield DetectedFiles(split, table, tuple(bad))
+
+
+def image_split(
+    paths: Iterable[Path], classes: tuple[str, ...], image_ids: Sequence[int] | None = None
+) -> Split:
+    """Image files without annotations, as a split. Raises DataError for a file that is no image.
+
+    image_ids: of the files; 1, 2, ... without.
+    """
     files = list(paths)
     records = []
-    for number, path in enumerate(files, 1):
+    for number, path in zip(image_ids or range(1, len(files) + 1), files, strict=True):
         header = read_header(path)
         empty = np.zeros(0)
         records.append(
@@ -112,7 +156,11 @@ def expand_images(given: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = find_images(path)
             if not inside:
-                raise DataError(f"{path} holds no images; give image files or a folder of them")
+                below = next((p.parent for p in find_images(path, recursive=True)), None)
+                where = f" itself, but {below} does; folders below are not searched, give them too"
+                raise DataError(
+                    f"{path} holds no images{where if below else '; give image files or a folder of them'}"
+                )
             found.extend(inside)
         elif path.is_file():
             found.append(path)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from detsearch_cli.data.leaks import trained_on
 from detsearch_cli.data.source import load_split, open_source
-from detsearch_cli.data.splits import resolve
+from detsearch_cli.data.splits import Resolved, resolve
 from detsearch_cli.data.types import Split
+from detsearch_cli.data.usable import left_out, usable
+from detsearch_cli.engine import fingerprint
 from detsearch_cli.engine.checkpoint import load_detector
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.machine import pick_device
 from detsearch_cli.engine.predict import detect_split
-from detsearch_cli.errors import EvaluationError
+from detsearch_cli.errors import DataError, EvaluationError
 from detsearch_cli.recipe import Data
 
 
@@ -29,26 +33,69 @@ def open_split(spec: str, split: str | None) -> Split:
     return load_split(source, split)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A split, detections on it, and what a reader of the score must know: images left out, images that were trained
+    on, data that changed since."""
+
+    split: Split
+    table: DetectionTable
+    notes: tuple[str, ...]
+
+
 def detect_with(
     run_or_file: Path, data: str | None, split: str | None, which: str, device: str
 ) -> tuple[Split, DetectionTable]:
-    """Run the detector of a run folder or weights file on a split.
+    """`detect_and_note` without the notes."""
+    found = detect_and_note(run_or_file, data, split, which, device)
+    return found.split, found.table
 
-    Raises EvaluationError when the data's classes are not the detector's: scores would be shifted silently.
+
+def detect_and_note(
+    run_or_file: Path, data: str | None, split: str | None, which: str, device: str
+) -> Scored:
+    """Run the detector of a run folder or weights file on a split, without the images that cannot be decoded.
+
+    Raises EvaluationError when the data's classes are not the detector's: scores would be shifted silently; DataError
+    for data that are not there.
     """
     model, recipe, classes = load_detector(run_or_file, which)
-    if split is None and data is None:
-        chosen = final_split(recipe.data)
-    elif split == "val" and data is None:
-        chosen = resolve(recipe.data, open_source(recipe.data.source)).val
+    kept = fingerprint.read(run_or_file)
+    # beside other data they matter only to a weights file, or a run of an earlier version: what was trained on?
+    own = _own_data(recipe.data, needed=data is None) if data is None or kept is None else None
+    if own is not None and data is None and split in (None, "val"):
+        chosen = own.val if split == "val" or own.test is None else own.test
     else:
-        chosen = open_split(data or recipe.data.source, split)
+        chosen = usable(open_split(data or recipe.data.source, split))
     # the order too: labels are numbers, and another order names the same classes wrongly
     if chosen.classes != classes:
         raise EvaluationError(
             f"{run_or_file} knows the classes {', '.join(classes)}, the data has {', '.join(chosen.classes)}; "
             f"score it on data with the same classes"
         )
+    again = changed = None
+    if kept is not None:
+        again = kept.warning(chosen)
+    elif own is not None:
+        again = trained_on(own.train, chosen)
+    if own is not None and data is None:
+        changed = fingerprint.changes(run_or_file, own.train, own.val)
     # after the refusals: moving the detector to a GPU takes longer than all of them
     where = pick_device(device)
-    return chosen, detect_split(model.to(where), chosen, recipe, where)
+    table = detect_split(model.to(where), chosen, recipe, where)
+    return Scored(chosen, table, (*left_out([chosen]), *filter(None, (again, changed))))
+
+
+def _own_data(data: Data, needed: bool) -> Resolved | None:
+    """What the detector was trained on; None where it is not there any more and not needed. Raises DataError."""
+    try:
+        return resolve(data, open_source(data.source))
+    except DataError as error:
+        if not needed:
+            return None
+        if Path(data.source.rpartition(":")[2]).expanduser().exists():
+            raise
+        raise DataError(
+            f"the data that it was trained on is not at {data.source} any more; give --data with the place where it is "
+            "now"
+        ) from error

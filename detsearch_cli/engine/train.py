@@ -32,6 +32,7 @@ from detsearch_cli.data.types import Split
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
+from detsearch_cli.engine import fingerprint
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.interrupt import noting_signals
@@ -98,6 +99,9 @@ def train(
         finished = ckpt.read_metrics(folder)
         if finished is not None:  # by another process, between our first look and the lock
             return finished
+        # not in a trial, which is stopped on its way: its study keeps the data of all of them
+        if until is None and own_rank(place) == 0:
+            fingerprint.keep(folder, data, val)
         # the other ranks begin when rank 0 holds the folder: a refusal leaves nobody waiting
         with together(place, recipe, folder, until):
             fabric.launch()

@@ -35,7 +35,9 @@ def run_trial(recipe_yaml: str, workdir: str, epochs: int | None = None) -> dict
     recipe = validate(parse_yaml(recipe_yaml, "the trial's recipe", RecipeError))
     try:
         data = load_data(recipe.data)
-        metrics = train_with_retry(recipe, data, folder, partial(_note_score, folder), until=epochs)
+        # always up to some epoch, which tells `train` that this is a trial
+        until = recipe.schedule.epochs if epochs is None else epochs
+        metrics = train_with_retry(recipe, data, folder, partial(_note_score, folder), until=until)
     except (DetsearchError, OSError) as error:
         lost = _lost(recipe, error)
         if lost is not None:

@@ -43,7 +43,7 @@ def precision_recall(
         axes.set_title(f"IoU {0.5 + 0.05 * threshold:.2f}")
     panels[0].set_ylabel("precision")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -73,15 +73,16 @@ def _curves(axes: Axes, precision: np.ndarray, classes: Sequence[str], drawn: np
     if defined.size == 0:
         axes.text(0.5, 0.5, "no objects to find", ha="center", va="center", transform=axes.transAxes)
     else:
-        axes.legend(fontsize=7, loc="lower left", framealpha=0.7, ncols=1 + (len(drawn) > 10))
+        legend = axes.legend(fontsize=7, loc="lower left", framealpha=0.7, ncols=1 + (len(drawn) > 10))
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a dollar sign in a name starts no formula
     axes.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
 
 
 def _legend(name: str, ap: float) -> str:
-    # a leading underscore would hide the entry, a dollar sign start a formula
-    safe = name.replace("$", r"\$")
-    return f"{ap:.3f} {safe[:28]}"
+    # a leading underscore would hide the entry
+    return f"{ap:.3f} {name[:28]}"
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str = "") -> Figure:
@@ -111,7 +112,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], *, title: str = "") ->
     axes.axhline(len(classes) - 0.5, color="gray", linewidth=0.8)
     axes.axvline(len(classes) - 0.5, color="gray", linewidth=0.8)
     if title:
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
     return figure
 
 
@@ -120,7 +121,7 @@ def _name_cells(axes: Axes, classes: Sequence[str]) -> None:
         axes.set_xticks([len(classes)], ["missed"])
         axes.set_yticks([len(classes)], ["background"])
         return
-    names = [c.replace("$", r"\$")[:24] for c in classes]
+    names = [c[:24] for c in classes]
     size = 8 if len(classes) <= 40 else 5
     axes.set_xticks(range(len(names) + 1), [*names, "missed"], rotation=90, fontsize=size)
     axes.set_yticks(range(len(names) + 1), [*names, "background"], fontsize=size)

@@ -16,6 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.files import SIGNATURE
+from detsearch_cli.lettering import families, legible, visible
 from detsearch_cli.trials import TrialLike, best_of, failed, known, scored, stopped
 
 if TYPE_CHECKING:
@@ -225,9 +226,28 @@ def training_curves(epochs: Sequence[EpochPoint], *, width: float = WIDE) -> str
 
 def to_png(canvas: Canvas, dpi: int = 160) -> bytes:
     """Encode a matplotlib figure as a signed PNG; the same figure gives the same bytes."""
+    _make_legible(canvas)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": SIGNATURE})
     return buffer.getvalue()
+
+
+def _make_legible(canvas: Canvas) -> None:
+    """Give every text of the figure fonts that have its letters, and spell out what no font has."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedLocator
+
+    for ax in canvas.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            # names: an axis writes them anew whenever it is drawn, so the labels themselves are of no use
+            if isinstance(axis.get_major_locator(), FixedLocator):
+                axis.set_ticklabels([legible(label.get_text()) for label in axis.get_ticklabels()])
+                for label in axis.get_ticklabels():
+                    label.set_parse_math(False)
+    for text in canvas.findobj(Text):
+        assert isinstance(text, Text)
+        shown = legible(text.get_text())
+        text.set(text=shown, fontfamily=families(shown))
 
 
 def median(values: Sequence[float]) -> float | None:
@@ -329,7 +349,7 @@ def _svg(canvas: Canvas, name: str, alt: str) -> str:
         canvas.savefig(
             buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    text = buffer.getvalue()
+    text = visible(buffer.getvalue())
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.S)
     # Inside tags only: in text nodes `<` is escaped, and words there must stay as they are.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.files import claim_file, replace_file
+from detsearch_cli.lettering import visible
 from detsearch_cli.report import figures
 from detsearch_cli.report.figures import EpochPoint, Figure, points
 from detsearch_cli.report.verdict import SeedComparison, judge
@@ -283,6 +284,8 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # names come from elsewhere, and control characters turn or hide what stands beside them
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters.update(
         points=points,

@@ -167,11 +167,17 @@ def _in_workers(
     """Several trainings at a time, or elsewhere; one at a time on this machine is left to the caller."""
     if placement.here:
         return
+    from detsearch_cli.engine import fingerprint
     from detsearch_cli.engine.checkpoint import claim
+    from detsearch_cli.engine.trial import load_data
     from detsearch_cli.search.batch import run_batch
 
     for run in planned:
         claim(run.folder, run.recipe)
+        data = load_data(run.recipe.data)
+        fingerprint.keep(
+            run.folder, data.train, data.val
+        )  # a worker takes the run for a trial and keeps none
 
     def on_done(number: int, metrics: Mapping[str, Any]) -> None:
         callbacks.on_done(title(planned[number]), metrics)

@@ -228,6 +228,7 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
     Raises OutputError for a folder that is no study, StudyError for another search's, CheckFailed where every trial
     failed, KeyboardInterrupt after Ctrl-C, and whatever would fail every training.
     """
+    from detsearch_cli.engine import fingerprint
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.search.coordinator import run
 
@@ -248,6 +249,7 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
         if not accepted:
             accepted = True
             _write_settings(search)
+            fingerprint.keep(search.folder, data.train, data.val)
         on_event(event)
 
     outcome = run(plan, RUN_TRIAL, accept, on_locked)

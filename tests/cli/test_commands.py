@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from detsearch_cli.cli.app import run
 from detsearch_cli.engine.checkpoint import read_recipe
 from tests.cli.small import SMALL
+from tests.data.samples import yolo
 
 
 def test_eval_of_a_run_and_of_its_detections_agree(
@@ -58,6 +60,42 @@ def test_predict_draws_pictures_and_prints_coco_json(
     capsys.readouterr()
     assert run(["predict", str(trained), str(tmp_path / "grey.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"][0]["id"] == 1
+
+
+def test_one_broken_picture_does_not_stop_predict_and_is_noticed_by_a_script(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    for name in "abc":
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_text("no image")
+    assert run(["predict", str(trained), str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'b.png'} is passed over: it is no image" in told
+    assert told.count("error:") == 1 and "1 of 3 files cannot be read" in told
+    assert run(["predict", str(trained), str(tmp_path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [image["id"] for image in found["images"]] == [1, 3] and len(found["unreadable"]) == 1
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert run(["predict", str(trained), str(tmp_path / "a.png"), "--out", str(tmp_path / "out2")]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_data_that_changed_since_the_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = yolo(tmp_path / "set")
+    words = [*SMALL, "--data", str(folder), "--out", str(tmp_path / "run")]
+    assert run(["train", *words]) == 0
+    assert "began with" not in capsys.readouterr().err
+    (folder / "labels" / "val" / "val0.txt").write_text("0 0.2 0.2 0.1 0.1\n")
+    for again in (["train", *words], ["eval", str(tmp_path / "run")]):
+        assert run(again) == 0
+        assert "(val: 1 with other labels)" in capsys.readouterr().err
 
 
 def test_a_search_writes_its_files_and_the_study_can_be_read(

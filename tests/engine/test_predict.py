@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from detsearch_cli.data.types import Split
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
+from detsearch_cli.engine import predict
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.predict import detect_split, expand_images, image_split, per_image
 from detsearch_cli.engine.score import detect_with, final_split, open_split
@@ -109,6 +111,34 @@ def test_image_files_are_a_split_and_what_is_no_image_is_refused(tmp_path: Path)
     (tmp_path / "c.png").write_text("no image")
     with pytest.raises(DataError, match=r"c\.png"):
         image_split([tmp_path / "c.png"], ("thing",))
+
+
+def test_files_that_are_no_images_are_told_and_the_others_detected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "FILES_AT_ONCE", 2)
+    files = [tmp_path / f"{name}.png" for name in "abcde"]
+    for file in files:
+        Image.new("RGB", (64, 64), (0, 90, 9)).save(file)
+    files[1].write_bytes(files[1].read_bytes()[:-40])
+    files[2].write_text("no image")
+    files[3].unlink()
+    parts = list(predict.detect_files(untrained(), files, UNTRAINED, ("a", "b", "c", "d", "e"), CPU))
+    assert [[r.image_id for r in part.split.records] for part in parts] == [[1], [], [5]]
+    told = [found for part in parts for found in part.unreadable]
+    assert [file.name for file, _ in told] == ["b.png", "c.png", "d.png"]
+    assert "truncated" in told[0][1] and "no image" in told[1][1] and "no such file" in told[2][1]
+    assert [part.table.image.tolist() for part in parts] == [[0] * 5, [], [0] * 5]
+
+
+def test_a_folder_whose_images_lie_deeper_says_where(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "deep" / "a.png")
+    with pytest.raises(DataError, match=r"holds no images itself, but .*deep does"):
+        expand_images([tmp_path])
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"no image at .*pipe\.png"):
+        expand_images([tmp_path / "pipe.png"])
 
 
 def test_rows_are_handed_out_image_by_image_in_their_order() -> None:

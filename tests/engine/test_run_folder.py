@@ -157,7 +157,7 @@ def test_events_behind_a_symbolic_link_stay(tmp_path: Path) -> None:
 
 
 def test_every_file_that_a_run_writes_is_known_by_name(tmp_path: Path) -> None:
-    """Learned anchors, TensorBoard, best weights, scores: all that a run can write, but for diverged.json."""
+    """Learned anchors, TensorBoard, best weights, scores: all that a trial can write, but for diverged.json."""
     recipe = small(
         detector="retinanet",
         priors={"name": "learned", "init": [[16.0, 16.0]]},
@@ -166,7 +166,10 @@ def test_every_file_that_a_run_writes_is_known_by_name(tmp_path: Path) -> None:
     run_trial(recipe.to_yaml(), str(tmp_path / "stopped"), epochs=1)
     run_trial(recipe.to_yaml(), str(tmp_path / "whole"))
     written = {p.name for run in ("stopped", "whole") for p in (tmp_path / run).iterdir()}
-    assert written == {*ckpt.RUN_FILES, ckpt.RECIPE, ckpt.BOARD, "lock"} - {ckpt.FINAL, ckpt.DIVERGED}
+    assert written == {*ckpt.RUN_FILES, ckpt.RECIPE, ckpt.BOARD, "lock"} - {
+        *(ckpt.FINAL, ckpt.DIVERGED),
+        ckpt.DATA,  # of a run of its own
+    }
     before = contents(tmp_path / "whole")
     with pytest.raises(CheckpointError, match="whole is finished, so it does not start anew"):
         ckpt.start_anew(tmp_path / "whole", recipe, HALVED)

@@ -100,5 +100,5 @@ def test_scores_asked_for_without_gradients_still_train() -> None:
 
 
 def test_a_centerness_that_the_loss_does_not_train_is_refused() -> None:
-    with pytest.raises(RecipeError, match="loss: multibox does not train; add detector.centerness: false"):
+    with pytest.raises(RecipeError, match=r"loss: multibox does not train; add detector\.centerness: false"):
         detector_of("atss", loss="multibox")

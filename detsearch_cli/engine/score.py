@@ -21,12 +21,15 @@ def final_split(data: Data) -> Split:
     return resolved.test if resolved.test is not None else resolved.val
 
 
-def open_split(spec: str, split: str | None) -> Split:
-    """A split of a data set by name; None: test where it exists, else val, else the only one there is."""
+def open_split(spec: str, split: str | None, pictures: bool = True) -> Split:
+    """A split of a data set by name; None: test where it exists, else val, else the only one there is.
+
+    pictures: False where only annotations are needed; a missing picture then counts where its size is known.
+    """
     source = open_source(spec)
     if split is None:
         split = next((name for name in ("test", "val", "train") if name in source.splits), "train")
-    return load_split(source, split)
+    return load_split(source, split, pictures=pictures)
 
 
 def detect_with(

@@ -46,8 +46,16 @@ def splits(folder: Path) -> tuple[str, ...]:
     return tuple(s for s in _layout.SPLITS if s in found)
 
 
-def load(folder: Path, split: str) -> Split:
-    """Read one split. Raises DataError for json that is broken or no COCO, or classes that contradict."""
+def load_annotations(folder: Path, split: str) -> Split:
+    """As `load`, but a missing picture stays where the json tells its size: scoring results opens none."""
+    return load(folder, split, pictures=False)
+
+
+def load(folder: Path, split: str, *, pictures: bool = True) -> Split:
+    """Read one split. Raises DataError for json that is broken or no COCO, or classes that contradict.
+
+    pictures: whether a missing one is left out.
+    """
     files = _files(folder)
     path = files[split]
     content = reading.read_json(path, DataError)
@@ -59,14 +67,14 @@ def load(folder: Path, split: str) -> Split:
     numbered = all(type(i.get("id")) is int for i in images)
     if not numbered:
         collector.defect(checks.BROKEN_LABEL, path, "image ids are not whole numbers", "images numbered anew")
-    for image, header, file in _images(collector, path, images, finder):
+    for image, header, file in _images(collector, path, images, finder, pictures):
         declared = _declared(image)
         own = objects.get(image["id"], Objects())
         number = int(image["id"]) if numbered else None
         collector.add(file, header, own, where=path, declared=declared, image_id=number)
     if split == splits(folder)[0]:
         _orphans(collector, files, finder)
-    return collector.finish(classes.names, classes.ids)
+    return collector.finish(classes.names, classes.ids, own_ids=numbered)
 
 
 def _lists(path: Path, content: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -85,7 +93,7 @@ def _lists(path: Path, content: Any) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def _images(
-    collector: Collector, path: Path, images: list[dict[str, Any]], finder: _Finder
+    collector: Collector, path: Path, images: list[dict[str, Any]], finder: _Finder, pictures: bool
 ) -> Iterator[tuple[dict[str, Any], Header, Path]]:
     seen: set[Any] = set()
     for image in images:
@@ -95,7 +103,11 @@ def _images(
             continue
         seen.add(image["id"])
         file = finder.find(image["file_name"])
-        header = collector.open(file, path.name)
+        size = _declared(image)
+        if pictures or size is None or file.is_file():
+            header = collector.open(file, path.name)
+        else:
+            header = Header(*size, mode="RGB", orientation=1)
         if header is not None:
             yield image, header, file
 

@@ -144,6 +144,15 @@ def announce_data(resolved: Any) -> None:
         say(f"note: handled in {resolved.train.name}: {listed}; `detsearch data inspect` lists them")
 
 
+def announce_scoring(split: Any, then: str = "the training goes on without a score") -> None:
+    """One line where AP on this split will be undefined; then: what happens all the same."""
+    from detsearch_cli.engine.score import why_no_score
+
+    reason = why_no_score(split)
+    if reason is not None:
+        say(f"warning: {reason}; {then}")
+
+
 def coco_table(title: str, coco: dict[str, float | None]) -> None:
     """The twelve COCO numbers in one line."""
     table(title, list(coco), [[percent(value) for value in coco.values()]])

@@ -214,6 +214,8 @@ class _Run:
                     break
             self._agree_to_stop()
             if self.state.step == epoch * self.steps_per_epoch:
+                # before log and weights: what was saved earlier stays
+                self._refuse_diverged(epoch, batches)
                 self._log_learned(epoch, journal)
                 self._save_weights(ckpt.LAST)
             # after log and weights: a kill before this line repeats the epoch, one after it has nothing to repeat
@@ -269,7 +271,7 @@ class _Run:
         *means, interrupted = cast(Tensor, self.fabric.all_reduce(own.clone(), reduce_op="mean")).tolist()
         self.stopping = interrupted > 0
         if not all(map(math.isfinite, means)):
-            self._diverge(dict(zip(losses, own.tolist(), strict=False)), batches)
+            self._diverge(dict(zip(losses, own.tolist(), strict=False)), batches, self.state.step + 1)
         return dict(zip(losses, means, strict=True))
 
     def _agree_to_stop(self) -> None:
@@ -277,13 +279,35 @@ class _Run:
         interrupted = torch.tensor(float(self.interrupted), device=self.fabric.device)
         self.stopping = float(cast(Tensor, self.fabric.all_reduce(interrupted, reduce_op="sum"))) > 0
 
-    def _diverge(self, losses: dict[str, float], batches: list[Batch]) -> None:
+    @torch.no_grad()
+    def _refuse_diverged(self, epoch: int, batches: list[Batch]) -> None:
+        """Raise Diverged where the epoch's last step broke the weights that are kept: no later loss may show it.
+
+        batches: of that step. Such weights find nothing, and an AP of 0 would look like a score.
+        """
+        model = self.final_model
+        floats = [t for t in model.state_dict().values() if t.is_floating_point()]
+        whole = torch.stack([t.isfinite().all().to(self.fabric.device) for t in floats]).all()
+        terms = {"weights": torch.where(whole, 0.0, math.nan)}
+        if epoch == self.until or self._scheduled(epoch):
+            # finite weights may still be so large that what they compute is not. In eval mode, as they are scored;
+            # and no running statistics of a batch norm move
+            training = model.training
+            with self.fabric.autocast():
+                images = batches[-1].images.contiguous(memory_format=self.memory)
+                terms |= model.eval().training_loss(images, batches[-1].targets)
+            model.train(training)
+        own = torch.stack([value.float() for value in terms.values()])
+        means = cast(Tensor, self.fabric.all_reduce(own.clone(), reduce_op="mean")).tolist()
+        if not all(map(math.isfinite, means)):
+            self._diverge(dict(zip(terms, own.tolist(), strict=True)), batches, self.state.step)
+
+    def _diverge(self, losses: dict[str, float], batches: list[Batch], step: int) -> None:
         records = self.loader.split.records
         told = (losses, [records[i].image_id for b in batches for i in b.index.tolist()])
         ranks = gathered(told, self.fabric)
         bad = [rank for rank in ranks if not all(map(math.isfinite, rank[0].values()))]
         losses, images = (bad or ranks)[0]
-        step = self.state.step + 1
         if self.fabric.is_global_zero:
             texts = {name: str(value) for name, value in losses.items()}
             # replaces our own: the folder is claimed, and the name is of RUN_FILES

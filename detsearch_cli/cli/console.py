@@ -192,6 +192,21 @@ class EpochLines:
         return f"  {timedelta(seconds=round(each * (at.steps - at.step)))} left"
 
 
+@cache
+def announce_load() -> None:
+    """One line, once a process, where this machine already computes more than it has cores for."""
+    if not hasattr(os, "getloadavg"):
+        return
+    # what this process may use: a container or a batch system often gives fewer than the machine has
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load > cores:
+        say(
+            f"note: this machine is busy (load {load:.1f} on {cores} {'core' if cores == 1 else 'cores'}): "
+            "times, not results, suffer"
+        )
+
+
 def announce_data(resolved: Any) -> None:
     """One line for the sizes of the splits, one for each decision about them, one for the defects of train."""
     parts = [("train", resolved.train), ("val", resolved.val), ("test", resolved.test)]

@@ -92,6 +92,7 @@ def run(search: Search, as_json: bool = False) -> Any:
     folder = search.folder
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
     data = load_data(search.recipe.data)
+    console.announce_load()
     console.announce_data(data)
     if data.test is not None and data.test.name == "test":
         console.announce_scoring(data.test, "the search goes on, but what it finds cannot be tested there")
@@ -161,6 +162,7 @@ def _train(
 
     every = sides(method, recipe, finding, runs.fragments_against(), baseline)
     data = load_data(recipe.data)
+    console.announce_load()
     console.announce_data(data)
     console.announce_scoring(data.val)
     for note in method.notes(recipe):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 
@@ -107,3 +108,17 @@ def test_a_training_that_stops_after_an_epoch_leaves_its_line(capsys: Told) -> N
             watch(at)
         raise KeyboardInterrupt
     assert capsys.readouterr().err.startswith("t  epoch 1/3  loss 2 ")
+
+
+@pytest.mark.parametrize(("load", "says"), [(4.5, "load 4.5 on 2 cores"), (2.0, "")])
+def test_a_busy_machine_is_told_once(
+    load: float, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Told
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    console.announce_load.cache_clear()
+    console.announce_load()
+    told = capsys.readouterr().err
+    assert says in told and bool(told) == bool(says)
+    console.announce_load()
+    assert capsys.readouterr().err == ""

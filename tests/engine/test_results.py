@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from detsearch_cli.data.source import load_split, open_source
 from detsearch_cli.data.types import Record, Split
@@ -124,3 +126,29 @@ def test_results_are_scored_where_pictures_are_missing(tmp_path: Path) -> None:
     assert split.own_ids and [(r.width, r.height) for r in split.records] == [(64, 48)] * 2
     assert rows(tmp_path, split, 9, 4) == [1, 0]
     np.testing.assert_array_equal(split.records[1].boxes, [[1, 2, 31, 22]])
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(
+    derandomize=True,
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(field=st.sampled_from(["image_id", "category_id", "bbox", "score", ""]), value=ANYTHING)
+def test_any_value_in_any_field_is_read_whole_or_refused(tmp_path: Path, field: str, value: object) -> None:
+    entries = [entry(1), {**entry(2), field: value} if field else value]
+    split = split_named("1.jpg", "b.jpg")
+    try:
+        found = DetectionTable.of_columns(read_results(write(tmp_path, entries), split))  # type: ignore[arg-type]
+    except EvaluationError as refused:
+        assert "results.json, entry 1: " in str(refused)
+        return
+    found.check(split)
+    assert len(found) == 2

@@ -112,7 +112,14 @@ class Dense:
         """The maps as one (B, A, C): a copy, made when first asked for. Prefer `rows`, or the maps themselves."""
         if self.maps[0].dim() == 3:
             return self.maps[0]
-        return torch.cat([level.flatten(1, 3) for level in self.rows()], 1)
+        # kept for all who ask later: made where gradients are off, it would train no class, without a word
+        with torch.enable_grad():
+            return torch.cat([level.flatten(1, 3) for level in self.rows()], 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the predictions lie; asking makes no copy of them."""
+        return self.boxes.device
 
     def rows(self) -> list[Tensor]:
         """Views of the scores in the order of priors: of every level (B, H, W, priors a cell, C), or (B, A_l, C)."""

@@ -8,9 +8,11 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,18 @@ def percent(value: float | None) -> str:
 
 @contextmanager
 def training_bar(title: str) -> Iterator[Any]:
-    """A progress bar of a training run. Gives the function that the training calls at every step."""
+    """A progress bar of a training run, or a line an epoch where stderr is no terminal.
+
+    Gives the function that the training calls at every step.
+    """
+    # not Console.is_terminal, which FORCE_COLOR sets: a log would be filled with cursor movements
+    if not err().file.isatty() or err().is_dumb_terminal:
+        lines = EpochLines(title)
+        try:
+            yield lines
+        finally:
+            lines.flush()
+        return
     one_line = partial(Column, no_wrap=True)
     columns = (
         TextColumn("{task.description}", markup=False, table_column=one_line(min_width=min(len(title), 30))),
@@ -124,6 +137,69 @@ def training_bar(title: str) -> Iterator[Any]:
             progress.stop()
 
 
+class EpochLines:
+    """Progress of a training in a log: one line an epoch, with its mean losses, AP where it was scored, time left."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.line = title, ""
+        self.sums: dict[str, float] = {}
+        self.steps, self.first, self.started = 0, 0, 0.0
+
+    def __call__(self, at: Any) -> None:
+        """Called at every step, with its losses, and after every evaluation, with its AP."""
+        if at.losses:
+            self._step(at)
+        if at.ap is not None:
+            # a run that had only to be scored has no line yet
+            self.line = f"{self.line or self._epoch(at)}  AP {percent(at.ap)}"
+            self.flush()
+
+    def flush(self) -> None:
+        """Print the line of the last epoch, unless it has been."""
+        if self.line:
+            say(self.line)
+        self.line = ""
+
+    def _step(self, at: Any) -> None:
+        self.flush()  # the epoch before was not scored
+        if not self.started:
+            # from the first step's end: before it the kernels are compiled and the images read
+            self.started, self.first = time.monotonic(), at.step
+        self.steps += 1
+        for name, value in at.losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if at.step % (at.steps // at.epochs) == 0:
+            terms = "  ".join(f"{name} {value / self.steps:.4g}" for name, value in self.sums.items())
+            total = sum(self.sums.values()) / self.steps
+            self.line = f"{self._epoch(at)}  loss {total:.4g} ({terms}){self._left(at)}"
+            self.sums, self.steps = {}, 0
+
+    def _epoch(self, at: Any) -> str:
+        return f"{self.title}  epoch {at.epoch}/{at.epochs}"
+
+    def _left(self, at: Any) -> str:
+        """Time left at the pace so far, evaluations counted in; nothing before a pace is known."""
+        if at.step == self.first or at.step == at.steps:
+            return ""
+        each = (time.monotonic() - self.started) / (at.step - self.first)
+        return f"  {timedelta(seconds=round(each * (at.steps - at.step)))} left"
+
+
+@cache
+def announce_load() -> None:
+    """One line, once a process, where this machine already computes more than it has cores for."""
+    if not hasattr(os, "getloadavg"):
+        return
+    # what this process may use: a container or a batch system often gives fewer than the machine has
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load > cores:
+        say(
+            f"note: this machine is busy (load {load:.1f} on {cores} {'core' if cores == 1 else 'cores'}): "
+            "times, not results, suffer"
+        )
+
+
 def announce_data(resolved: Any) -> None:
     """One line for the sizes of the splits, one for each decision about them, one for the defects of train."""
     parts = [("train", resolved.train), ("val", resolved.val), ("test", resolved.test)]
@@ -144,6 +220,15 @@ def announce_changes(folder: Path, resolved: Any) -> None:
     changed = changes(folder, resolved.train, resolved.val)
     if changed is not None:
         say(f"note: {changed}")
+
+
+def announce_scoring(split: Any, then: str = "the training goes on without a score") -> None:
+    """One line where AP on this split will be undefined; then: what happens all the same."""
+    from detsearch_cli.engine.score import why_no_score
+
+    reason = why_no_score(split)
+    if reason is not None:
+        say(f"warning: {reason}; {then}")
 
 
 def coco_table(title: str, coco: dict[str, float | None]) -> None:

@@ -46,6 +46,7 @@ def demo(
     recipe = compose([("demo", {**RECIPE, "seed": seed})])
     method = load_method(METHOD, OPTIONS)
     settings = Settings(out.name, trials=TRIALS, jobs=JOBS, command=console.command_line())
+    console.announce_load()
     console.say("1. search: how many positives should each ground truth get?")
     result = run(new_search(method, recipe, settings, out.parent))
     if result.best.baseline:

@@ -113,7 +113,9 @@ class Subject:
 
 def find_subject(run: Path | None, weights: Path | None, detections: Path | None, where: Where) -> Subject:
     """What is scored: exactly one of a run, a weights file or a results file."""
+    from detsearch_cli.cli import console
     from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.results import doubt, read_results
     from detsearch_cli.engine.score import detect_and_note, open_split
 
     given = [x for x in (run, weights, detections) if x is not None]
@@ -125,8 +127,12 @@ def find_subject(run: Path | None, weights: Path | None, detections: Path | None
         return Subject(str(path), found.split, found.table, found.notes)
     if where.data is None:
         raise EvaluationError(f"{path} needs --data: the annotations to score it against")
-    split = open_split(where.data, where.split)
-    return Subject(str(path), split, DetectionTable.load(path, split))
+    split = open_split(where.data, where.split, pictures=False)
+    columns = read_results(path, split)
+    doubted = doubt(columns, split)
+    if doubted is not None:
+        console.say(f"warning: {path}: {doubted}")
+    return Subject(str(path), split, DetectionTable.of_columns(columns))
 
 
 def compare_with(subject: Subject, other: Path, metric: str, resamples: int, where: Where) -> dict[str, Any]:

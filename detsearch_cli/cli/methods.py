@@ -92,8 +92,11 @@ def run(search: Search, as_json: bool = False) -> Any:
     folder = search.folder
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
     data = load_data(search.recipe.data)
+    console.announce_load()
     console.announce_data(data)
     console.announce_changes(folder, data)
+    if data.test is not None and data.test.name == "test":
+        console.announce_scoring(data.test, "the search goes on, but what it finds cannot be tested there")
     result = run_search(search, live.Live())
     page = write_study_page(folder)
     live.conclude(search, result, page, as_json)
@@ -159,7 +162,10 @@ def _train(
     from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
 
     every = sides(method, recipe, finding, runs.fragments_against(), baseline)
-    console.announce_data(load_data(recipe.data))
+    data = load_data(recipe.data)
+    console.announce_load()
+    console.announce_data(data)
+    console.announce_scoring(data.val)
     for note in method.notes(recipe):
         console.say(f"note: {note}")
     last = list(every.values())[-1]

@@ -33,8 +33,10 @@ def train(
     folder = out or api.default_folder(recipe)
     console.set_resume_hint(f"the run is saved in {folder}; give the same command again to go on")
     data = load_data(recipe.data)
+    console.announce_load()
     console.announce_data(data)
     console.announce_changes(folder, data)
+    console.announce_scoring(data.val)
     with console.training_bar(f"{recipe.detector.name} {recipe.backbone.name}") as on_progress:
         metrics = api.train(recipe, folder, on_progress).metrics
     if json:

@@ -235,8 +235,10 @@ class Collector:
         self.defect(SWAPPED, where, _show(np.array(box)), "corners put in order")
         return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
-    def finish(self, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> Split:
-        """The Split. Raises DataError when no image or no class is left."""
+    def finish(
+        self, classes: Sequence[str], category_ids: Sequence[int] | None = None, own_ids: bool = False
+    ) -> Split:
+        """The Split. Raises DataError when no image or no class is left. own_ids: as in `Split`."""
         if not classes:
             raise DataError(
                 f"{self.folder} has no class in its annotations; at least one labelled box is needed"
@@ -257,6 +259,7 @@ class Collector:
             records=tuple(self.records),
             defects=tuple(self.defects),
             read=Reader(tuple(r.file for r in self.records if r.file is not None)),
+            own_ids=own_ids,
         )
 
 

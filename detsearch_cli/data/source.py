@@ -103,13 +103,22 @@ class FolderSource:
 
     def load(self, split: str, strict: bool = False) -> Split:
         """One of `splits`. Strict decodes every image and raises DataError for the first defect."""
-        if split not in self.splits:
-            raise DataError(f"{self.spec} has no split {split!r}; it has {', '.join(self.splits)}")
+        self._refuse_unknown(split)
         loaded = _format(self.format).load(self.folder, split)
         if strict:
             checks.refuse_defects(self.spec, loaded, loaded.defects)
             checks.refuse_defects(self.spec, loaded, checks.decode_all(loaded))
         return loaded
+
+    def load_annotations(self, split: str) -> Split:
+        """One of `splits` for scoring alone: pictures that are missing count where the annotations tell their sizes."""
+        self._refuse_unknown(split)
+        module = _format(self.format)
+        return getattr(module, "load_annotations", module.load)(self.folder, split)
+
+    def _refuse_unknown(self, split: str) -> None:
+        if split not in self.splits:
+            raise DataError(f"{self.spec} has no split {split!r}; it has {', '.join(self.splits)}")
 
 
 def open_source(spec: str) -> Source:
@@ -130,11 +139,16 @@ def open_source(spec: str) -> Source:
     return _open_folder(spec, _existing(spec), None)
 
 
-def load_split(source: Source, split: str, strict: bool = False) -> Split:
-    """Load "train", or several joined: "train+val". Raises DataError as `Source.load` does."""
+def load_split(source: Source, split: str, strict: bool = False, pictures: bool = True) -> Split:
+    """Load "train", or several joined: "train+val". Raises DataError as `Source.load` does.
+
+    pictures: False where they are never looked at; see `FolderSource.load_annotations`.
+    """
     wanted = [part.strip() for part in split.split("+")]
     if len(set(wanted)) != len(wanted) or not all(wanted):
         raise DataError(f"a split is a name, or different names joined by +, got {split!r}")
+    if not pictures and isinstance(source, FolderSource):
+        return join([source.load_annotations(part) for part in wanted], split)
     return join([source.load(part, strict) for part in wanted], split)
 
 
@@ -152,7 +166,8 @@ def join(splits: Sequence[Split], name: str) -> Split:
                 f"splits {first.name!r} and {other.name!r} have different classes and cannot be joined"
             )
     records: list[Record] = [r for s in splits for r in s.records]
-    if len({r.image_id for r in records}) < len(records):
+    unique = len({r.image_id for r in records}) == len(records)
+    if not unique:
         records = [replace(r, image_id=i) for i, r in enumerate(records, start=1)]
     return replace(
         first,
@@ -160,6 +175,7 @@ def join(splits: Sequence[Split], name: str) -> Split:
         records=tuple(records),
         defects=tuple(d for s in splits for d in s.defects),
         read=_JoinedReader(tuple(splits)),
+        own_ids=first.own_ids and unique,
     )
 
 

@@ -54,7 +54,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Split:
-    """One annotated set of images. `read(i)` gives image i as uint8 (H, W, 3) RGB."""
+    """One annotated set of images. `read(i)` gives image i as uint8 (H, W, 3) RGB.
+
+    own_ids: image ids are those that the data set writes (COCO); else the images were only counted.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -62,6 +65,7 @@ class Split:
     records: tuple[Record, ...]
     defects: tuple[Defect, ...]
     read: Callable[[int], np.ndarray]
+    own_ids: bool = False
 
     def __len__(self) -> int:
         return len(self.records)

@@ -12,6 +12,7 @@ from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._fpn import FPN
 from detsearch_cli.detectors._heads import DenseHead
 from detsearch_cli.detectors.base import Detector
+from detsearch_cli.errors import RecipeError
 from detsearch_cli.structures import Dense, Priors
 
 
@@ -32,6 +33,12 @@ class PyramidDetector(Detector):
             extra_from_backbone=self.extra_from_backbone,
         )
         self.head = self.build_head(recipe.neck.channels, recipe.head.convs)
+        # scores are multiplied by centerness: a branch that nothing trains would shuffle them
+        if self.head.centerness is not None and not self.loss.trains_centerness:
+            raise RecipeError(
+                f"detector {recipe.detector.name} has a centerness branch, which loss: "
+                f"{recipe.loss and recipe.loss.name} does not train; add detector.centerness: false, or use loss: focal_iou"
+            )
 
     @abstractmethod
     def build_head(self, channels: int, convs: int) -> DenseHead:

@@ -142,7 +142,7 @@ class Detector(nn.Module, ABC):
     def assign(self, dense: Dense, targets: Targets) -> Assignment:
         """Which prior is matched to which ground truth in this training step, without gradient."""
         # half precision would rank IoUs and losses by rounding
-        with torch.no_grad(), torch.autocast(dense.logits.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(dense.device.type, enabled=False):
             assignment = self.assigner(dense.detached(), targets)
             if self.shapes is None:
                 return assignment
@@ -158,7 +158,7 @@ class Detector(nn.Module, ABC):
         targets: as `dense_targets` gives them.
         """
         assignment = self.assign(dense, targets)
-        with torch.autocast(dense.logits.device.type, enabled=False):
+        with torch.autocast(dense.device.type, enabled=False):
             terms = self.assigned_loss(dense, assignment, targets)
             if self.shapes is None:
                 return terms

@@ -1,10 +1,9 @@
-"""Detections of a split as flat arrays, and COCO's results file: `[{image_id, category_id, bbox, score}]`."""
+"""Detections of a split as flat arrays."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import numpy as np
 
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine.proposals import ProposalRecall
+from detsearch_cli.engine.results import Columns, ImageIds, read_results
 from detsearch_cli.errors import EvaluationError
 from detsearch_cli.files import write_text
-
-SHOWN = 6  # ids and names listed in an error message before it says "..."
 
 
 @dataclass(frozen=True)
@@ -86,162 +84,44 @@ class DetectionTable:
             raise EvaluationError(f"every box must be x1 <= x2, y1 <= y2, got {first} at row {inverted[0]}")
 
     @staticmethod
-    def load(path: Path, split: Split) -> DetectionTable:
-        """Read a COCO results file written by any framework, against the ids of `split`.
+    def of_columns(columns: Columns) -> DetectionTable:
+        """What a results file holds."""
+        low, sides = columns.boxes[:, :2], columns.boxes[:, 2:]
+        boxes = np.concatenate([low, low + sides], axis=1)
+        return DetectionTable(columns.image, boxes, columns.scores, columns.labels)
 
-        `image_id` is the data's own id, or a string naming the image's file (with or without its ending).
-        `category_id` is the data's own (`split.category_ids`). Nothing is guessed, dropped or shifted:
-        raises EvaluationError naming the file, the entry and the rule it breaks.
+    @staticmethod
+    def load(path: Path, split: Split) -> DetectionTable:
+        """Read the detections that `save` has written of this split. Raises EvaluationError naming file and entry.
+
+        Those of other programs: `results.read_results`, which finds out what their ids mean.
         """
-        entries = _read_json(path)
-        rows, labels = _ImageIds(split), {c: i for i, c in enumerate(split.category_ids)}
-        _refuse_foreign_categories(path, entries, split)
-        image, label, boxes, scores = [], [], [], []
-        for number, entry in enumerate(entries):
-            image.append(rows.find(path, number, entry["image_id"]))
-            label.append(labels[entry["category_id"]])
-            boxes.append(_bbox(path, number, entry))
-            scores.append(_score(path, number, entry))
-        xywh = np.array(boxes, np.float64).reshape(-1, 4)
-        xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-        return DetectionTable(
-            np.array(image, np.int64), xyxy, np.array(scores, np.float64), np.array(label, np.int64)
-        )
+        return DetectionTable.of_columns(read_results(path, split, own=True))
 
     def to_coco(self, split: Split) -> list[dict[str, Any]]:
         """COCO's results with the ids of `split`: image_id, category_id, bbox (xywh px), score."""
+        return self._entries(split, [int(record.image_id) for record in split.records])
+
+    def _entries(self, split: Split, image_ids: Sequence[int | str]) -> list[dict[str, Any]]:
         self.check(split)
-        ids = [int(split.records[i].image_id) for i in self.image.tolist()]
+        ids = [image_ids[i] for i in self.image.tolist()]
         categories = [int(split.category_ids[i]) for i in self.labels.tolist()]
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1).tolist()
         columns = zip(ids, categories, xywh, self.scores.tolist(), strict=True)
         return [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in columns]
 
     def save(self, path: Path, split: Split) -> None:
-        """Write COCO's results file with the ids of `split`, atomically; EvaluationError or StorageError."""
+        """Write COCO's results file, atomically; EvaluationError or StorageError.
+
+        With the ids of `split`, or with the names of its files where these are other numbers than the ids.
+        """
+        ids: list[int | str] = [int(record.image_id) for record in split.records]
+        if ImageIds(split).ambiguous:
+            ids = [
+                record.file.name if record.file else i for i, record in zip(ids, split.records, strict=True)
+            ]
         # replaces what callers name: a run folder's own detections, or a file that they have claimed
-        write_text(path, "[" + ",\n".join(map(json.dumps, self.to_coco(split))) + "]\n")
-
-
-class _ImageIds:
-    """Row of the image an entry means: by the data's id, or by the name of its file."""
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-        self.by_id = {int(r.image_id): row for row, r in enumerate(split.records)}
-        self._by_name: dict[str, list[int]] | None = None
-
-    @property
-    def by_name(self) -> Mapping[str, list[int]]:
-        if self._by_name is None:  # made when first needed: most files have numeric ids
-            self._by_name = {}
-            for row, record in enumerate(self.split.records):
-                for name in {record.file.name, record.file.stem} if record.file else set():
-                    self._by_name.setdefault(name, []).append(row)
-        return self._by_name
-
-    def find(self, path: Path, number: int, image_id: Any) -> int:
-        if isinstance(image_id, int) and image_id in self.by_id:
-            return self.by_id[image_id]
-        if isinstance(image_id, str):
-            rows = self.by_name.get(image_id, [])
-            if len(rows) == 1:
-                return rows[0]
-            if len(rows) > 1:
-                raise _entry(
-                    path, number, f"image_id {image_id!r} names {len(rows)} images; write numeric ids"
-                )
-        some = _some(sorted(self.by_id))
-        raise _entry(
-            path,
-            number,
-            f"image_id must be one of split {self.split.name!r} ({len(self.by_id)} images: {some}) "
-            f"or the name of an image file in it, got {image_id!r}; check --split and --data",
-        )
-
-
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EvaluationError(f"cannot read detections from {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise EvaluationError(
-            f"{path} is not valid JSON ({error}); was it cut off while being written?"
-        ) from error
-    if not isinstance(content, list):
-        raise EvaluationError(
-            f"{path} must hold a list of detections (COCO's results format), got {_kind(content)}; "
-            "a COCO annotation file is not a results file"
-        )
-    for number, entry in enumerate(content):
-        if not isinstance(entry, dict):
-            raise _entry(
-                path, number, f"must be an object with image_id, category_id, bbox, score, got {_kind(entry)}"
-            )
-        missing = [k for k in ("image_id", "category_id", "bbox", "score") if k not in entry]
-        if missing:
-            raise _entry(
-                path, number, f"must have image_id, category_id, bbox and score, {', '.join(missing)} missing"
-            )
-        # a bool is an int in Python, and `true` no image
-        if isinstance(entry["image_id"], bool) or not isinstance(entry["image_id"], int | str):
-            raise _entry(
-                path, number, f"image_id must be an integer or a file name, got {entry['image_id']!r}"
-            )
-    return content
-
-
-def _refuse_foreign_categories(path: Path, entries: list[dict[str, Any]], split: Split) -> None:
-    """One unknown category id condemns the file: the ids that do fit may mean other classes."""
-    known, seen = set(split.category_ids), set()
-    first: tuple[int, Any] | None = None
-    for number, entry in enumerate(entries):
-        category = entry["category_id"]
-        if isinstance(category, bool) or not isinstance(category, int):
-            raise _entry(path, number, f"category_id must be an integer, got {category!r}")
-        seen.add(category)
-        if first is None and category not in known:
-            first = (number, category)
-    if first is None:
-        return
-    named = [f"{c} {n}" for c, n in zip(split.category_ids, split.classes, strict=True)]
-    zero_based = min(seen) == 0 and max(seen) < len(split.classes)
-    hint = (
-        "the file's ids look like 0-based labels; they are never shifted silently, so write the data's ids"
-        if zero_based
-        else "the file seems to be written for other data"
-    )
-    raise _entry(
-        path,
-        first[0],
-        f"category_id must be one of the data's ({_some(named)}), got {first[1]} "
-        f"(the file has {_some(sorted(seen))}); {hint}",
-    )
-
-
-def _bbox(path: Path, number: int, entry: dict[str, Any]) -> list[float]:
-    box = entry["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(_finite(v) for v in box):
-        raise _entry(path, number, f"bbox must be four finite numbers x, y, width, height, got {_short(box)}")
-    if box[2] < 0 or box[3] < 0:
-        raise _entry(
-            path, number, f"bbox's width and height must not be negative, got {box}; is it x1, y1, x2, y2?"
-        )
-    return box
-
-
-def _score(path: Path, number: int, entry: dict[str, Any]) -> float:
-    if not _finite(entry["score"]):
-        raise _entry(path, number, f"score must be a finite number, got {_short(entry['score'])}")
-    return float(entry["score"])
-
-
-def _finite(value: Any) -> bool:
-    # isfinite overflows on integers beyond float64; such a number is no coordinate and no score
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e300 and math.isfinite(value)
+        write_text(path, "[" + ",\n".join(map(json.dumps, self._entries(split, ids))) + "]\n")
 
 
 def _all_in_range(name: str, values: np.ndarray, size: int, rule: str) -> None:
@@ -250,21 +130,3 @@ def _all_in_range(name: str, values: np.ndarray, size: int, rule: str) -> None:
         raise EvaluationError(
             f"every {name} must be in [0, {size}): {rule}, got {values[bad[0]]} at detection {bad[0]}"
         )
-
-
-def _entry(path: Path, number: int, rule: str) -> EvaluationError:
-    return EvaluationError(f"{path}, entry {number}: {rule}")
-
-
-def _some(values: Iterable[Any]) -> str:
-    listed = [str(v) for v in values]
-    return ", ".join(listed[:SHOWN]) + (", ..." if len(listed) > SHOWN else "")
-
-
-def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -21,16 +21,42 @@ from detsearch_cli.recipe import Data
 
 def final_split(data: Data) -> Split:
     """The split that no search has seen: test where the set has one, else val."""
-    resolved = resolve(data, open_source(data.source))
-    return resolved.test if resolved.test is not None else resolved.val
+    return final_of(resolve(data, open_source(data.source)))
 
 
-def open_split(spec: str, split: str | None) -> Split:
-    """A split of a data set by name; None: test where it exists, else val, else the only one there is."""
+def final_of(data: Resolved) -> Split:
+    """Of splits that are loaded, the one that no search has seen."""
+    return data.test if data.test is not None else data.val
+
+
+def why_no_score(split: Split) -> str | None:
+    """Why AP is undefined on this split, whatever is detected; None where it can be computed."""
+    if any(record.counted.any() for record in split.records):
+        return None
+    boxes = any(len(record.boxes) for record in split.records)
+    kind = "box that is neither crowd nor difficult" if boxes else "box"
+    return f"AP cannot be computed on {split.name}: none of its {len(split)} images has a {kind}"
+
+
+def refuse_unscorable(split: Split) -> None:
+    """Raise EvaluationError where AP is undefined on this split: trainings would end without a score."""
+    reason = why_no_score(split)
+    if reason is not None:
+        raise EvaluationError(
+            f"{reason}; mend its labels (`detsearch data inspect` lists what is wrong), take it out of the set, or "
+            "choose other images by --set data.val"
+        )
+
+
+def open_split(spec: str, split: str | None, pictures: bool = True) -> Split:
+    """A split of a data set by name; None: test where it exists, else val, else the only one there is.
+
+    pictures: False where only annotations are needed; a missing picture then counts where its size is known.
+    """
     source = open_source(spec)
     if split is None:
         split = next((name for name in ("test", "val", "train") if name in source.splits), "train")
-    return load_split(source, split)
+    return load_split(source, split, pictures=pictures)
 
 
 @dataclass(frozen=True)

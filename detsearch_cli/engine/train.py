@@ -32,7 +32,7 @@ from detsearch_cli.data.types import Split
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
-from detsearch_cli.engine import fingerprint
+from detsearch_cli.engine import divergence, fingerprint
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.interrupt import noting_signals
@@ -43,7 +43,7 @@ from detsearch_cli.engine.predict import detect_split
 from detsearch_cli.engine.processes import Place, explain, gathered, together
 from detsearch_cli.engine.state import State
 from detsearch_cli.engine.versions import versions
-from detsearch_cli.errors import CheckpointError, DataError, Diverged
+from detsearch_cli.errors import CheckpointError, DataError
 from detsearch_cli.files import write_json
 from detsearch_cli.recipe import Recipe
 from detsearch_cli.structures import TrainingStep
@@ -218,6 +218,8 @@ class _Run:
                     break
             self._agree_to_stop()
             if self.state.step == epoch * self.steps_per_epoch:
+                # before log and weights: what was saved earlier stays
+                self._refuse_diverged(epoch, batches)
                 self._log_learned(epoch, journal)
                 self._save_weights(ckpt.LAST)
             # after log and weights: a kill before this line repeats the epoch, one after it has nothing to repeat
@@ -273,7 +275,7 @@ class _Run:
         *means, interrupted = cast(Tensor, self.fabric.all_reduce(own.clone(), reduce_op="mean")).tolist()
         self.stopping = interrupted > 0
         if not all(map(math.isfinite, means)):
-            self._diverge(dict(zip(losses, own.tolist(), strict=False)), batches)
+            self._diverge(dict(zip(losses, own.tolist(), strict=False)), batches, self.state.step + 1)
         return dict(zip(losses, means, strict=True))
 
     def _agree_to_stop(self) -> None:
@@ -281,22 +283,18 @@ class _Run:
         interrupted = torch.tensor(float(self.interrupted), device=self.fabric.device)
         self.stopping = float(cast(Tensor, self.fabric.all_reduce(interrupted, reduce_op="sum"))) > 0
 
-    def _diverge(self, losses: dict[str, float], batches: list[Batch]) -> None:
-        records = self.loader.split.records
-        told = (losses, [records[i].image_id for b in batches for i in b.index.tolist()])
-        ranks = gathered(told, self.fabric)
-        bad = [rank for rank in ranks if not all(map(math.isfinite, rank[0].values()))]
-        losses, images = (bad or ranks)[0]
-        step = self.state.step + 1
-        if self.fabric.is_global_zero:
-            texts = {name: str(value) for name, value in losses.items()}
-            # replaces our own: the folder is claimed, and the name is of RUN_FILES
-            write_json(self.folder / ckpt.DIVERGED, {"step": step, "losses": texts, "image_ids": images})
-        table = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        raise Diverged(
-            f"the loss is not finite at step {step} ({table}; image ids {images}); "
-            f"try a lower optim.lr, optim.clip_norm, or look at those images"
-        )
+    def _refuse_diverged(self, epoch: int, batches: list[Batch]) -> None:
+        """Raise Diverged where the epoch's last step, of `batches`, broke the weights: no later loss may show it."""
+        # such weights find nothing, and an AP of 0 would look like a score
+        found = {"weights": divergence.of_weights(self.final_model)}
+        if epoch == self.until or self._scheduled(epoch):
+            found |= divergence.outcome(self.final_model, batches[-1], self.memory, self.fabric)
+        if not divergence.all_finite(found, self.fabric):
+            self._diverge({name: float(value) for name, value in found.items()}, batches, self.state.step)
+
+    def _diverge(self, losses: dict[str, float], batches: list[Batch], step: int) -> None:
+        images = [self.loader.split.records[i].image_id for b in batches for i in b.index.tolist()]
+        divergence.diverge(losses, images, step, self.folder, self.fabric)
 
     def _batches(self, epoch: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step of the epoch that is still to be done."""

@@ -141,12 +141,15 @@ def compare_sides(
     study: the study whose finding is tested; its page shows the comparison. The same call goes on after an interrupt.
     """
     from detsearch_cli.engine.comparison import compare_recipes, planned_runs
+    from detsearch_cli.engine.score import final_of, refuse_unscorable
+    from detsearch_cli.engine.trial import load_data
 
     planned = planned_runs(recipes, seeds, folder)
     claim_folder(folder, RUNS, "folder of runs")
     for kept in {folder, study or folder}:
         claim_file(kept / COMPARISON, "comparison")
     _check(planned, placement)
+    refuse_unscorable(final_of(load_data(planned[0].recipe.data)))
     _note(folder, list(recipes), seeds)
     _in_workers(planned, folder, "detsearch_cli.engine.comparison:train_and_detect", placement, callbacks)
     outcome = compare_recipes(recipes, seeds, folder, callbacks.on_run)

@@ -29,6 +29,7 @@ from detsearch_cli.files import (
 from detsearch_cli.methods.base import Method, load_method
 
 if TYPE_CHECKING:
+    from detsearch_cli.data.splits import Resolved
     from detsearch_cli.fragments import Fragment
     from detsearch_cli.recipe import Recipe
     from detsearch_cli.search.config import SamplerChoice
@@ -235,6 +236,7 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
     plan = _plan(search)
     _claim(search, plan)
     data = load_data(search.recipe.data)
+    refuse_unscored(data)
     refuse_untrainable(search.recipe, len(data.train.classes), search.settings.executor == "local")
     accepted = False
 
@@ -332,6 +334,18 @@ def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
         fragment = search.method.fragment(search.recipe, candidate)
         recipe = with_fragment(search.recipe, fragment)
     return Prepared(recipe.to_yaml(), recipe.hash(), fragment)
+
+
+def refuse_unscored(data: Resolved) -> None:
+    """Raise EvaluationError, before the first trial, where no candidate could be scored or val was never labelled.
+
+    A test split without labels is usual, and no obstacle: candidates are scored on others.
+    """
+    from detsearch_cli.engine.score import refuse_unscorable
+
+    refuse_unscorable(data.val)
+    if data.test is not None and data.test.name == "val":
+        refuse_unscorable(data.test)
 
 
 def refuse_untrainable(recipe: Recipe, num_classes: int, here: bool = True) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -14,15 +16,21 @@ SHOWN = r"x\x1b]0;pwned\x07\x1b[31mred\r\x9b2J\x7f\u202e[bold]:car:[/]"
 Told = pytest.CaptureFixture[str]
 
 
+@dataclass
 class At:
-    """A step of a training with an evil loss."""
+    """Where a training is, as engine.train tells it; by default with an evil loss."""
 
-    ap, losses, epoch, epochs, step, steps = 0.5, {EVIL: 1.0}, 1, 1, 1, 2
+    step: int = 1
+    steps: int = 2
+    epoch: int = 1
+    epochs: int = 1
+    losses: dict[str, float] = field(default_factory=lambda: {EVIL: 1.0})
+    ap: float | None = None
 
 
 def bar() -> None:
     with console.training_bar(EVIL) as watch:
-        watch(At())
+        watch(At(step=2))
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +71,54 @@ def test_json_holds_every_character(capsys: Told) -> None:
     out = capsys.readouterr().out
     assert json.loads(out) == {"name": EVIL}
     assert "\x1b" not in out
+
+
+def steps(count: int, epochs: int, scored: set[int]) -> list[At]:
+    """What a training of so many steps an epoch tells; scored: epochs after which it is evaluated."""
+    told = []
+    for step in range(1, count * epochs + 1):
+        epoch = (step - 1) // count + 1
+        told.append(At(step, count * epochs, epoch, epochs, {"a": float(step), "b": 0.5}))
+        if step % count == 0 and epoch in scored:
+            told.append(At(step, count * epochs, epoch, epochs, {}, 0.25))
+    return told
+
+
+@pytest.mark.parametrize("color", [None, "1"])
+def test_a_log_has_one_line_an_epoch_without_escapes(
+    color: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Told
+) -> None:
+    if color:
+        monkeypatch.setenv("FORCE_COLOR", color)
+        monkeypatch.delenv("NO_COLOR")
+    with console.training_bar("fcos tiny") as watch:
+        for at in steps(2, 3, {2, 3}):
+            watch(at)
+    told = capsys.readouterr().err
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", told)
+    first, second, third = told.splitlines()
+    assert re.fullmatch(r"fcos tiny  epoch 1/3  loss 2 \(a 1\.5  b 0\.5\)  0:00:00 left", first)
+    assert re.fullmatch(r"fcos tiny  epoch 2/3  loss 4 \(a 3\.5  b 0\.5\)  0:00:00 left  AP 25\.0", second)
+    assert third == "fcos tiny  epoch 3/3  loss 6 (a 5.5  b 0.5)  AP 25.0"
+
+
+def test_a_training_that_stops_after_an_epoch_leaves_its_line(capsys: Told) -> None:
+    with pytest.raises(KeyboardInterrupt), console.training_bar("t") as watch:
+        for at in steps(2, 3, set())[:2]:
+            watch(at)
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.startswith("t  epoch 1/3  loss 2 ")
+
+
+@pytest.mark.parametrize(("load", "says"), [(4.5, "load 4.5 on 2 cores"), (2.0, "")])
+def test_a_busy_machine_is_told_once(
+    load: float, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Told
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    console.announce_load.cache_clear()
+    console.announce_load()
+    told = capsys.readouterr().err
+    assert says in told and bool(told) == bool(says)
+    console.announce_load()
+    assert capsys.readouterr().err == ""

@@ -269,7 +269,7 @@ def test_a_missing_or_binary_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="No such file"):
         DetectionTable.load(tmp_path / "nowhere.json", DATA)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(EvaluationError, match="not valid JSON"):
+    with pytest.raises(EvaluationError, match="not UTF-8 text"):
         DetectionTable.load(tmp_path / "binary.json", DATA)
 
 

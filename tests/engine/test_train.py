@@ -131,6 +131,19 @@ def test_a_loss_that_is_not_finite_stops_with_the_losses_and_the_images(tmp_path
     assert not (tmp_path / ckpt.METRICS).exists()
 
 
+@pytest.mark.parametrize(("rate", "ema"), [(1e9, None), (1e30, None), (1e30, 0.9)])
+def test_a_last_step_that_breaks_the_weights_is_no_score(
+    rate: float, ema: float | None, tmp_path: Path
+) -> None:
+    """Its own loss, from before the step, is finite; there is no later one."""
+    one_step = {"source": "shapes:images=8,val=4,test=4,size=64"}
+    optim = {"name": "sgd", "lr": rate, "ema": ema, "clip_norm": None}
+    recipe = small(data=one_step, optim=optim, schedule={"epochs": 1, "warmup_steps": 0})
+    with pytest.raises(Diverged, match="not finite at step 1 "):
+        fit(recipe, tmp_path)
+    assert not (tmp_path / ckpt.METRICS).exists() and not (tmp_path / ckpt.LAST).exists()
+
+
 def test_out_of_memory_retries_once_at_half_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

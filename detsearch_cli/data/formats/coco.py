@@ -22,7 +22,7 @@ from detsearch_cli.data.formats import _layout, _masks
 from detsearch_cli.data.formats._coco_classes import Classes, read_classes
 from detsearch_cli.data.formats._coco_files import Files, ImageFinder, find_files, mapped
 from detsearch_cli.data.formats._find import composed
-from detsearch_cli.data.images import find_images
+from detsearch_cli.data.images import Header, find_images
 from detsearch_cli.data.types import Split
 from detsearch_cli.errors import DataError
 
@@ -50,8 +50,16 @@ def splits(folder: Path) -> tuple[str, ...]:
     return tuple(s for s in _layout.SPLITS if s in found)
 
 
-def load(folder: Path, split: str) -> Split:
-    """Read one split. Raises DataError for json that is broken or no COCO, or classes that contradict."""
+def load_annotations(folder: Path, split: str) -> Split:
+    """As `load`, but a missing picture stays where the json tells its size: scoring results opens none."""
+    return load(folder, split, pictures=False)
+
+
+def load(folder: Path, split: str, *, pictures: bool = True) -> Split:
+    """Read one split. Raises DataError for json that is broken or no COCO, or classes that contradict.
+
+    pictures: whether a missing one is left out.
+    """
     files = find_files(folder)
     path = _layout.file_of(split, files.splits, folder)
     rows, annotations = _lists(path, reading.read_json(path, DataError))
@@ -60,11 +68,11 @@ def load(folder: Path, split: str) -> Split:
     images = _images(collector, path, rows)
     _read_annotations(collector, path, annotations, images, classes)
     finder = ImageFinder(folder, path, split)
-    _add_images(collector, path, images, finder)
+    numbered = _add_images(collector, path, images, finder, pictures)
     # what concerns the whole set is reported once, with its first split
     if split == splits(folder)[0]:
         _report_set(collector, files, classes, finder)
-    return collector.finish(classes.names, classes.ids)
+    return collector.finish(classes.names, classes.ids, own_ids=numbered)
 
 
 def _lists(path: Path, content: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -247,9 +255,12 @@ def _check_areas(collector: Collector, path: Path, objects: list[Objects]) -> No
 
 
 def _add_images(
-    collector: Collector, path: Path, images: dict[int | str, _Image], finder: ImageFinder
-) -> None:
-    """Open every image and keep it with its objects; ids that are no numbers make all be numbered anew."""
+    collector: Collector, path: Path, images: dict[int | str, _Image], finder: ImageFinder, pictures: bool
+) -> bool:
+    """Open every image and keep it with its objects; ids that are no numbers make all be numbered anew.
+
+    pictures: whether a missing one is left out. Returns whether the ids are the file's own.
+    """
     numbered = all(isinstance(number, int) for number in images)
     if not numbered:
         collector.defect(checks.BROKEN_LABEL, path, "image ids are not whole numbers", "images numbered anew")
@@ -262,15 +273,19 @@ def _add_images(
             images[first].objects.join(image.objects)
             collector.defect(checks.DUPLICATE_ID, path, detail, "one image, boxes of both, doubles left out")
     for file, number in kept.items():
-        header = collector.open(file, path.name)
+        image = images[number]
+        if pictures or image.declared is None or file.is_file():
+            header = collector.open(file, path.name)
+        else:
+            header = Header(*image.declared, mode="RGB", orientation=1)
         if header is not None:
-            image = images[number]
             image_id = number if numbered and isinstance(number, int) else None
             collector.add(file, header, image.objects, where=path, declared=image.declared, image_id=image_id)
     if finder.moved:
         name, file = finder.moved[0]
         detail = f"{len(finder.moved)} images are named by paths that are not here, such as {name}"
         collector.defect(checks.MOVED, path, detail, f"found by their last part: {file}")
+    return numbered
 
 
 def _report_set(collector: Collector, files: Files, classes: Classes, finder: ImageFinder) -> None:

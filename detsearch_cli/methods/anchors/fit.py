@@ -26,6 +26,8 @@ TINY = 1e-3
 """px; keeps the logarithm of a side finite."""
 SEARCHED = 10_000
 """Boxes that the restarts look at, drawn from all; the best of them goes on with every box."""
+SAME = 1e-3
+"""Sides that differ by a smaller part are one: annotations written as fractions differ in the sixth digit."""
 SIZE_EDGES = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, np.inf)
 """Octaves of sqrt(w h), px, in which the fit is told."""
 
@@ -104,13 +106,13 @@ def fit_shapes(
 
     There are always exactly `count` shapes, all different. least: px that no side falls below, one number, or one
     for each shape from the smallest area to the largest (the stride of the level it will serve). Raises DataError
-    for boxes of fewer than `count` different sizes, or where only `least` is left to most of the shapes.
+    for boxes of fewer than `count` different sizes (see SAME), or where only `least` is left to most of the shapes.
     """
-    distinct = len(np.unique(sizes, axis=0))
-    if distinct < count:
+    different = distinct(sizes, count)
+    if different < count:
         raise DataError(
-            f"{count} anchor shapes need boxes of at least {count} different sizes, got {distinct} among "
-            f"{len(sizes)} boxes; ask for fewer shapes or give more images"
+            f"{count} anchor shapes need boxes of at least {count} different sizes, got {different} among "
+            f"{len(sizes)} boxes (sides within {SAME:.1%} count as equal); ask for fewer shapes or give more images"
         )
     rng = np.random.default_rng(seed)
     bound = np.broadcast_to(np.asarray(least, dtype=np.float64), (count,))
@@ -127,6 +129,16 @@ def fit_shapes(
             f"boxes are smaller; ask for fewer shapes, a lower --min-strides, or larger images"
         )
     return Fit(shapes, best, tuple(value for _, value in found))
+
+
+def distinct(sizes: np.ndarray, most: int) -> int:
+    """How many sizes differ by more than SAME in a side, counted up to `most`. sizes (N, 2) px."""
+    left, found = sizes, 0
+    # one size and all its likes at a time: rounding to a grid would tell likes apart that lie across a line
+    while len(left) and found < most:
+        left = left[(np.abs(left - left[0]) > SAME * left[0]).any(1)]
+        found += 1
+    return found
 
 
 def fit_levels(
@@ -217,7 +229,7 @@ def _sample(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
     if len(sizes) <= SEARCHED:
         return sizes
     drawn = sizes[rng.choice(len(sizes), SEARCHED, replace=False)]
-    return drawn if len(np.unique(drawn, axis=0)) >= count else sizes
+    return drawn if distinct(drawn, count) >= count else sizes
 
 
 def _seeds(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -226,8 +238,9 @@ def _seeds(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     nearest = np.full(len(sizes), np.inf)
     while len(chosen) < count:
         nearest = np.minimum(nearest, 1 - shape_iou(sizes, sizes[chosen[-1:]])[:, 0])
-        # rounding: a box equal to a chosen one may be 1e-16 away, and must not be chosen again
-        chance = np.where(nearest > 1e-12, nearest**2, 0.0)
+        # a box that is the same but for rounding must not be chosen again; a quarter, so that no two different
+        # sizes are both the same as a third
+        chance = np.where(nearest > SAME / 4, nearest**2, 0.0)
         chosen.append(int(rng.choice(len(sizes), p=chance / chance.sum())))
     return sizes[chosen]
 

@@ -22,6 +22,8 @@ class DetectionLoss(Part):
 
     trains_objectness: ClassVar[bool] = False
     """Whether it compares `Dense.objectness`; a detector that has it needs such a loss."""
+    trains_centerness: ClassVar[bool] = False
+    """Whether it compares `Dense.centerness`; a detector that has it needs such a loss."""
 
     @abstractmethod
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:

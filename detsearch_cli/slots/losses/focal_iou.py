@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class FocalIoU(DetectionLoss):
     Classification and centerness are divided by the number of positives, regression by the sum of its
     weights, both averaged over ranks. Without a centerness branch every positive weighs 1.
     """
+
+    trains_centerness: ClassVar[bool] = True
 
     alpha: float = Field(default=0.25, ge=0, le=1)
     gamma: float = Field(default=2.0, ge=0)

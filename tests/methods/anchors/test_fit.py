@@ -125,6 +125,22 @@ def test_too_few_different_boxes_are_refused_with_what_to_do(sizes: np.ndarray) 
         fit_shapes(sizes, 5)
 
 
+def noisy(sizes: list[list[float]], times: int = 40) -> np.ndarray:
+    """Every size so many times, each with the noise of six written digits."""
+    rows = np.repeat(np.array(sizes), times, axis=0)
+    return rows * (1 + np.random.default_rng(0).uniform(-2e-5, 2e-5, rows.shape))
+
+
+def test_boxes_equal_but_for_noise_are_one_size() -> None:
+    with pytest.raises(DataError, match=r"got 1 among 40 boxes \(sides within 0.1% count as equal\)"):
+        fit_shapes(noisy([[39.5, 39.5]]), 5)
+
+
+def test_noise_takes_no_shape_from_another_size() -> None:
+    sizes = [[10.0, 20.0], [10.1, 20.0], [40.0, 15.0], [90.0, 95.0]]
+    np.testing.assert_allclose(np.sort(fit_shapes(noisy(sizes), 4).shapes, 0), np.sort(sizes, 0), rtol=1e-4)
+
+
 def test_no_side_falls_below_the_stride_of_its_level() -> None:
     sizes = random_sizes(2000) / 4
     least = [8.0, 8.0, 16.0, 16.0, 32.0, 32.0]

@@ -18,22 +18,22 @@ from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from detsearch_cli.engine.processes import Place, first_place
 from detsearch_cli.errors import CheckpointError, KernelError, RecipeError
 from detsearch_cli.recipe import Optim, Recipe, Runtime
+from detsearch_cli.schema import DEVICE
 
 
 def pick_device(name: str) -> torch.device:
     """auto: the GPU where there is one. Raises CheckpointError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CheckpointError(f"--device is auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"no CUDA device is visible for --device {name}; use cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CheckpointError(
-            f"--device {name} is not there; {torch.cuda.device_count()} CUDA devices are visible, from cuda:0"
-        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = (
+        "this machine has cpu alone" if count == 0 else f"this machine has cpu and cuda:0 to cuda:{count - 1}"
+    )
+    if not DEVICE.fullmatch(name):
+        raise CheckpointError(f"--device is auto, cpu, cuda or cuda:N, got {name!r}; {here}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise CheckpointError(f"--device {name} is not there; {here}")
     return device
 
 

@@ -26,7 +26,9 @@ from detsearch_cli.files import (
     write_signed_json,
     write_text,
 )
+from detsearch_cli.fragments import shown
 from detsearch_cli.methods.base import Method, load_method
+from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_TRIALS
 
 if TYPE_CHECKING:
     from detsearch_cli.fragments import Fragment
@@ -61,9 +63,13 @@ class Settings:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "jobs"):
-            if getattr(self, name) < 1:
-                raise StudyError(f"a search needs at least 1 of {name}, got {getattr(self, name)}")
+        for name, most in (("trials", MOST_TRIALS), ("jobs", MOST_JOBS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise StudyError(f"a search needs 1 to {most} {name}, got {shown(getattr(self, name))}")
+        if self.time_budget is not None and not 0 <= self.time_budget <= 60 * MOST_MINUTES:
+            raise StudyError(
+                f"a time budget is 0 to {MOST_MINUTES} minutes, got {shown(self.time_budget)} seconds"
+            )
 
 
 @dataclass(frozen=True)

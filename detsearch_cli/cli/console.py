@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -18,18 +19,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from detsearch_cli.reading import whole
+
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
-# C0 without tab and newline, C1, and the marks that turn the direction of what follows
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# C0 without tab and newline, C1, the marks that turn the direction of what follows, and the lone surrogates that
+# stand for the bytes of a name that is not UTF-8
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _hint = {"text": "give the same command again to go on"}
 
 
 @cache
 def err() -> Console:
     """Console on stderr; silent on every rank but the first of a distributed run."""
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    # a rank that is no number is for a training to refuse, and it needs a console to say so
+    rank = whole(os.environ.get("RANK", os.environ.get("LOCAL_RANK"))) or 0
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Visible())
     # emoji off: `:car:` in a file's name is no picture
-    return Console(stderr=True, quiet=rank != 0, highlight=False, emoji=False)
+    return Console(stderr=True, quiet=rank > 0, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:
@@ -48,6 +55,13 @@ def visible(text: str) -> str:
     Names of classes and files come from data that somebody else made, and must not command the terminal.
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Visible(logging.Formatter):
+    """Log lines, which name files too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def _escape(text: str) -> str:

@@ -222,7 +222,8 @@ def locked(folder: Path, error: type[DetsearchError], busy: str) -> Iterator[Non
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            raise error(busy.format(holder=holder)) from None
+            # not str.format: the sentence names a folder, which may hold braces
+            raise error(busy.replace("{holder}", holder)) from None
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

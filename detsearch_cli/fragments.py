@@ -59,8 +59,19 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def shown(value: Any) -> str:
+    """A value in a message, as Python writes it, cut where it is long."""
+    try:
+        return _cut(repr(value))
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
 def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
+    return _cut("unset" if value is None else str(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
@@ -78,8 +89,8 @@ def parse_set(assignment: str) -> Fragment:
     """`optim.lr=0.02` -> {"optim": {"lr": 0.02}}; the value is read as YAML."""
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip() or not all(key.strip().split(".")):
-        raise RecipeError(f"--set takes key=value such as optim.lr=0.02, got {assignment!r}")
-    nested: Any = reading.parse_yaml(value, f"--set {assignment}", RecipeError)
+        raise RecipeError(f"--set takes key=value such as optim.lr=0.02, got {shown(assignment)}")
+    nested: Any = reading.parse_yaml(value, f"--set {_cut(assignment)}", RecipeError)
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return dict(nested)

@@ -10,8 +10,9 @@ import re
 from functools import cache
 from typing import Any
 
-# C0 without tab and newline, C1, and the marks that turn the direction of what follows
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# C0 without tab and newline, C1, the marks that turn the direction of what follows, and the lone surrogates that
+# stand for the bytes of a name that is not UTF-8
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MAIN = "DejaVu Sans"
 """The font of all pictures: matplotlib brings it, with the letters of most alphabets, not with those of East Asia."""
 

@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from detsearch_cli import parts
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.fragments import shown
+from detsearch_cli.option import MOST_IMAGES, MOST_JOBS, MOST_STEPS
+from detsearch_cli.parts import Channels, Checked, Count, Pixels, Seed, Steps
+
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+class _Section(Checked):
+    model_config = ConfigDict(validate_default=True)
 
 
 SLOT_PACKAGES = {"priors": "slots.priors", "assign": "slots.assigners", "loss": "slots.losses"}
 """Where the parts of each slot are found. The detector is a slot too, but recipe.py alone looks for it."""
 
 
-class Slot(BaseModel):
+class Slot(Checked):
     """A named part and its options: `{name: dynamic, alpha: 1.5}`, or just its name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
     name: str
 
     @model_validator(mode="before")
@@ -59,7 +65,7 @@ class Backbone(_Section):
 class Neck(_Section):
     """Feature pyramid."""
 
-    channels: int = Field(256, ge=8, description="of every pyramid level and of the towers")
+    channels: Channels = Field(256, description="of every pyramid level and of the towers")
     levels: tuple[int, int] = Field(
         (3, 7),
         description="first and last pyramid level; level i has stride 2^i; faster_rcnn has [2, 6]",
@@ -93,23 +99,39 @@ class Data(_Section):
         None, gt=0, lt=1, description="hold out this part of `train` as `val` instead of the set's own split"
     )
     subset: float | int | None = Field(
-        None, gt=0, description="train on this many images (int) or this part (float)"
+        None, gt=0, le=MOST_STEPS, description="train on this many images (int) or this part (float)"
     )
-    split_seed: int = Field(0, description="which images are held out, and which a subset takes")
+    split_seed: Seed = Field(0, description="which images are held out, and which a subset takes")
     strict: bool = Field(False, description="refuse data with defects instead of handling and counting them")
+
+    @field_validator("subset")
+    @classmethod
+    def _part_or_number(cls, value: float | int | None) -> float | int | None:
+        if isinstance(value, float) and value > 1:
+            raise ValueError("subset is a whole number of images, or a part of them of at most 1")
+        return value
+
+
+_Spread = Annotated[float, Field(ge=1e-4, le=1)]
+"""Of a colour. Those of pictures in 0..255 would be taken here without a word, and hide every object."""
+_MOST_GROWN = 8.0
+"""Times its size that an image is placed at; the part outside of the canvas is cut off, but resized before."""
 
 
 class Augment(_Section):
     """Image size and training-time augmentation."""
 
-    image_size: tuple[int, int] = Field(
+    image_size: tuple[Pixels, Pixels] = Field(
         (800, 1333), description="short side, limit of the long side, in pixels"
     )
-    multi_scale: tuple[int, ...] | None = Field(
+    multi_scale: tuple[Pixels, ...] | None = Field(
         None, min_length=1, description="short sides drawn from in training"
     )
     multi_scale_every: int | None = Field(
-        None, ge=1, description="steps that share one drawn side; None: each image draws its own"
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="steps that share one drawn side; None: each image draws its own",
     )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: float = Field(0.0, ge=0, le=1, description="probability of photometric distortion")
@@ -123,8 +145,12 @@ class Augment(_Section):
     hue: float = Field(0.0, ge=0, le=0.5, description="largest shift of hue, as a part of the colour circle")
     saturation: float = Field(1.0, ge=1, description="largest factor of saturation, or of its inverse")
     exposure: float = Field(1.0, ge=1, description="largest factor of brightness, or of its inverse")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="mean of RGB in 0..1")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="standard deviation of RGB")
+    mean: tuple[_Fraction, _Fraction, _Fraction] = Field(
+        (0.485, 0.456, 0.406), description="mean of RGB in 0..1"
+    )
+    std: tuple[_Spread, _Spread, _Spread] = Field(
+        (0.229, 0.224, 0.225), description="standard deviation of RGB in 0..1"
+    )
 
     @property
     def largest_side(self) -> int:
@@ -138,11 +164,20 @@ class Augment(_Section):
     def _square(cls, value: Any) -> Any:
         return (value, value) if isinstance(value, int) else value
 
+    @field_validator("image_size")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"image_size is the short side, then the limit of the long side, got {value}")
+        return value
+
     @field_validator("scale")
     @classmethod
     def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError(f"scale must be least <= greatest, both above 0, got {value}")
+        if not 0 < value[0] <= value[1] <= _MOST_GROWN:
+            raise ValueError(
+                f"scale must be least <= greatest, both above 0 and at most {_MOST_GROWN:g}, got {value}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -167,9 +202,9 @@ class Optim(_Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(1e-4, ge=0, description="of weights; biases, norms and scales do not decay")
     batch_size: int = Field(
-        16, ge=1, description="images a step, over all devices and accumulated micro-batches"
+        16, ge=1, le=MOST_IMAGES, description="images a step, over all devices and accumulated micro-batches"
     )
-    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    accumulate: int = Field(1, ge=1, le=MOST_IMAGES, description="micro-batches a step")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of the averaged weights; None: no averaging"
@@ -190,35 +225,41 @@ class Optim(_Section):
 class Schedule(_Section):
     """Length and learning-rate schedule."""
 
-    epochs: int = Field(12, ge=1, description="passes over the training images")
+    epochs: int = Field(12, ge=1, le=MOST_STEPS, description="passes over the training images")
     name: Literal["step", "cosine", "constant"] = Field("step", description="step, cosine or constant")
-    milestones: tuple[float, ...] = Field(
+    milestones: tuple[_Fraction, ...] = Field(
         (8 / 12, 11 / 12), description="parts of the epochs after which lr drops"
     )
     gamma: float = Field(0.1, gt=0, le=1, description="factor of lr at a milestone")
-    warmup_steps: int = Field(500, ge=0, description="linear warm-up, at most a tenth of all steps")
+    warmup_steps: Steps = Field(500, description="linear warm-up, at most a tenth of all steps")
     warmup_factor: float = Field(1 / 3, gt=0, le=1, description="of lr at the first step")
-    eval_every: int = Field(1, ge=0, description="epochs between evaluations; 0: only after the last")
+    eval_every: Steps = Field(1, description="epochs between evaluations; 0: only after the last")
 
 
 class Test(_Section):
     """How detections are selected. None: the detector's own, as its paper has it."""
 
     score_threshold: float | None = Field(None, ge=0, lt=1, description="detections below are dropped")
-    pre_nms_top_k: int = Field(1000, ge=1, description="per pyramid level")
+    pre_nms_top_k: Count = Field(1000, description="per pyramid level")
     nms_iou: float | None = Field(
         None, gt=0, le=1, description="overlap above which the weaker of a class is dropped"
     )
-    max_detections: int | None = Field(None, ge=1, description="per image")
+    max_detections: Count | None = Field(None, description="per image")
+
+
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+"""torch knows more (mps, xla, meta, cpu:5), on which a part of this program fails."""
 
 
 class Runtime(_Section):
     """Where and how fast it runs. Not part of the recipe's identity: none of it names a trial."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1")
-    devices: int = Field(1, ge=1, description="GPUs (or CPU processes) on each node")
-    num_nodes: int = Field(1, ge=1, description="machines, started by torchrun or Slurm")
-    workers: int = Field(0, ge=0, description="data loading processes; 0: in the training process")
+    devices: int = Field(1, ge=1, le=MOST_JOBS, description="GPUs (or CPU processes) on each node")
+    num_nodes: int = Field(1, ge=1, le=MOST_IMAGES, description="machines, started by torchrun or Slurm")
+    workers: int = Field(
+        0, ge=0, le=MOST_JOBS, description="data loading processes; 0: in the training process"
+    )
     cache: Literal["off", "ram", "device"] = Field(
         "off", description="where decoded images stay: off, ram, device"
     )
@@ -227,6 +268,13 @@ class Runtime(_Section):
         "auto", description="compiled operators: where they can be had, or else stop, or never"
     )
     tensorboard: bool = Field(False, description="write TensorBoard events into the run folder")
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not DEVICE.fullmatch(value):
+            raise ValueError("it is auto, cpu, cuda or cuda:N")
+        return value
 
     @field_validator("cache", "kernels", mode="before")
     @classmethod
@@ -252,7 +300,7 @@ class Recipe(_Section):
     priors: Slot | None = Field(None, description="None: the detector's own")
     assign: Slot | None = Field(None, description="None: the detector's own")
     loss: Slot | None = Field(None, description="None: the detector's own")
-    seed: int = Field(0, ge=0, description="weights, order of the images, augmentation")
+    seed: Seed = Field(0, description="weights, order of the images, augmentation")
 
     @field_validator("backbone", mode="before")
     @classmethod
@@ -309,7 +357,7 @@ def explain(error: ValidationError, prefix: tuple[str, ...]) -> RecipeError:
         message = f"{name} is missing"
     else:
         said = first["msg"].removeprefix("Value error, ")
-        message = f"{name}: {said[0].lower()}{said[1:]}, got {first['input']!r}"
+        message = f"{name}: {said[0].lower()}{said[1:]}, got {shown(first['input'])}"
     explained = RecipeError(message)
     explained.key = key  # type: ignore[attr-defined]
     return explained

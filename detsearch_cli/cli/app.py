@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -57,9 +58,31 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a check failed, 2 the user can fix it, 130 interrupted."""
     # a cluster, or a container that stops, sends SIGTERM: what Ctrl-C does with it saves and says how to go on
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.showwarning = _show_warning
+    for name in (
+        "COLUMNS",
+        "LINES",
+        "TERMINAL_WIDTH",
+    ):  # rich and typer end in a traceback where they are no number
+        if not (os.environ.get(name, "0").isascii() and os.environ.get(name, "0").isdigit()):
+            del os.environ[name]
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     sys.exit(run([a for a in arguments if a != "--debug"], debug))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """A library's warning on stderr; it may name a file that somebody else named."""
+    from detsearch_cli.cli.console import visible
+
+    sys.stderr.write(visible(warnings.formatwarning(message, category, filename, lineno)))
 
 
 def run(arguments: list[str], debug: bool = False) -> int:
@@ -133,6 +156,11 @@ def _usage(error: Exception) -> int | None:
     show = getattr(error, "show", None)
     if show is None:
         return None
+    from detsearch_cli.cli.console import visible
+
+    for name, value in vars(error).items():  # what was typed is told again, control characters and all
+        if isinstance(value, str):
+            setattr(error, name, visible(value))
     show()
     return int(getattr(error, "exit_code", 2))
 

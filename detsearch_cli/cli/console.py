@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from detsearch_cli.lettering import visible as visible
+from detsearch_cli.reading import whole
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
 _hint = {"text": "give the same command again to go on"}
@@ -30,9 +32,12 @@ _hint = {"text": "give the same command again to go on"}
 @cache
 def err() -> Console:
     """Console on stderr; silent on every rank but the first of a distributed run."""
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    # a rank that is no number is for a training to refuse, and it needs a console to say so
+    rank = whole(os.environ.get("RANK", os.environ.get("LOCAL_RANK"))) or 0
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Visible())
     # emoji off: `:car:` in a file's name is no picture
-    return Console(stderr=True, quiet=rank != 0, highlight=False, emoji=False)
+    return Console(stderr=True, quiet=rank > 0, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:
@@ -43,6 +48,13 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """One sentence about what went wrong."""
     err().print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
+
+
+class _Visible(logging.Formatter):
+    """Log lines, which name files too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def _escape(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from detsearch_cli.cli.groups import Group
+from detsearch_cli.option import LARGEST_SEED
 
 app = typer.Typer(name="data", cls=Group, no_args_is_help=True, help=__doc__)
 DataArgument = Annotated[
@@ -50,7 +51,7 @@ def preview(
     images: Annotated[int, typer.Option(help="How many images.", min=1, max=400)] = 24,
     columns: Annotated[int, typer.Option(help="Images a row.", min=1, max=20)] = 6,
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels.", min=32, max=1024)] = 256,
-    seed: Annotated[int, typer.Option(help="Which images are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which images are drawn.", min=0, max=LARGEST_SEED)] = 0,
 ) -> None:
     """A contact sheet with boxes."""
     import numpy as np
@@ -98,7 +99,7 @@ def split(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="New folder (COCO format).")],
     fractions: Annotated[str, typer.Option(help="Parts of train, val and test.")] = "0.7,0.1,0.2",
-    seed: Annotated[int, typer.Option(help="Which images go where.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which images go where.", min=0, max=LARGEST_SEED)] = 0,
 ) -> None:
     """Deal all images anew into train, val and test, into a new folder."""
     from detsearch_cli.cli import console

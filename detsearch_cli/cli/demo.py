@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from detsearch_cli.option import LARGEST_SEED
+
 RECIPE: dict[str, Any] = {
     "detector": "retinanet",
     "backbone": "tiny",
@@ -32,7 +34,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the study; the same one resumes.")] = Path(
         "detsearch-demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything.", min=0, max=LARGEST_SEED)] = 0,
 ) -> None:
     """Search a sample assignment on rendered images, then test it: AP, interval, report. About 3 minutes."""
     from detsearch_cli.cli import console

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detsearch_cli.errors import CheckFailed, EvaluationError
+from detsearch_cli.option import MOST_RESAMPLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,9 @@ def evaluate(
         Path | None, typer.Option(help="Another run (or results json) to compare with.")
     ] = None,
     metric: Annotated[str, typer.Option(help="Metric of --compare: AP, AP50 or AP75.")] = "AP",
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of --compare.", min=100)] = 1000,
+    resamples: Annotated[
+        int, typer.Option(help="Bootstrap resamples of --compare.", min=100, max=MOST_RESAMPLES)
+    ] = 1000,
     fail_under: Annotated[
         list[str] | None, typer.Option(help="Exit 1 when a metric is lower; repeat.", metavar="AP=0.30")
     ] = None,

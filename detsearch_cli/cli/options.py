@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from detsearch_cli.discovery import names
+from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_TRIALS
 
 if typing.TYPE_CHECKING:
     from detsearch_cli.recipe import Fragment, Recipe
@@ -21,6 +22,7 @@ if typing.TYPE_CHECKING:
 R = TypeVar("R")
 DETECTORS = ", ".join(names("detectors"))
 SAMPLERS = ", ".join(names("search.samplers"))
+MOST_SEEDS = 1000
 EXECUTORS = ", ".join(names("search.executors"))
 
 
@@ -92,9 +94,9 @@ class RecipeOptions:
         str | None, _option("Folder (format detected) or name: shapes, faces, voc, coco, ...")
     ] = None
     val_fraction: Annotated[float | None, _option("Hold out this part of the training images.")] = None
-    subset: Annotated[
-        float | None, _option("Train on this many images; below 1, on this part of them.", min=0)
-    ] = None
+    subset: Annotated[float | None, _option("Train on this many images; below 1, on this part of them.")] = (
+        None
+    )
     epochs: Annotated[int | None, _option("Length of a training.")] = None
     image_size: Annotated[str | None, _option("Side limit in pixels, or SHORT,LONG as in 800,1333.")] = None
     batch_size: Annotated[int | None, _option("Images a step.")] = None
@@ -158,8 +160,8 @@ class RecipeOptions:
     def _plain(name: str, value: Any) -> Any:
         if name == "image_size":
             return image_size(value)
-        if name == "subset":
-            return int(value) if value >= 1 else value
+        if name == "subset":  # a fraction above 1 is left as it is, for the recipe's rule to refuse
+            return int(value) if value >= 1 and value.is_integer() else value
         if name == "data":
             return absolute(value)
         if isinstance(value, Path):
@@ -191,27 +193,32 @@ def absolute(data: str) -> str:
 def image_size(text: str) -> tuple[int, int]:
     """`192` -> (192, 192); `800,1333` or `800x1333` -> (800, 1333). Raises RecipeError."""
     from detsearch_cli.errors import RecipeError
+    from detsearch_cli.fragments import shown
+    from detsearch_cli.reading import whole
 
-    parts = text.lower().replace("x", ",").split(",")
-    if len(parts) not in (1, 2) or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        raise RecipeError(f"--image-size takes pixels such as 512 or 800,1333, got {text!r}")
-    numbers = [int(p) for p in parts]
-    return (numbers[0], numbers[-1])
+    numbers = [whole(part) for part in text.lower().replace("x", ",").split(",")]
+    short, long = numbers[0], numbers[-1]
+    if len(numbers) > 2 or short is None or long is None:
+        raise RecipeError(f"--image-size takes pixels such as 512 or 800,1333, got {shown(text)}")
+    return (short, long)
 
 
 @dataclass
 class SearchOptions:
     """How a search runs; the same in every method."""
 
-    trials: Annotated[int, _option("Candidates to train, besides the baseline.", panel="Search", min=1)] = 100
+    trials: Annotated[
+        int, _option("Candidates to train, besides the baseline.", panel="Search", min=1, max=MOST_TRIALS)
+    ] = 100
     time_budget: Annotated[
-        float | None, _option("Hand out no new trial after this many minutes.", panel="Search", min=0)
+        float | None,
+        _option("Hand out no new trial after this many minutes.", panel="Search", min=0, max=MOST_MINUTES),
     ] = None
     sampler: Annotated[
         str | None,
         _option(f'{SAMPLERS}; with options as "{{name: tpe, startup: 5}}".', panel="Search"),
     ] = None
-    jobs: Annotated[int, _option("Trials at a time.", panel="Search", min=1)] = 1
+    jobs: Annotated[int, _option("Trials at a time.", panel="Search", min=1, max=MOST_JOBS)] = 1
     executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Search")] = "local"
     storage: Annotated[
         str | None, _option("Ledger database URL; default: study.db in the study's folder.", panel="Search")
@@ -236,9 +243,10 @@ class RunsOptions:
         _option("Train with this fragment over the recipe too; repeat.", metavar="FILE", panel="Train"),
     ] = field(default_factory=list)
     seeds: Annotated[
-        int, _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1)
+        int,
+        _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1, max=MOST_SEEDS),
     ] = 1
-    jobs: Annotated[int, _option("Trainings at a time.", panel="Train", min=1)] = 1
+    jobs: Annotated[int, _option("Trainings at a time.", panel="Train", min=1, max=MOST_JOBS)] = 1
     executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Train")] = "local"
     out: Annotated[
         Path | None, _option("Folder of the runs; default: by the recipe, or in the study.", panel="Train")

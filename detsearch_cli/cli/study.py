@@ -9,6 +9,7 @@ import typer
 
 from detsearch_cli.cli.groups import Group
 from detsearch_cli.errors import StudyError
+from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_TRIALS
 
 app = typer.Typer(name="study", cls=Group, no_args_is_help=True, help=__doc__)
 MOST_REASONS = 5
@@ -113,9 +114,13 @@ def show(
 @app.command("resume")
 def resume(
     folder: Folder,
-    trials: Annotated[int | None, typer.Option(help="More trials than before.", min=1)] = None,
-    time_budget: Annotated[float | None, typer.Option(help="Minutes, over all resumptions.", min=0)] = None,
-    jobs: Annotated[int | None, typer.Option(help="Trials at a time.", min=1)] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="More trials than before.", min=1, max=MOST_TRIALS)
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Minutes, over all resumptions.", min=0, max=MOST_MINUTES)
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Trials at a time.", min=1, max=MOST_JOBS)] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Go on with a search from its folder alone."""

@@ -8,6 +8,7 @@ that do not fit push out those only earlier loaders used, and else are decoded e
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from detsearch_cli.data.types import Record
+from detsearch_cli.errors import DataError
 
 LIMIT_VARIABLE = "DETSEARCH_CACHE_GB"
+_MOST_GIGABYTES = 1e6
 
 
 class Pool:
@@ -86,11 +89,12 @@ def _limit(device: torch.device) -> int:
     text = os.environ.get(LIMIT_VARIABLE)
     if text is not None:
         try:
-            return int(float(text) * 1e9)
+            gigabytes = float(text)
         except ValueError:
-            warnings.warn(
-                f"{LIMIT_VARIABLE} must be a number of gigabytes, got {text!r}; it is ignored", stacklevel=2
-            )
+            gigabytes = math.nan
+        if not 0 <= gigabytes <= _MOST_GIGABYTES:
+            raise DataError(f"{LIMIT_VARIABLE} must be a number of gigabytes such as 8, got {text!r}")
+        return int(gigabytes * 1e9)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     try:

@@ -215,9 +215,17 @@ def _options(name: str, text: str) -> dict[str, str]:
     return options
 
 
+def _home(path: str) -> Path:
+    """The path with `~` written out. Raises DataError for the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path!r} names the home of no user of this machine; write the path out") from error
+
+
 def _data_root() -> Path | None:
     root = os.environ.get("DETSEARCH_DATA")
-    return Path(root).expanduser() if root else None
+    return _home(root) if root else None
 
 
 def _open_named(name: str) -> Source:
@@ -243,7 +251,7 @@ def _open_named(name: str) -> Source:
 
 
 def _existing(spec: str) -> Path:
-    folder = Path(spec).expanduser()
+    folder = _home(spec)
     root = _data_root()
     if not folder.exists() and root is not None and (root / spec).is_dir():
         folder = root / spec

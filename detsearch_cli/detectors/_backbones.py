@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from abc import abstractmethod
 from typing import Any
 
@@ -11,6 +13,7 @@ from detsearch_cli import schema
 from detsearch_cli.detectors import _darknet, _small
 from detsearch_cli.detectors._weights import load_backbone_weights
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.fragments import shown
 
 SWIN = {f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")}
 TIMM = (
@@ -26,6 +29,7 @@ TIMM = (
 )
 NAMES = (*_small.NAMES, _darknet.NAME, *TIMM)
 """Backbones by name; `timm/NAME` takes any other model of timm that gives features."""
+_PLAIN = re.compile(r"[A-Za-z0-9_.]+")
 
 
 class Backbone(nn.Module):
@@ -119,6 +123,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         import timm  # seconds to import, so only where a timm model is used
 
+        _refuse_unknown(name, timm)
         # swin: windows of 7 at every image size, also where the model's own 224 px would make do with one
         swin = {"strict_img_size": False, "always_partition": True} if name.startswith("swin_") else {}
         options: dict[str, Any] = {"pretrained": False, "features_only": True, **swin}
@@ -171,6 +176,18 @@ class TimmBackbone(Backbone):
         return [f.permute(0, 3, 1, 2).contiguous() for f in normed]
 
 
+def _refuse_unknown(name: str, timm: Any) -> None:
+    """Raise RecipeError unless timm itself has the model.
+
+    `hf-hub:OWNER/NAME` and `local-dir:FOLDER`, which timm takes for names too, load what somebody else wrote.
+    """
+    if timm.is_model(name) and _PLAIN.fullmatch(name):
+        return
+    close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=1)
+    hint = f"did you mean timm/{close[0]}?" if close else "timm.list_models() has them"
+    raise RecipeError(f"backbone.name: timm has no model {shown(name)}; {hint}")
+
+
 def feature_info(body: nn.Module) -> Any:
     """timm's description of the features: reductions, channels, modules."""
     return body.feature_info
@@ -201,7 +218,7 @@ def build_backbone(backbone: schema.Backbone, levels: tuple[int, int]) -> Backbo
     elif name.startswith("timm/"):
         model = TimmBackbone(name.removeprefix("timm/"), first, last)
     else:
-        raise RecipeError(f"backbone.name: {name!r} is none of {', '.join(NAMES)}, nor timm/NAME")
+        raise RecipeError(f"backbone.name: {shown(name)} is none of {', '.join(NAMES)}, nor timm/NAME")
     if backbone.weights is not None:
         own_format = name == _darknet.NAME and _darknet.is_darknet_file(backbone.weights)
         load = _darknet.load_darknet if own_format else load_backbone_weights

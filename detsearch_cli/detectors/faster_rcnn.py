@@ -18,7 +18,7 @@ from detsearch_cli.detectors._postprocess import select_scored
 from detsearch_cli.detectors._regions import Proposals, RegionHead, propose, region_loss, sample_regions
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.parts import Part
+from detsearch_cli.parts import Channels, Count, Part
 from detsearch_cli.slots.assigners.max_iou import MaxIoU
 from detsearch_cli.slots.losses.rpn import RPN
 from detsearch_cli.slots.priors.anchors import Anchors
@@ -77,15 +77,14 @@ class FasterRCNN(Detector):
             default="auto",
             description="mlp: two layers of `width`; stage5: the backbone's last stage; auto: mlp with fpn, else stage5",
         )
-        width: int = Field(default=1024, ge=8, description="units of the two layers of mlp")
-        candidates: int | None = Field(
+        width: Channels = Field(default=1024, description="units of the two layers of mlp")
+        candidates: Count | None = Field(
             default=None,
-            ge=1,
             description="best of a level before suppression, twice in training; null: 1000, 6000 without fpn",
         )
-        proposals: int = Field(default=1000, ge=1, description="best of an image after it, twice in training")
+        proposals: Count = Field(default=1000, description="best of an image after it, twice in training")
         proposal_nms_iou: float = Field(default=0.7, gt=0, le=1, description="of that suppression")
-        regions: int = Field(default=512, ge=1, description="proposals of an image that are trained on")
+        regions: Count = Field(default=512, description="proposals of an image that are trained on")
         positive_share: float = Field(default=0.25, gt=0, le=1, description="of them, positive at most")
 
     options: Options

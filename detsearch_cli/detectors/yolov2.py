@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detsearch_cli import schema
+from detsearch_cli import option, schema
 from detsearch_cli.boxes import MAX_LOG_SIZE
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._darknet import conv_bn_leaky
@@ -17,7 +17,7 @@ from detsearch_cli.detectors._learning import SizeNorm
 from detsearch_cli.detectors._postprocess import select_scored
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.parts import Part
+from detsearch_cli.parts import Channels, Part, Steps
 from detsearch_cli.slots.assigners import yolo as assigners
 from detsearch_cli.slots.losses import yolo as losses
 from detsearch_cli.slots.priors.shapes import Shapes
@@ -40,17 +40,17 @@ class YOLOv2(Detector):
     """
 
     class Options(Part):
-        channels: int | None = Field(
-            default=None, ge=8, description="of the head; null: as the backbone's last feature, at most 1024"
+        channels: Channels | None = Field(
+            default=None, description="of the head; null: as the backbone's last feature, at most 1024"
         )
         passthrough: int | None = Field(
             default=None,
             ge=1,
+            le=option.MOST_CHANNELS,
             description="channels of the stride-16 feature; null: a sixteenth of the head's",
         )
-        warmup_images: int = Field(
+        warmup_images: Steps = Field(
             default=12800,
-            ge=0,
             description="images at first during which every prior is drawn to its own shape",
         )
         warmup_fraction: float = Field(

@@ -284,9 +284,8 @@ def _write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def _locked(folder: Path) -> Any:
-    name = str(folder).replace("{", "{{").replace("}", "}}")  # the sentence is a template for {holder}
     return locked(
         folder,
         CheckpointError,
-        f"{name} is being trained by {{holder}}; wait for it to end, or choose another --out",
+        f"{folder} is being trained by {{holder}}; wait for it to end, or choose another --out",
     )

@@ -17,23 +17,26 @@ from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnv
 
 from detsearch_cli.engine.processes import Place, first_place
 from detsearch_cli.errors import CheckpointError, KernelError, RecipeError
+from detsearch_cli.reading import whole
 from detsearch_cli.recipe import Optim, Recipe, Runtime
+from detsearch_cli.schema import DEVICE
+
+MOST_PROCESSES = 1_000_000
 
 
 def pick_device(name: str) -> torch.device:
     """auto: the GPU where there is one. Raises CheckpointError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise CheckpointError(f"--device is auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"no CUDA device is visible for --device {name}; use cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CheckpointError(
-            f"--device {name} is not there; {torch.cuda.device_count()} CUDA devices are visible, from cuda:0"
-        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = (
+        "this machine has cpu alone" if count == 0 else f"this machine has cpu and cuda:0 to cuda:{count - 1}"
+    )
+    if not DEVICE.fullmatch(name):
+        raise CheckpointError(f"--device is auto, cpu, cuda or cuda:N, got {name!r}; {here}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise CheckpointError(f"--device {name} is not there; {here}")
     return device
 
 
@@ -94,18 +97,18 @@ def processes(runtime: Runtime) -> tuple[int, int]:
     Raises RecipeError where the two contradict each other, and for several nodes that nobody started.
     """
     if torch.distributed.is_torchelastic_launched():
-        starter, all_of_them, here = "torchrun", os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+        starter, all_of_them, per_node = "torchrun", _told("WORLD_SIZE", 1), _told("LOCAL_WORLD_SIZE", 1)
     elif _tasks() > 1:
-        starter, all_of_them = "srun", os.environ["SLURM_NTASKS"]
+        starter, all_of_them = "srun", _tasks()
         # srun sets it only where it was asked for; without it all tasks are taken to be on one node
-        here = os.environ.get("SLURM_NTASKS_PER_NODE", all_of_them)
+        per_node = _told("SLURM_NTASKS_PER_NODE", 1, all_of_them)
     elif runtime.num_nodes > 1:
         raise RecipeError(
             f"runtime.num_nodes {runtime.num_nodes} needs torchrun or srun to start this command on every node"
         )
     else:
         return runtime.devices, 1
-    per_node, nodes = int(here), int(all_of_them) // int(here)
+    nodes = all_of_them // per_node
     if runtime.devices not in (1, per_node) or runtime.num_nodes not in (1, nodes):
         raise RecipeError(
             f"{starter} started {per_node} processes on {nodes} nodes, the recipe asks for {runtime.devices} on "
@@ -126,12 +129,26 @@ def own_rank(place: Place | None) -> int:
     if place is not None:
         return place.rank
     # not Fabric's: it knows the rank only once it is launched, and a folder is claimed before
-    return int(os.environ["RANK" if torch.distributed.is_torchelastic_launched() else "SLURM_PROCID"])
+    return _told("RANK" if torch.distributed.is_torchelastic_launched() else "SLURM_PROCID", 0)
 
 
 def _tasks() -> int:
     """Processes that srun started; 1 in a Slurm job that is one process, such as a search's worker."""
-    return int(os.environ.get("SLURM_NTASKS", "1")) if SLURMEnvironment.detect() else 1
+    return _told("SLURM_NTASKS", 1, 1) if SLURMEnvironment.detect() else 1
+
+
+def _told(variable: str, least: int, default: int | None = None) -> int:
+    """The number in an environment variable that torchrun or srun sets. Raises RecipeError where it is none."""
+    text = os.environ.get(variable)
+    if text is None and default is not None:
+        return default
+    number = whole(text)
+    if number is None or not least <= number <= MOST_PROCESSES:
+        raise RecipeError(
+            f"the environment variable {variable}, which torchrun or srun sets, must be a whole number from {least} on, "
+            f"got {text!r}; start the command by them, or unset it"
+        )
+    return number
 
 
 def micro_batch(recipe: Recipe) -> int:
@@ -178,12 +195,19 @@ def make_fabric(recipe: Recipe, place: Place | None) -> Fabric:
             f"runtime.devices is {per_node}, {torch.cuda.device_count()} CUDA devices are visible; ask for fewer"
         )
     names: dict[torch.dtype, Any] = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
-    return Fabric(
-        accelerator=device.type,
-        # a number is how many, a list is which
-        devices=per_node if device.index is None else [device.index],
-        num_nodes=nodes,
-        strategy="ddp" if several else "auto",
-        precision=names.get(precision(recipe.optim, device), "32-true"),
-        plugins=None if place is None else OneMachine(place),
-    )
+    try:
+        return Fabric(
+            accelerator=device.type,
+            # a number is how many, a list is which
+            devices=per_node if device.index is None else [device.index],
+            num_nodes=nodes,
+            strategy="ddp" if several else "auto",
+            precision=names.get(precision(recipe.optim, device), "32-true"),
+            plugins=None if place is None else OneMachine(place),
+        )
+    except (RuntimeError, ValueError, KeyError) as error:
+        # what torchrun and srun tell by environment variables is read by Lightning, too
+        if place is not None:
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"the processes that torchrun or srun started cannot be used: {said}") from error

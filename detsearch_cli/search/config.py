@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from detsearch_cli import parts, reading
 from detsearch_cli.errors import SpaceError, StudyError
-from detsearch_cli.fragments import differences
+from detsearch_cli.fragments import differences, shown
 from detsearch_cli.record import checked
 from detsearch_cli.search.records import StudyRecord
 from detsearch_cli.search.space import Product, Space, read_space
@@ -163,11 +163,11 @@ def told_differences(there: RecordedConfig, here: RecordedConfig) -> str | None:
 
 def _content(given: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(given, str):
-        given = reading.parse_yaml(given, f"the sampler {given!r}", StudyError)
+        given = reading.parse_yaml(given, f"the sampler {shown(given)}", StudyError)
     if isinstance(given, str):
         return {"name": given}
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise StudyError(f"a sampler must have a name, got {given!r}; {_HOW}")
+        raise StudyError(f"a sampler must have a name, got {shown(given)}; {_HOW}")
     return given
 
 
@@ -198,7 +198,7 @@ def _explained(error: ValidationError, kind: type[Sampler], name: str) -> str:
     if first["type"] == "missing":
         return f"the sampler {name} needs the option {option}; write {{name: {name}, {option}: ...}}"
     said = first["msg"].removeprefix("Value error, ")
-    return f"the sampler {name}'s option {option}: {said[0].lower()}{said[1:]}, got {first['input']!r}"
+    return f"the sampler {name}'s option {option}: {said[0].lower()}{said[1:]}, got {shown(first['input'])}"
 
 
 def _digest(name: str, option: str, path: Path) -> str:

@@ -20,7 +20,14 @@ from detsearch_cli.errors import StudyError
 from detsearch_cli.search.config import RecordedConfig, StudyConfig, told_differences
 from detsearch_cli.search.refusals import REFUSED, Refusal, RefusalLog
 from detsearch_cli.search.space import Candidate, Product
-from detsearch_cli.search.storage import connect, database_url, display_name, guarded, reading_rows
+from detsearch_cli.search.storage import (
+    connect,
+    database_url,
+    display_name,
+    guarded,
+    reading_rows,
+    sqlite_file,
+)
 from detsearch_cli.search.study import Score, Trial, read_trials, to_trial
 
 if TYPE_CHECKING:
@@ -215,7 +222,8 @@ def exists(folder: Path, storage: str | None) -> bool:
 
 def look(name: str, folder: Path, storage: str, config: StudyConfig) -> None:
     """Raises what `open_ledger` would raise for a study that a shared database holds; creates and changes nothing."""
-    if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+    file = sqlite_file(storage)
+    if file is not None and not file.exists():
         return
     database = connect(storage, create=False)
     with reading_rows(display_name(storage)):

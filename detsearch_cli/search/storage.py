@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from detsearch_cli.errors import StorageError, StudyError
@@ -88,9 +88,27 @@ def _damaged(target: str, cause: str) -> str:
     )
 
 
+_SQLITE = "sqlite:///"
+
+
 def database_url(folder: Path, storage: str | None) -> str:
     """SQLAlchemy URL of the ledger: `storage`, else folder/study.db."""
-    return storage if storage is not None else f"sqlite:///{folder.absolute() / 'study.db'}"
+    return storage if storage is not None else f"{_SQLITE}{folder.absolute() / 'study.db'}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a ledger in SQLite: all that follows sqlite:///, as it stands. None for another database.
+
+    Raises StudyError for a database in memory, which ends with the process.
+    """
+    if not url.startswith("sqlite:"):
+        return None
+    name = url.removeprefix(_SQLITE)
+    if name in ("", ":memory:", url):
+        raise StudyError(
+            f"--storage must name a file that keeps the ledger, such as sqlite:///FILE, got {url}"
+        )
+    return Path(name)
 
 
 def check_sqlite(path: Path) -> None:
@@ -132,18 +150,26 @@ def connect(url: str, create: bool) -> RDBStorage:
     from sqlalchemy.exc import ArgumentError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if url.startswith("sqlite:///") and not create:
-        path = Path(url.removeprefix("sqlite:///"))
+    path = sqlite_file(url)
+    if path is not None and not create:
         if not path.exists():
             raise StudyError(
                 f"there is no ledger at {path}; `detsearch study list` shows the studies there are"
             )
         check_sqlite(path)
-    # the coordinator is the only writer, but `study show` may hold a read lock for a moment
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    if path is not None:
+        # the file is opened by its path: in a URL, `?` would end it, and versions of SQLAlchemy differ on %
+        # the coordinator is the only writer, but `study show` may hold a read lock for a moment
+        options: dict[str, Any] = {
+            "creator": lambda: sqlite3.connect(path, timeout=60, check_same_thread=False)
+        }
+        address = f"{_SQLITE}study.db"
+    else:
+        options = {"pool_pre_ping": True}
+        address = url.replace("{", "{{").replace("}", "}}")  # Optuna fills it in by str.format
     with guarded(display_name(url)):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return RDBStorage(address, engine_kwargs=options)
         except ImportError as error:
             raise StudyError(
                 f"{display_name(url)} needs the database driver {error.name}; install it with pip, or leave out --storage"
@@ -157,18 +183,18 @@ def connect(url: str, create: bool) -> RDBStorage:
 
 def display_name(url: str) -> str:
     """The URL for a message: a plain path for SQLite, never with a password."""
-    if url.startswith("sqlite:///"):
-        return url.removeprefix("sqlite:///")
+    path = sqlite_file(url)
+    if path is not None:
+        return str(path)
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def sole_writer(folder: Path) -> AbstractContextManager[None]:
     """Hold the folder for this process alone. Raises StudyError naming the process that holds it."""
-    name = str(folder).replace("{", "{{").replace("}", "}}")  # the sentence is filled in by str.format
     return locked(
         folder,
         StudyError,
-        f"only one search may write a study, and {name} is being written by {{holder}}; "
+        f"only one search may write a study, and {folder} is being written by {{holder}}; "
         "wait for it, stop it, or use another --name",
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.files import claim_file, claim_folder, write_signed_json
+from detsearch_cli.fragments import shown
+from detsearch_cli.option import MOST_JOBS
 
 if TYPE_CHECKING:
     from detsearch_cli.engine.comparison import PlannedRun, RunComparison
@@ -41,8 +43,8 @@ class Placement:
     executor: str = "local"
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise RecipeError(f"trainings need at least 1 job at a time, got {self.jobs}")
+        if not 1 <= self.jobs <= MOST_JOBS:
+            raise RecipeError(f"trainings need 1 to {MOST_JOBS} jobs at a time, got {shown(self.jobs)}")
 
     @property
     def here(self) -> bool:

@@ -10,6 +10,7 @@ and is kept in search.json, the first file of the study's folder.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from detsearch_cli.files import (
     write_signed_json,
     write_text,
 )
+from detsearch_cli.fragments import shown
 from detsearch_cli.methods.base import Method, load_method
+from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_TRIALS
 
 if TYPE_CHECKING:
     from detsearch_cli.data.splits import Resolved
@@ -66,9 +69,13 @@ class Settings:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "jobs"):
-            if getattr(self, name) < 1:
-                raise StudyError(f"a search needs at least 1 of {name}, got {getattr(self, name)}")
+        for name, most in (("trials", MOST_TRIALS), ("jobs", MOST_JOBS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise StudyError(f"a search needs 1 to {most} {name}, got {shown(getattr(self, name))}")
+        if self.time_budget is not None and not 0 <= self.time_budget <= 60 * MOST_MINUTES:
+            raise StudyError(
+                f"a time budget is 0 to {MOST_MINUTES} minutes, got {shown(self.time_budget)} seconds"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,17 +121,37 @@ def new_search(
     if method.sampler is None:
         raise StudyError(f"{method.name()} has nothing to search: its training finds what it looks for")
     name = settings.name or default_name(method, recipe)
-    if Path(name).name != name or name == "..":
-        raise StudyError(f"--name is one word, the study's folder in {out}, got {name!r}; choose a plain one")
+    if not _is_plain(name):
+        raise StudyError(
+            f"the name of a study is one word of letters, digits, dots, dashes and underscores, at most "
+            f"{_NAME_BYTES} bytes and not beginning with a dot or a dash, got {shown(name)}; choose another"
+        )
     recipe = scored_apart(recipe)
     settings = replace(settings, name=name, runtime=recipe.runtime.model_dump(mode="json"))
     return Search(method, recipe, SamplerChoice.parse(sampler or method.sampler), out / name, settings)
 
 
+_NAME_BYTES = 200
+"""File systems take 255; what is written beside the folder for a moment has a longer name."""
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is a word in any shell, path and database; letters are those of every script."""
+    if name[:1] in (".", "-", "") or not all(map(_is_of_a_word, name)):
+        return False
+    return len(name.encode()) <= _NAME_BYTES
+
+
+def _is_of_a_word(character: str) -> bool:
+    # M are the marks that many scripts write vowels with
+    return character in "._-" or unicodedata.category(character)[0] in "LMN"
+
+
 def default_name(method: Method, recipe: Recipe) -> str:
     """`assign-fcos-bccd`."""
     data = Path(recipe.data.source.partition(":")[0]).name
-    return f"{method.name()}-{recipe.detector.name}-{data}"
+    word = "".join(c if _is_of_a_word(c) else "-" for c in data)[:50]
+    return f"{method.name()}-{recipe.detector.name}-{word}"
 
 
 def scored_apart(recipe: Recipe) -> Recipe:

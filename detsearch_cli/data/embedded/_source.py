@@ -10,6 +10,7 @@ import numpy as np
 
 from detsearch_cli.data.types import Record, Split
 from detsearch_cli.errors import DataError
+from detsearch_cli.reading import whole
 
 SPLITS = ("train", "val", "test")
 
@@ -23,10 +24,12 @@ class Option:
     high: int
 
 
+_MOST_IMAGES = 1_000_000
+"""Their boxes are drawn when a set is opened, which then takes ten minutes."""
 COMMON = {
-    "images": Option(400, 1, 10_000_000),
-    "val": Option(None, 0, 10_000_000),
-    "test": Option(None, 0, 10_000_000),
+    "images": Option(400, 1, _MOST_IMAGES),
+    "val": Option(None, 0, _MOST_IMAGES),
+    "test": Option(None, 0, _MOST_IMAGES),
     "size": Option(160, 32, 2048),
     "seed": Option(0, 0, 2**31 - 1),
 }
@@ -51,11 +54,8 @@ def parse(name: str, options: Mapping[str, str], allowed: Mapping[str, Option]) 
             )
             values[key] = derived[key] if option.default is None else option.default
             continue
-        try:
-            value = int(text)
-        except ValueError:
-            value = option.low - 1
-        if not option.low <= value <= option.high:
+        value = whole(text)
+        if value is None or not option.low <= value <= option.high:
             raise DataError(
                 f"{name}:{key} must be a whole number from {option.low} to {option.high}, got {text!r};"
                 f" {name} takes {', '.join(allowed)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from detsearch_cli.option import option
+from detsearch_cli.option import MOST_SHAPES, option
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,15 @@ class Options:
         "default: the detector's own.",
         metavar="START",
     )
-    anchors: int | None = option(None, "Shapes of a cell; default: the detector's number.", min=1)
+    anchors: int | None = option(
+        None, "Shapes of a cell; default: the detector's number.", min=1, max=MOST_SHAPES
+    )
 
 
 @dataclass(frozen=True)
 class FitOptions(Options):
     """How shapes are fitted to boxes. init is for online clustering: k-means chooses its own seeds."""
 
-    min_strides: float = option(0.0, "No side below this many strides of its level.", min=0)
-    restarts: int = option(10, "k-means from so many seeds; the best counts.", min=1)
+    min_strides: float = option(0.0, "No side below this many strides of its level.", min=0, max=100)
+    restarts: int = option(10, "k-means from so many seeds; the best counts.", min=1, max=10_000)
     online: bool = option(False, "Online clustering from --init instead of k-means.")

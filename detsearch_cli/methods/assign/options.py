@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from detsearch_cli.option import option
+from detsearch_cli.option import MOST_BOXES, MOST_STEPS, option
 from detsearch_cli.slots.assigners._dynamic_defaults import ALPHA, MIN_IOU
 
 
@@ -25,9 +25,9 @@ class Options:
         None, "Aspect-ratio (height / width) bin edges; default: the paper's, as 1/2,2."
     )
     max_count: int | None = option(
-        None, "Largest count; default: 80 for RetinaNet, 25 for FCOS, 32 for ATSS.", min=1
+        None, "Largest count; default: 80 for RetinaNet, 25 for FCOS, 32 for ATSS.", min=1, max=MOST_BOXES
     )
-    alpha: float = option(ALPHA, "Weight of the IoU loss when ranking candidates.", min=0)
+    alpha: float = option(ALPHA, "Weight of the IoU loss when ranking candidates.", min=0, max=1e6)
     min_iou: float = option(MIN_IOU, "IoU above which an anchor is a candidate.", min=0, max=0.99)
 
 
@@ -35,5 +35,5 @@ class Options:
 class ShowOptions:
     """What `assign show` looks at."""
 
-    images: int = option(100, "Images that are counted.", min=1)
+    images: int = option(100, "Images that are counted.", min=1, max=MOST_STEPS)
     samples: int = option(4, "Images drawn with their positives.", min=0, max=20)

@@ -129,7 +129,7 @@ def parse_edges(text: str) -> tuple[float, ...]:
     """Read `--edges`: ascending aspect ratios such as `1/2,2` or `0.5,1,2`. Raises SpaceError."""
     try:
         edges = tuple(float(Fraction(part.strip())) for part in text.split(","))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):  # 1e400
         edges = ()
     if not edges or edges[0] <= 0 or list(edges) != sorted(set(edges)):
         raise SpaceError(

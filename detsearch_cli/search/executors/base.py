@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -35,6 +36,12 @@ class Executor(ABC):
 
     def __init__(self, folder: Path, jobs: int, run_trial: str) -> None:
         self.root = folder.absolute() / "workers"
+        if re.search(
+            "%[jtAa]", str(self.root)
+        ):  # submitit would put numbers in their place, and write elsewhere
+            raise StudyError(
+                f"%j, %t, %A and %a cannot be part of a folder in which workers run, got {folder}"
+            )
         self.jobs, self.run_trial = jobs, run_trial
         self._futile: dict[int, int] = {}
         self._beat = 0.0

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from detsearch_cli.reading import whole
 from detsearch_cli.search.executors.base import Executor, environment, fresh
 from detsearch_cli.search.worker import WorkerSpec, read_json, serve
 
@@ -94,8 +95,8 @@ def threads_per_worker(jobs: int) -> int:
     """CPU threads for each of `jobs` workers: an equal share, never more than OMP_NUM_THREADS allows."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // max(1, jobs))
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, int(given)) if given.isdigit() and int(given) > 0 else share
+    given = whole(os.environ.get("OMP_NUM_THREADS"))
+    return min(share, given) if given is not None and given > 0 else share
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ import numpy as np
 from pydantic import Field
 from threadpoolctl import ThreadpoolController
 
+from detsearch_cli.option import MOST_TRIALS
 from detsearch_cli.parts import Part
 from detsearch_cli.search.samplers._box import Box
 from detsearch_cli.search.samplers.base import ProductSampler, Proposal, stream
@@ -45,7 +46,7 @@ class PySOT(ProductSampler):
     class Options(Part):
         """initial: points of the initial design; None for 2(d+1), at most half the budget."""
 
-        initial: int | None = Field(None, ge=2)
+        initial: int | None = Field(None, ge=2, le=MOST_TRIALS)
 
     options: Options
     strategy: ClassVar[str]

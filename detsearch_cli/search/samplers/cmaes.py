@@ -5,6 +5,7 @@ from __future__ import annotations
 import optuna
 from pydantic import Field
 
+from detsearch_cli.option import MOST_TRIALS
 from detsearch_cli.parts import Part
 from detsearch_cli.search.samplers._optuna import OptunaSampler
 
@@ -15,7 +16,7 @@ class CmaEs(OptunaSampler):
     class Options(Part):
         """population: candidates a generation; None for 4 + floor(3 ln d), Hansen's choice for d parameters."""
 
-        population: int | None = Field(None, ge=4)
+        population: int | None = Field(None, ge=4, le=MOST_TRIALS)
 
     options: Options
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import optuna
 from pydantic import Field
 
+from detsearch_cli.option import MOST_TRIALS
 from detsearch_cli.parts import Part
 from detsearch_cli.search.samplers._optuna import OptunaSampler
 
@@ -15,7 +16,7 @@ class Tpe(OptunaSampler):
     class Options(Part):
         """startup: candidates drawn at random before the model is asked, at most half the budget."""
 
-        startup: int = Field(10, ge=1)
+        startup: int = Field(10, ge=1, le=MOST_TRIALS)
 
     options: Options
 

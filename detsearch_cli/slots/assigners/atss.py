@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detsearch_cli import boxes
+from detsearch_cli.parts import Count
 from detsearch_cli.slots.assigners.base import Assigner, chunks, compiled_tiling, pick_highest
 from detsearch_cli.structures import Assignment, Dense, Priors, Targets
 
@@ -19,7 +20,7 @@ class ATSSAssigner(Assigner):
     that is not finite gets no prior.
     """
 
-    top_k: int = Field(default=9, ge=1, description="candidates a level and prior of a cell")
+    top_k: Count = Field(default=9, description="candidates a level and prior of a cell")
 
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:
         priors, device = dense.priors, targets.boxes.device

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
 import detsearch_kernels as kernels
 import torch
@@ -38,6 +38,7 @@ from torch import Tensor
 
 from detsearch_cli.boxes import iou
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.parts import Count
 from detsearch_cli.slots.assigners._candidates import Pairs, find_candidates, lowest_by, order_by
 from detsearch_cli.slots.assigners._dynamic_defaults import ALPHA, MIN_IOU, PAPER_EDGES
 from detsearch_cli.slots.assigners._keep import serve_orphans
@@ -71,7 +72,7 @@ class Dynamic(Assigner):
     counts, or one list for all of them; left out, rows of 1, 3 or 5 bins take the paper's.
     """
 
-    counts: tuple[tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(
+    counts: tuple[tuple[Count, ...], ...] = Field(
         ((9,),),
         min_length=1,
         description="positives by level and aspect bin; default: ATSS's top 9 for everything",

@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detsearch_cli import boxes
+from detsearch_cli.parts import Count
 from detsearch_cli.slots.assigners.base import Assigner, chunks, compiled_tiling, pairs_with_image
 from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Targets
 
@@ -40,7 +41,7 @@ PIECE = 2**20  # elements of a temporary
 class SimOTA(Assigner):
     """Source: Ge et al. 2021 (YOLOX), section 2.3."""
 
-    candidate_top_k: int = Field(default=10, ge=1, description="highest IoUs that add up to the positives")
+    candidate_top_k: Count = Field(default=10, description="highest IoUs that add up to the positives")
     center_radius: float = Field(default=2.5, gt=0, description="how near the middle is, in strides")
 
     @torch.no_grad()

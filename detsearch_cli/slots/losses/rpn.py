@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detsearch_cli import boxes
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.parts import Count
 from detsearch_cli.slots.losses._sampling import BalancedSample, balanced
 from detsearch_cli.slots.losses.base import DetectionLoss, mean_over_ranks
 from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Targets
@@ -23,7 +24,7 @@ class RPN(DetectionLoss):
     image: a sample of the priors would drop pairs that Eq. 10 of anchor box optimization wants weighed, not drawn.
     """
 
-    samples: int = Field(default=256, ge=1, description="priors an image that are trained on")
+    samples: Count = Field(default=256, description="priors an image that are trained on")
     positive_share: float = Field(default=0.5, gt=0, le=1, description="of them, positive at most")
     beta: float = Field(default=1 / 9, gt=0, description="where smooth L1 turns from square to straight")
     regression_weight: float = Field(default=1.0, ge=0, description="of the regression term")

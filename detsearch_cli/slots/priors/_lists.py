@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator
 
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.option import MOST_SHAPES
 
 Shape = tuple[float, float]
 Name = Literal["uniform", "identical", "yolov2-voc", "yolov2-coco"]
@@ -69,6 +70,8 @@ def _check(lists: Sequence[Sequence[Shape]]) -> None:
             f"every level needs as many shapes, and at least one, because all levels share one head; "
             f"the lists have {', '.join(map(str, counts)) or 'no'} shapes"
         )
+    if counts[0] > MOST_SHAPES:
+        raise ValueError(f"a cell has at most {MOST_SHAPES} shapes, the list has {counts[0]}")
     for side in (side for shapes in lists for shape in shapes for side in shape):
         if not (math.isfinite(side) and side > 0):
             raise ValueError(f"a width or height must be a positive number of pixels, found {side:g}")

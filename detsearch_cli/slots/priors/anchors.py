@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from detsearch_cli.option import MOST_SHAPES
 from detsearch_cli.slots.priors.base import PriorGrid
 
 
@@ -15,7 +16,9 @@ class Anchors(PriorGrid):
 
     base: float = Field(default=4.0, gt=0, description="side of the smallest square anchor, in strides")
     scales: int = Field(default=3, ge=1, le=16, description="anchor sizes in one octave")
-    ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1, description="height / width")
+    ratios: tuple[float, ...] = Field(
+        default=(0.5, 1.0, 2.0), min_length=1, max_length=MOST_SHAPES, description="height / width"
+    )
 
     @field_validator("ratios")
     @classmethod

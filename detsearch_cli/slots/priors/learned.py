@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import Field
 
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.option import MOST_SHAPES
+from detsearch_cli.parts import Steps
 from detsearch_cli.slots.priors import _lists
 from detsearch_cli.slots.priors.base import PriorGrid
 from detsearch_cli.slots.priors.shapes import Shapes
@@ -42,7 +44,7 @@ class Learned(PriorGrid):
         default=None,
         description="initial shapes: as `shapes` takes them; null: those of the detector's own priors",
     )
-    count: int = Field(default=5, ge=1, description="shapes of `identical`")
+    count: int = Field(default=5, ge=1, le=MOST_SHAPES, description="shapes of `identical`")
     soft: bool = Field(default=True, description="soft assignment warm-up (Eq. 10)")
     clustering: bool = Field(default=True, description="online clustering warm-up (Eq. 11)")
     bn: bool = Field(
@@ -51,7 +53,7 @@ class Learned(PriorGrid):
     distance: Literal["iou", "log_l2"] = Field(
         default="iou", description="of the soft assignment: 1 - IoU, or L2 between log sizes"
     )
-    warmup_steps: int = Field(default=1500, ge=0, description="steps that both warm-ups last")
+    warmup_steps: Steps = Field(default=1500, description="steps that both warm-ups last")
     warmup_fraction: float = Field(
         default=0.4, ge=0, le=1, description="largest part of the training that they last"
     )

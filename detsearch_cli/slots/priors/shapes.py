@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from detsearch_cli.option import MOST_SHAPES
 from detsearch_cli.slots.priors import _lists
 from detsearch_cli.slots.priors.base import PriorGrid
 
@@ -21,7 +22,7 @@ class Shapes(PriorGrid):
         default="uniform",
         description="[[w, h], ...] in px, one such list a level, or uniform, identical, yolov2-voc, yolov2-coco",
     )
-    count: int = Field(default=5, ge=1, description="shapes of `identical`")
+    count: int = Field(default=5, ge=1, le=MOST_SHAPES, description="shapes of `identical`")
 
     @property
     def per_cell(self) -> int:

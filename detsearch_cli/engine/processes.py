@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import torch
 from lightning_fabric import Fabric
 
 from detsearch_cli import errors
+from detsearch_cli.engine.interrupt import SIGNALS
 from detsearch_cli.errors import DetsearchError, Diverged, ProcessLost
 from detsearch_cli.recipe import Recipe
 
@@ -105,12 +107,13 @@ class _Other:
         self.rank = place.rank
         # a file and not a pipe: nobody reads while the rank trains, and a full pipe would stop it
         self._told: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "detsearch_cli.engine.rank"],
-            stdin=subprocess.PIPE,
-            stdout=self._told,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
+        with _blocked_signals():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "detsearch_cli.engine.rank"],
+                stdin=subprocess.PIPE,
+                stdout=self._told,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
         assert self._process.stdin is not None
         # a rank that is dead already shows by its exit code, which says more than a broken pipe
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
@@ -135,13 +138,25 @@ class _Other:
             told = json.loads(lines[-1])
             if told["kind"] == OUT_OF_MEMORY:
                 return torch.OutOfMemoryError(told["text"])
-            kind = getattr(errors, told["kind"], DetsearchError)
-            return kind(told["text"])
+            error: Exception = getattr(errors, told["kind"], DetsearchError)(told["text"])
+            if told["trace"]:
+                error.add_note(f"in process {self.rank}:\n{told['trace']}")  # which --debug shows
+            return error
         how = f"signal {-self.code}" if self.code is not None and self.code < 0 else f"exit code {self.code}"
         return ProcessLost(
             f"process {self.rank} of the training stopped ({how}), so all did; the same command goes on from "
             f"the last checkpoint"
         )
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait, here and in processes started inside, until those can ignore them (rank.py)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def gathered(own: Any, fabric: Fabric) -> list[Any]:

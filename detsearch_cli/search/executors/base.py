@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from detsearch_cli.errors import StudyError
+from detsearch_cli.search.signals import uninterrupted
 from detsearch_cli.search.storage import guarded
 from detsearch_cli.search.worker import Task, WorkerSpec, read_json, read_task, write_message
 
@@ -145,15 +146,18 @@ class Executor(ABC):
 
     def abort(self, wait: float = 20.0) -> None:
         """Interrupt all workers, wait for their checkpoints, kill those that do not end."""
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C again: do not wait for checkpoints
-            self._end(self.interrupt, wait)
-        for worker in self.known():
-            if self.alive(worker):
-                self.interrupt(worker, kill=True)
-        for worker in self.known():
-            if not self.alive(worker):
-                self.clear(worker)
-        self.close()
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C again: do not wait for checkpoints
+                self._end(self.interrupt, wait)
+        finally:
+            with uninterrupted():
+                for worker in self.known():
+                    if self.alive(worker):
+                        self.interrupt(worker, kill=True)
+                for worker in self.known():
+                    if not self.alive(worker):
+                        self.clear(worker)
+                self.close()
 
     def close(self) -> None:  # noqa: B027 (most executors hold nothing)
         """Let go of what was launched; workers go on."""

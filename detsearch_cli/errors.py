@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 class DetsearchError(Exception):
     """Root of all errors shown without a traceback; `exit_code` is what the CLI exits with."""
@@ -85,6 +83,8 @@ def unforeseen(error: BaseException) -> ProgramError:
 
 def _origin(error: BaseException) -> str:
     """`, in detsearch_cli/engine/train.py:12`: the innermost line of this program in the traceback."""
+    from pathlib import Path  # the first moment of every command has no time for it
+
     place, trace = "", error.__traceback__
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)

@@ -6,7 +6,8 @@
     70   an error of this program
     130  interrupted
 
-The commands are in commands.py, which is imported late: a signal while libraries load must find the handlers set.
+The commands are in commands.py. It is imported late, like everything else that takes a millisecond: a signal while
+modules load must find the handlers set.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from __future__ import annotations
 import errno
 import sys
 
-from detsearch_cli.cli import ending, streams
-from detsearch_cli.errors import DetsearchError, unforeseen
+from detsearch_cli.cli import ending
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "cannot allocate memory")
@@ -24,6 +24,8 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread"
 def main() -> None:
     """Run the command line and end the process."""
     ending.watch()
+    from detsearch_cli.cli import streams
+
     streams.protect()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
@@ -41,8 +43,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         sys.stdout.flush()  # here, where a full disk still becomes a sentence
     except KeyboardInterrupt:
         return _interrupted()
-    except (SystemExit, GeneratorExit):
-        raise
+    except SystemExit as wanted:  # a library's wish
+        return wanted.code if isinstance(wanted.code, int) else int(wanted.code is not None)
     except BaseException as error:  # a panic in a library that is written in Rust is no Exception
         return _explain(error, debug)
     if code == ending.INTERRUPTED:  # newer versions of Typer turn KeyboardInterrupt into this
@@ -52,6 +54,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
 
 def _explain(error: BaseException, debug: bool) -> int:
     """Say what ended the command; returns the exit code."""
+    from detsearch_cli.errors import DetsearchError, unforeseen
+
     if _from_interruption(error):
         return _interrupted()
     show = getattr(error, "show", None)

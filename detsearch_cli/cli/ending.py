@@ -5,7 +5,7 @@ happens to be: a library that is being loaded turns it into an ImportError, a ca
 interrupts the cleaning up. Code that has something to save takes the signals over for that time
 (engine/interrupt.py, search/signals.py).
 
-Imports only what Python has loaded anyway: this runs before everything else.
+Imports next to nothing: until `watch` has run, a signal ends Python as it ends any program.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
 
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a cluster, or a container that stops, sends SIGTERM
@@ -60,7 +59,7 @@ def interrupted_line() -> str:
     return f"interrupted; {_hint}\n" if first and not said else ""
 
 
-def _end(number: int, frame: Any) -> None:
+def _end(number: int, frame: object) -> None:
     _ignore()  # a second signal must not interrupt the removal of what is half written
     if _code is not None:
         os._exit(_code)

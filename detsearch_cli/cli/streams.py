@@ -14,7 +14,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TextIO
 
 STDOUT = "standard output"
 _GONE = (errno.EPIPE, errno.ECONNRESET)
@@ -34,7 +34,7 @@ def protect() -> None:
     sys.stderr = _protected(sys.stderr, 2, _Stderr)
 
 
-def _protected(stream: Any, descriptor: int, kind: type[_Guarded]) -> Any:
+def _protected(stream: TextIO, descriptor: int, kind: type[_Guarded]) -> TextIO:
     if stream is None:
         return kind(open(descriptor, "wb"), encoding="utf-8", errors="backslashreplace")
     if not isinstance(stream, io.TextIOWrapper):

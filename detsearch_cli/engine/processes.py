@@ -168,6 +168,39 @@ def gathered(own: Any, fabric: Fabric) -> list[Any]:
     return parts
 
 
+@contextlib.contextmanager
+def held_by_first(
+    claim: contextlib.AbstractContextManager[None], fabric: Fabric, place: Place | None
+) -> Iterator[None]:
+    """Rank 0 enters `claim` for all; where it is refused, every rank raises the same and none waits for the others.
+
+    Launches Fabric where torchrun or srun has started the processes. Those of `together` begin only once rank 0
+    holds the claim, so they need not be told.
+    """
+    if place is not None:
+        with claim if place.rank == 0 else contextlib.nullcontext():
+            yield
+        return
+    fabric.launch()
+    own: Exception | None = None
+    with contextlib.ExitStack() as held:
+        if fabric.is_global_zero:
+            try:
+                held.enter_context(claim)
+            except Exception as error:  # whatever it is: the others wait at the next line
+                own = error
+        # ours can be pickled; another's may hold anything
+        refused = (
+            own if own is None or isinstance(own, DetsearchError) else ProcessLost(f"process 0 failed: {own}")
+        )
+        refused = fabric.broadcast(refused)
+        if own is not None:
+            raise own
+        if refused is not None:
+            raise refused
+        yield
+
+
 def explain(fabric: Fabric, error: Exception) -> None:
     """Under torchrun and srun one rank's error ends the training of all, but each rank sees only its own error.
 

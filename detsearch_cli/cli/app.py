@@ -56,8 +56,6 @@ def _explain(error: BaseException, debug: bool) -> int:
     """Say what ended the command; returns the exit code."""
     from detsearch_cli.errors import DetsearchError, unforeseen
 
-    if _from_interruption(error):
-        return _interrupted()
     show = getattr(error, "show", None)
     if show is not None:  # Typer's own complaints about arguments, which standalone mode would have shown
         show()
@@ -71,6 +69,8 @@ def _explain(error: BaseException, debug: bool) -> int:
         return error.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         return _refused(error)
+    if _from_interruption(error):
+        return _interrupted()
     # a module of our own that cannot be imported is our mistake
     foreign = isinstance(error, ImportError) and not (error.name or "").startswith("detsearch")
     if foreign or isinstance(error, MemoryError) or any(s in str(error).lower() for s in _NO_MEMORY):

@@ -80,4 +80,6 @@ class _Stdout(_Guarded):
 
 class _Stderr(_Guarded):
     def _failed(self, error: OSError) -> None:
-        self._drop()
+        if error.errno in _GONE:
+            self._drop()
+        # else the disk of a log is full; there may be room for later messages

@@ -92,6 +92,11 @@ def test_what_a_library_makes_of_ctrl_c_is_still_an_interruption(
     assert ended(error, monkeypatch) == 130
 
 
+def test_a_failure_to_save_after_ctrl_c_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Told) -> None:
+    assert ended(chained(StorageError("the disk is full"), KeyboardInterrupt()), monkeypatch) == 1
+    assert "error: the disk is full" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("asked", "code"), [(3, 3), (None, 0), ("words", 1)])
 def test_a_library_that_ends_the_program_sets_its_code(
     asked: object, code: int, monkeypatch: pytest.MonkeyPatch

@@ -63,20 +63,29 @@ def _end(number: int, frame: object) -> None:
     _ignore()  # a second signal must not interrupt the removal of what is half written
     if _code is not None:
         os._exit(_code)
-    line = interrupted_line()
+    try:
+        _tell(interrupted_line())
+        # not an import: the module may be half imported at this moment, and then it has written nothing yet
+        remove = getattr(sys.modules.get("detsearch_cli.files"), "remove_unfinished", None)
+        if remove is not None:
+            remove()
+    finally:
+        # not sys.exit, which raises; and whatever failed above, even for want of stack
+        os._exit(INTERRUPTED)
+
+
+def _tell(line: str) -> None:
+    import select
+
     try:
         if os.isatty(2):
             line = _SHOW_CURSOR + line
-        # not sys.stderr: the signal may have come while that was writing, and it refuses to be entered twice
-        os.write(2, line.encode(errors="backslashreplace"))
+        # a pipe that is full would hold this process for ever, now that it hears no signal
+        if select.select([], [2], [], 1.0)[1]:
+            # not sys.stderr: the signal may have come while that was writing, and it refuses to be entered twice
+            os.write(2, line.encode(errors="backslashreplace"))
     except OSError:
         pass  # nobody listens
-    # not an import: the module may be half imported at this moment, and then it has written nothing yet
-    remove = getattr(sys.modules.get("detsearch_cli.files"), "remove_unfinished", None)
-    if remove is not None:
-        remove()
-    # not sys.exit: see above
-    os._exit(INTERRUPTED)
 
 
 def _ignore() -> None:

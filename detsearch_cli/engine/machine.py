@@ -121,6 +121,14 @@ def own_place(runtime: Runtime) -> Place | None:
     return first_place(processes(runtime)[0])
 
 
+def own_rank(place: Place | None) -> int:
+    """Which process of the training this is, known before the processes have met. Rank 0 alone writes."""
+    if place is not None:
+        return place.rank
+    # not Fabric's: it knows the rank only once it is launched, and a folder is claimed before
+    return int(os.environ["RANK" if torch.distributed.is_torchelastic_launched() else "SLURM_PROCID"])
+
+
 def _tasks() -> int:
     """Processes that srun started; 1 in a Slurm job that is one process, such as a search's worker."""
     return int(os.environ.get("SLURM_NTASKS", "1")) if SLURMEnvironment.detect() else 1

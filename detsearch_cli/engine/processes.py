@@ -170,7 +170,7 @@ def gathered(own: Any, fabric: Fabric) -> list[Any]:
 
 @contextlib.contextmanager
 def held_by_first(
-    claim: contextlib.AbstractContextManager[None], fabric: Fabric, place: Place | None
+    claim: contextlib.AbstractContextManager[None], rank: int, fabric: Fabric, place: Place | None
 ) -> Iterator[None]:
     """Rank 0 enters `claim` for all; where it is refused, every rank raises the same and none waits for the others.
 
@@ -178,13 +178,13 @@ def held_by_first(
     holds the claim, so they need not be told.
     """
     if place is not None:
-        with claim if place.rank == 0 else contextlib.nullcontext():
+        with claim if rank == 0 else contextlib.nullcontext():
             yield
         return
     fabric.launch()
     own: Exception | None = None
     with contextlib.ExitStack() as held:
-        if fabric.is_global_zero:
+        if rank == 0:
             try:
                 held.enter_context(claim)
             except Exception as error:  # whatever it is: the others wait at the next line

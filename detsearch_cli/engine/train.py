@@ -36,7 +36,7 @@ from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import Evaluation, evaluate
 from detsearch_cli.engine.interrupt import noting_signals
 from detsearch_cli.engine.journal import Journal, open_journal
-from detsearch_cli.engine.machine import choose_kernels, make_fabric, micro_batch, own_place
+from detsearch_cli.engine.machine import choose_kernels, make_fabric, micro_batch, own_place, own_rank
 from detsearch_cli.engine.optimise import learning_rate, make_average, make_optimizer
 from detsearch_cli.engine.predict import detect_split
 from detsearch_cli.engine.processes import Place, explain, gathered, held_by_first, together
@@ -94,7 +94,7 @@ def train(
     place = place or own_place(recipe.runtime)
     fabric = make_fabric(recipe, place)
     choose_kernels(recipe.runtime, fabric.device)
-    with held_by_first(ckpt.owned(folder, recipe), fabric, place):
+    with held_by_first(ckpt.owned(folder, recipe), own_rank(place), fabric, place):
         finished = ckpt.read_metrics(folder)
         if finished is not None:  # by another process, between our first look and the lock
             return finished

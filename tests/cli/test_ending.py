@@ -109,6 +109,22 @@ def test_a_signal_after_the_work_ends_it_with_the_code_of_the_work(tmp_path: Pat
     assert process.returncode == 3
 
 
+def test_a_pipe_that_is_full_keeps_no_process_alive(tmp_path: Path) -> None:
+    full = """
+import os, pathlib
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(2, True)
+"""
+    process = begin(tmp_path, full + STUBBORN)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 130
+    process.communicate()
+
+
 def test_a_forked_process_leaves_ctrl_c_to_its_parent_and_can_be_terminated(tmp_path: Path) -> None:
     process = begin(tmp_path, FORKING)
     while not (child := (tmp_path / "ready").read_text()):

@@ -18,6 +18,7 @@ import torch
 from detsearch_cli import files
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
+from detsearch_cli.engine.machine import own_rank
 from detsearch_cli.engine.processes import Place
 from detsearch_cli.engine.train import train
 from detsearch_cli.engine.trial import load_data, run_trial, train_with_retry
@@ -325,16 +326,21 @@ def test_another_recipe_that_claims_the_folder_meanwhile_wins_and_is_not_overwri
     assert ckpt.read_recipe(tmp_path / "run").seed == 7
 
 
-@pytest.mark.parametrize(("rank", "claims"), [(0, True), (1, False)])
-def test_only_rank_0_claims_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, claims: bool
-) -> None:
-    monkeypatch.setattr("detsearch_cli.engine.train.together", stop)
+def test_only_rank_0_claims_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_rank(Place(1, 2, 0)) == 1
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert own_rank(None) == 3
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    assert own_rank(None) == 2
+
+    monkeypatch.setattr("detsearch_cli.engine.train.make_fabric", stop)
     recipe = small()
     data = load_data(recipe.data)
     with pytest.raises(Stop):
-        train(recipe, data.train, data.val, tmp_path / "run", place=Place(rank, 2, 0))
-    assert (tmp_path / "run").exists() == claims
+        train(recipe, data.train, data.val, tmp_path / "run", place=Place(1, 2, 0))
+    assert not (tmp_path / "run").exists()
 
 
 def stop(*_: Any) -> Any:

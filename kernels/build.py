@@ -38,6 +38,9 @@ class BuildError(Exception):
     """Why there is no library: no compiler, or the compiler's first error."""
 
 
+_DRAFT = "building-"  # how the folder begins in which the compiler writes
+
+
 @dataclass(frozen=True)
 class Library:
     """One library to build. kind: cpu or cuda. command: compiler and flags; link: what follows the sources.
@@ -135,9 +138,13 @@ def build(library: Library, say: Callable[[str], None] = lambda text: None) -> P
         if path.is_file():
             return path  # another process compiled it meanwhile
         say(f"compiling detsearch's {library.kind} kernels, once, about {SECONDS[library.kind]} seconds ...")
+        # Whoever made them held the lock, which is ours now: that process was killed.
+        for left in path.parent.glob(f"{_DRAFT}????????"):  # as tempfile names them
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
         # Removed at the end, with all it holds: it was made here, under a name that nothing had. It lies beside the
         # library, because a file can only be renamed inside one file system.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=_DRAFT) as folder:
             unfinished = Path(folder) / path.name
             include = f"-I{SOURCES}"  # not part of the identity: equal sources make equal libraries, wherever they lie
             sources = map(str, library.sources)

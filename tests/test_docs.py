@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel
 
 from detsearch_cli import parts
-from detsearch_cli.cli.app import app
+from detsearch_cli.cli.commands import app
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.recipe import Recipe, Slot
 

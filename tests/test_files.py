@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from detsearch_cli import files
 from detsearch_cli.errors import OutputError, StorageError
 from detsearch_cli.files import (
     EXPORT_COLUMNS,
@@ -193,3 +197,100 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary(tmp_path: Pat
     with pytest.raises(StorageError, match="cannot write"):
         write_png(path / "b.png", PIXELS)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------------- what a killed process leaves
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from detsearch_cli.files import replace_file
+
+def write(path):
+    path.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+replace_file(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.fixture
+def leftover(tmp_path: Path) -> Path:
+    """The temporary file of a process that was killed while it wrote `weights`."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "weights")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (found,) = tmp_path.iterdir()
+    assert found.read_text() == "half"
+    return found
+
+
+def test_the_next_write_removes_what_a_killed_one_left(leftover: Path) -> None:
+    write_text(leftover.parent / "weights", "whole")
+    assert [(p.name, p.read_text()) for p in leftover.parent.iterdir()] == [("weights", "whole")]
+
+
+def test_a_folder_with_such_a_leftover_alone_is_still_nobodys(leftover: Path) -> None:
+    claim_folder(leftover.parent, "recipe.yaml", "run")
+
+
+def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(leftover: Path) -> None:
+    folder, (name, dead, machine) = leftover.parent, leftover.name[1:].removesuffix(".tmp").split(".")
+    elsewhere = f"{int(machine, 16) ^ 1:08x}"
+    kept = [
+        folder / f".{name}.{os.getppid()}.{machine}.tmp",  # alive
+        folder / f".{name}.{dead}.{elsewhere}.tmp",
+        folder / f".{name}.{dead}.tmp",
+        folder / f"{name}.{dead}.{machine}.tmp",
+        folder / f".{name}.{dead}.{machine}.tmp.bak",
+        folder / f".{name}.{'9' * 30}.{machine}.tmp",
+        folder / f".{name}.0.{machine}.tmp",
+        folder / f".notes.{dead}.{machine}.tmp",  # a link
+        folder / f".folder.{dead}.{machine}.tmp",
+        folder / "target",
+    ]
+    for path in kept[:-3]:
+        path.write_text("kept")
+    kept[-1].write_text("kept")
+    kept[-3].symlink_to(kept[-1])
+    kept[-2].mkdir()
+    own = folder / f".other.{os.getpid()}.{machine}.tmp"  # of an earlier process that had our number
+    own.write_text("left")
+    write_text(folder / "weights", "whole")
+    assert sorted(folder.iterdir()) == sorted([*kept, folder / "weights"])
+    assert kept[-1].read_text() == "kept"
+
+
+def test_a_temporary_file_that_this_process_is_writing_is_no_leftover(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        path.write_text("first")
+        files._searched.discard(tmp_path)  # as if the other thread had come first
+        write_text(tmp_path / "other", "second")
+        assert path.read_text() == "first"
+
+    files.replace_file(tmp_path / "one", write)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"one": "first", "other": "second"}
+
+
+def test_a_folder_of_many_files_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    original = os.scandir
+    monkeypatch.setattr(files.os, "scandir", lambda p: (looked.append(p), original(p))[1])
+    for number in range(5):
+        write_text(tmp_path / f"{number}.txt", "x")
+    assert looked == [tmp_path]
+
+
+def test_what_ends_the_process_removes_exactly_what_is_unfinished(tmp_path: Path) -> None:
+    draft, file, kept = tmp_path / "draft", tmp_path / "file", tmp_path / "kept"
+    (draft / "images").mkdir(parents=True)
+    kept.mkdir()
+    (kept / "a").write_text("a")
+    (draft / "link").symlink_to(kept)
+    file.write_text("half")
+    with files.unfinished(draft), files.unfinished(file), files.unfinished(tmp_path / "not yet there"):
+        files.remove_unfinished()
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "a").read_text() == "a"
+    file.write_text("whole")
+    files.remove_unfinished()
+    assert file.read_text() == "whole"

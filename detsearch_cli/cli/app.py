@@ -1,74 +1,49 @@
-"""The `detsearch` command: puts the subcommands together and turns errors into one sentence and an exit code."""
+"""The `detsearch` program: runs a command and turns whatever ends it into one sentence and an exit code.
+
+    0    done
+    1    a check failed, or the machine refused: no space, no memory
+    2    the user can fix it
+    70   an error of this program
+    130  interrupted
+
+The commands are in commands.py. It is imported late, like everything else that takes a millisecond: a signal while
+modules load must find the handlers set.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import warnings
-from typing import Annotated
 
-import typer
+from detsearch_cli.cli import ending
 
-from detsearch_cli import __version__
-from detsearch_cli.cli import data, demo, evaluate, kernels, methods, predict, report, study, train
-from detsearch_cli.cli.groups import Group
-from detsearch_cli.errors import DetsearchError
-
-INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-# Asking for completion belongs to the bare command; elsewhere Typer would import pydantic for it, a quarter of
-# the time of a --help. The shell itself asks through an environment variable.
-completing = len(sys.argv) < 2 or sys.argv[1].startswith("-") or "_DETSEARCH_COMPLETE" in os.environ
-app = typer.Typer(
-    name="detsearch",
-    cls=Group,
-    add_completion=completing,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Finds a better training recipe for your object detector, on your data, and tests whether it is better.",
-)
-for module in (demo, train, evaluate, predict, report):
-    module.register(app)
-app.add_typer(data.app)
-methods.register(app)
-for module in (study, kernels):
-    app.add_typer(module.app)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"detsearch {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    pass
+_NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "cannot allocate memory")
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a check failed, 2 the user can fix it, 130 interrupted."""
-    # a cluster, or a container that stops, sends SIGTERM: what Ctrl-C does with it saves and says how to go on
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run the command line and end the process."""
+    ending.watch()
+    from detsearch_cli.cli import streams
+
+    streams.protect()
     warnings.showwarning = _show_warning
-    for name in (
-        "COLUMNS",
-        "LINES",
-        "TERMINAL_WIDTH",
-    ):  # rich and typer end in a traceback where they are no number
-        if not (os.environ.get(name, "0").isascii() and os.environ.get(name, "0").isdigit()):
-            del os.environ[name]
+    _drop_senseless_sizes()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    sys.exit(run([a for a in arguments if a != "--debug"], debug))
+    code = run([a for a in arguments if a != "--debug"], debug)
+    ending.done(code)
+    sys.exit(code)
+
+
+def _drop_senseless_sizes() -> None:
+    """Forget a size of the terminal that is no number: rich and typer end in a traceback at it."""
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        given = os.environ.get(name, "0")
+        if not (given.isascii() and given.isdigit()):
+            del os.environ[name]
 
 
 def _show_warning(
@@ -80,89 +55,108 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """A library's warning on stderr; it may name a file that somebody else named."""
-    from detsearch_cli.cli.console import visible
+    from detsearch_cli.lettering import visible
 
     sys.stderr.write(visible(warnings.formatwarning(message, category, filename, lineno)))
 
 
 def run(arguments: list[str], debug: bool = False) -> int:
-    """Run with these arguments and return the exit code."""
+    """Run with these arguments and return the exit code. debug: show the traceback of an error as well."""
     try:
-        code = app(arguments, prog_name="detsearch", standalone_mode=False)
-    except DetsearchError as error:
-        if debug:
-            raise
-        from detsearch_cli.cli.console import complain
+        from detsearch_cli.cli.commands import app
 
-        complain(str(error))
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+        code = app(arguments, prog_name="detsearch", standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk still becomes a sentence
+    except KeyboardInterrupt:
         return _interrupted()
-    except OSError as error:
-        if debug or (error.errno != errno.EPIPE and error.filename is None and error.errno not in FULL):
-            raise
-        return _refused(error)
-    except (ImportError, MemoryError) as error:
-        # a module of our own that cannot be imported is our mistake, which a traceback tells best
-        if debug or (getattr(error, "name", None) or "").startswith("detsearch"):
-            raise
-        return _too_little(error)
-    except Exception as error:
-        usage = _usage(error)
-        if usage is None:
-            raise
-        return usage
-    if code == INTERRUPTED:  # newer versions of Typer turn KeyboardInterrupt into this
+    except SystemExit as wanted:  # a library's wish
+        return wanted.code if isinstance(wanted.code, int) else int(wanted.code is not None)
+    except BaseException as error:  # a panic in a library that is written in Rust is no Exception
+        return _explain(error, debug)
+    if code == ending.INTERRUPTED:  # newer versions of Typer turn KeyboardInterrupt into this
         return _interrupted()
     return code if isinstance(code, int) else 0
 
 
-def _interrupted() -> int:
-    from detsearch_cli.cli.console import resume_hint, say
+def _explain(error: BaseException, debug: bool) -> int:
+    """Say what ended the command; returns the exit code."""
+    from detsearch_cli.errors import DetsearchError, unforeseen
 
-    say(f"interrupted; {resume_hint()}")
-    return INTERRUPTED
+    show = getattr(error, "show", None)
+    if show is not None:  # Typer's own complaints about arguments, which standalone mode would have shown
+        from detsearch_cli.lettering import visible
+
+        for name, value in vars(error).items():  # what was typed is told again, control characters and all
+            if isinstance(value, str):
+                setattr(error, name, visible(value))
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, DetsearchError):
+        _complain(str(error))
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        return _refused(error)
+    if _from_interruption(error):
+        return _interrupted()
+    # a module of our own that cannot be imported is our mistake
+    foreign = isinstance(error, ImportError) and not (error.name or "").startswith("detsearch")
+    if foreign or isinstance(error, MemoryError) or any(s in str(error).lower() for s in _NO_MEMORY):
+        return _too_little(error)
+    own = unforeseen(error)
+    _complain(str(own))
+    return own.exit_code
+
+
+def _from_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C caused it: libraries that are being loaded, and Typer, make other errors of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _interrupted() -> int:
+    sys.stderr.write(ending.interrupted_line())
+    return ending.INTERRUPTED
+
+
+def _complain(text: str) -> None:
+    try:
+        from detsearch_cli.cli.console import complain
+    except (ImportError, MemoryError):  # what is told about may be just this
+        sys.stderr.write(f"error: {text}\n")
+    else:
+        complain(text)
 
 
 def _refused(error: OSError) -> int:
-    """What the system said about a file: 1 for a full disk, 2 for a path the user can choose better."""
-    from detsearch_cli.cli.console import complain
-
-    if error.errno == errno.EPIPE:  # `detsearch ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    place = error.filename or "to the disk"
+    """What the system said about a file: 2 for a path the user can choose better, 1 for a full disk and the rest."""
+    said, place = error.strerror or str(error), error.filename
     if error.errno in FULL:
-        complain(f"cannot write {place}: {error.strerror}; free some space, then run again")
+        _complain(f"cannot write {place or 'to the disk'}: {said}; free some space, then run again")
         return 1
-    complain(f"cannot use {place}: {error.strerror}; give another path")
+    if place is None:
+        _complain(
+            f"the system refused ({said}); raise its limits (ulimit -a), then run again; --debug shows where"
+        )
+        return 1
+    _complain(f"cannot use {place}: {said}; give another path")
     return 2
 
 
-def _too_little(error: ImportError | MemoryError) -> int:
+def _too_little(error: BaseException) -> int:
     """A library that this machine cannot load, or no memory: nothing that another argument would mend."""
-    from detsearch_cli.cli.console import complain
-
     said = (str(error).splitlines() or ["out of memory"])[0]
-    complain(
+    _complain(
         f"cannot go on ({said}); free some memory or raise its limit (ulimit -v), or install the package again; "
         "--debug shows where"
     )
     return 1
-
-
-def _usage(error: Exception) -> int | None:
-    """Typer's own complaints about arguments, which standalone mode would have shown."""
-    show = getattr(error, "show", None)
-    if show is None:
-        return None
-    from detsearch_cli.cli.console import visible
-
-    for name, value in vars(error).items():  # what was typed is told again, control characters and all
-        if isinstance(value, str):
-            setattr(error, name, visible(value))
-    show()
-    return int(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from detsearch_cli.cli import ending
 from detsearch_cli.lettering import visible as visible
 from detsearch_cli.reading import whole
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
-_hint = {"text": "give the same command again to go on"}
 
 
 @cache
@@ -69,15 +69,12 @@ def emit_json(content: Any) -> None:
     from detsearch_cli.files import finite
 
     sys.stdout.write(json.dumps(finite(content), indent=1) + "\n")
+    sys.stdout.flush()  # a document that cannot be written is an error of this command, not of the interpreter's end
 
 
 def set_resume_hint(text: str) -> None:
     """What Ctrl-C tells the user about going on."""
-    _hint["text"] = text
-
-
-def resume_hint() -> str:
-    return _hint["text"]
+    ending.set_resume_hint(visible(text))
 
 
 def command_line() -> str:

@@ -30,7 +30,14 @@ from detsearch_cli.data.splits import fractions_of, permutation
 from detsearch_cli.data.types import Record, Source, Split
 from detsearch_cli.data.usable import left_out, usable
 from detsearch_cli.errors import DataError, OutputError, StorageError
-from detsearch_cli.files import is_ours, storage_error, write_signed_json
+from detsearch_cli.files import (
+    is_gone,
+    is_ours,
+    is_unfinished,
+    storage_error,
+    unfinished,
+    write_signed_json,
+)
 
 MARK, DRAFT = "draft.json", "draft"  # the file that signs an unfinished folder, and what it says
 
@@ -102,27 +109,23 @@ def _write(splits: dict[str, Split], out: Path, format: str) -> Converted:
     target = out.resolve()  # a link to an empty folder stays a link
     draft = _new_draft(target)
     try:
-        process = {"process": os.getpid(), "host": socket.gethostname()}
-        write_signed_json(draft / MARK, DRAFT, process)
-        folder = draft / "set"  # not the draft itself: the mark stays beside the set until that has moved
-        folder.mkdir()
-        boxes, notes = WRITERS[format](folder, splits)
-        # The system lets a folder replace none but an empty one, so what came there meanwhile is not lost.
-        folder.rename(target)
+        with unfinished(draft):
+            write_signed_json(draft / MARK, DRAFT, {"process": os.getpid(), "host": socket.gethostname()})
+            folder = draft / "set"  # not the draft itself: the mark stays beside the set until that has moved
+            folder.mkdir()
+            boxes, notes = WRITERS[format](folder, splits)
+            # The system lets a folder replace none but an empty one, so what came there meanwhile is not lost.
+            folder.rename(target)
     except OSError as error:
         raise StorageError(
             f"cannot write {out}: {error.strerror or error}; nothing was left behind"
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # ours: `_new_draft` made it, under a name that was free
-        _live.discard(draft)
+        _remove(draft)  # ours: `_new_draft` made it, under a name that was free
     images = {name: len(s) for name, s in splits.items()}
     parts = list(splits.values())
     shared = [said for n, s in enumerate(parts) for before in parts[:n] if (said := in_both(before, s))]
     return Converted(out, format, images, boxes, (*notes, *left_out(parts), *shared))
-
-
-_live: set[Path] = set()  # drafts that this process is writing, in whatever thread
 
 
 def _new_draft(target: Path) -> Path:
@@ -133,19 +136,23 @@ def _new_draft(target: Path) -> Path:
             if _is_left_behind(found, target.name):
                 # Ours: named like a draft of this very target, and marked by a process that is gone. What it
                 # links to is safe: rmtree follows no link.
-                shutil.rmtree(found, ignore_errors=True)
+                _remove(found)
         prefix = f".{target.name}.{os.getpid()}."
-        draft = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=target.parent))
+        return Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=target.parent))
     except OSError as error:
         raise storage_error(target, error) from error
-    _live.add(draft)
-    return draft
+
+
+def _remove(draft: Path) -> None:
+    """Remove the set before its mark: after a kill on the way the rest is still known as ours."""
+    shutil.rmtree(draft / "set", ignore_errors=True)
+    shutil.rmtree(draft, ignore_errors=True)
 
 
 def _is_left_behind(path: Path, name: str) -> bool:
     """Whether `path` is a draft for the target `name` whose process, of this machine, was killed."""
-    named = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.\w+\.part", path.name)
-    if named is None or path.is_symlink() or path in _live or not is_ours(path / MARK, DRAFT):
+    named = re.fullmatch(rf"\.{re.escape(name)}\.([0-9]{{1,10}})\.\w+\.part", path.name)
+    if named is None or path.is_symlink() or is_unfinished(path) or not is_ours(path / MARK, DRAFT):
         return False
     try:
         marked = json.loads((path / MARK).read_text(encoding="utf-8"))
@@ -155,15 +162,8 @@ def _is_left_behind(path: Path, name: str) -> bool:
     # the numbers of another machine's processes, on a shared disk, mean nothing here
     if (marked.get("process"), marked.get("host")) != (number, socket.gethostname()):
         return False
-    if number == os.getpid():
-        return True  # of an earlier process with this number: in a container every run may have the same
-    try:
-        os.kill(number, 0)  # signal 0 asks whether the process exists and does nothing to it
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False  # another user's process, or no number that a process can have
-    return False
+    # our own number: of an earlier process that had it; in a container every run may have the same
+    return number == os.getpid() or is_gone(number)
 
 
 class _Images:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import torch
 from lightning_fabric import Fabric
 
 from detsearch_cli import errors
+from detsearch_cli.engine.interrupt import SIGNALS
 from detsearch_cli.errors import DetsearchError, Diverged, ProcessLost
 from detsearch_cli.recipe import Recipe
 
@@ -105,12 +107,13 @@ class _Other:
         self.rank = place.rank
         # a file and not a pipe: nobody reads while the rank trains, and a full pipe would stop it
         self._told: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "detsearch_cli.engine.rank"],
-            stdin=subprocess.PIPE,
-            stdout=self._told,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
+        with _blocked_signals():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "detsearch_cli.engine.rank"],
+                stdin=subprocess.PIPE,
+                stdout=self._told,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
         assert self._process.stdin is not None
         # a rank that is dead already shows by its exit code, which says more than a broken pipe
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
@@ -135,13 +138,25 @@ class _Other:
             told = json.loads(lines[-1])
             if told["kind"] == OUT_OF_MEMORY:
                 return torch.OutOfMemoryError(told["text"])
-            kind = getattr(errors, told["kind"], DetsearchError)
-            return kind(told["text"])
+            error: Exception = getattr(errors, told["kind"], DetsearchError)(told["text"])
+            if told["trace"]:
+                error.add_note(f"in process {self.rank}:\n{told['trace']}")  # which --debug shows
+            return error
         how = f"signal {-self.code}" if self.code is not None and self.code < 0 else f"exit code {self.code}"
         return ProcessLost(
             f"process {self.rank} of the training stopped ({how}), so all did; the same command goes on from "
             f"the last checkpoint"
         )
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait, here and in processes started inside, until those can ignore them (rank.py)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def gathered(own: Any, fabric: Fabric) -> list[Any]:
@@ -151,6 +166,39 @@ def gathered(own: Any, fabric: Fabric) -> list[Any]:
     parts: list[Any] = [None] * fabric.world_size
     torch.distributed.all_gather_object(parts, own)
     return parts
+
+
+@contextlib.contextmanager
+def held_by_first(
+    claim: contextlib.AbstractContextManager[None], rank: int, fabric: Fabric, place: Place | None
+) -> Iterator[None]:
+    """Rank 0 enters `claim` for all; where it is refused, every rank raises the same and none waits for the others.
+
+    Launches Fabric where torchrun or srun has started the processes. Those of `together` begin only once rank 0
+    holds the claim, so they need not be told.
+    """
+    if place is not None:
+        with claim if rank == 0 else contextlib.nullcontext():
+            yield
+        return
+    fabric.launch()
+    own: Exception | None = None
+    with contextlib.ExitStack() as held:
+        if rank == 0:
+            try:
+                held.enter_context(claim)
+            except Exception as error:  # whatever it is: the others wait at the next line
+                own = error
+        # ours can be pickled; another's may hold anything
+        refused = (
+            own if own is None or isinstance(own, DetsearchError) else ProcessLost(f"process 0 failed: {own}")
+        )
+        refused = fabric.broadcast(refused)
+        if own is not None:
+            raise own
+        if refused is not None:
+            raise refused
+        yield
 
 
 def explain(fabric: Fabric, error: Exception) -> None:

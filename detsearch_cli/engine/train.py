@@ -40,7 +40,7 @@ from detsearch_cli.engine.journal import Journal, open_journal
 from detsearch_cli.engine.machine import choose_kernels, make_fabric, micro_batch, own_place, own_rank
 from detsearch_cli.engine.optimise import learning_rate, make_average, make_optimizer
 from detsearch_cli.engine.predict import detect_split
-from detsearch_cli.engine.processes import Place, explain, gathered, together
+from detsearch_cli.engine.processes import Place, explain, gathered, held_by_first, together
 from detsearch_cli.engine.state import State
 from detsearch_cli.engine.versions import versions
 from detsearch_cli.errors import CheckpointError, DataError
@@ -95,16 +95,16 @@ def train(
     place = place or own_place(recipe.runtime)
     fabric = make_fabric(recipe, place)
     choose_kernels(recipe.runtime, fabric.device)
-    with ckpt.owned(folder, recipe) if own_rank(place) == 0 else nullcontext():
+    with held_by_first(ckpt.owned(folder, recipe), own_rank(place), fabric, place):
         finished = ckpt.read_metrics(folder)
         if finished is not None:  # by another process, between our first look and the lock
             return finished
         # not in a trial, which is stopped on its way: its study keeps the data of all of them
         if until is None and own_rank(place) == 0:
             fingerprint.keep(folder, data, val)
-        # the other ranks begin when rank 0 holds the folder: a refusal leaves nobody waiting
         with together(place, recipe, folder, until):
-            fabric.launch()
+            if place is not None:
+                fabric.launch()
             try:
                 return _Run(recipe, data, val, folder, on_progress, fabric, images, until).fit()
             except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer.main
 
-from detsearch_cli.cli.app import app
+from detsearch_cli.cli.commands import app
 
 
 def commands() -> dict[str, Any]:

@@ -23,9 +23,11 @@ from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine.machine import make_fabric, own_place, processes
+from detsearch_cli.engine.processes import _Other, first_place
+from detsearch_cli.engine.rank import _run as run_rank
 from detsearch_cli.engine.train import train
 from detsearch_cli.engine.trial import load_data, train_with_retry
-from detsearch_cli.errors import DataError, ProcessLost, RecipeError
+from detsearch_cli.errors import DataError, ProcessLost, ProgramError, RecipeError
 from detsearch_cli.recipe import Recipe, Runtime
 from tests.engine.coco_folder import write_coco
 from tests.recipes import small
@@ -224,6 +226,41 @@ def test_a_rank_that_is_killed_ends_the_training_in_one_sentence(tmp_path: Path)
 
     with pytest.raises(ProcessLost, match=r"process 1 of the training stopped \(signal 9\)"):
         fit(small(**TWO), tmp_path, on_progress=kill)
+
+
+def test_a_mistake_of_the_program_in_another_rank_names_its_place(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_rank({}) == 70  # an order without a recipe is never given
+    (tmp_path / "told").write_text(capfd.readouterr().out)
+    other = object.__new__(_Other)
+    other.rank, other._told = 1, (tmp_path / "told").open("rb")
+    with other._told:
+        error = other.error()
+    assert isinstance(error, ProgramError) and error.exit_code == 70
+    assert "(KeyError: 'recipe', in detsearch_cli/engine/rank.py:" in str(error)
+    assert "in process 1:\nTraceback" in error.__notes__[0]  # what --debug shows
+
+
+def test_a_folder_that_is_taken_ends_every_rank_that_srun_started(tmp_path: Path) -> None:
+    recipe = small(schedule={"epochs": 2})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    words = ["train", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    slurm = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
+    place = {"SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(first_place(2).port)}
+    with ckpt.owned(tmp_path / "run", recipe):
+        both = [
+            start(command(*words), **slurm, **place, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+            for rank in range(2)
+        ]
+        said = [end(process, seconds=240) for process in both]
+    assert [process.returncode for process in both] == [2, 2], said
+    assert all("is being trained by process" in text and "Traceback" not in text for text in said)
 
 
 NEVER_JOINS = """

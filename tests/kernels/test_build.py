@@ -87,6 +87,15 @@ def test_a_file_beside_the_library_survives_its_build(small: Path) -> None:
     assert notes.read_text() == "mine"
 
 
+def test_what_a_killed_build_left_is_removed_by_the_next(small: Path) -> None:
+    library = tools.cpu_library()
+    left = library.path.parent / "building-x1y2z3_4"
+    left.mkdir(parents=True)
+    (left / library.path.name).write_text("half a library")
+    assert tools.build(library).is_file()
+    assert not left.exists()
+
+
 def test_an_operators_sources_include_only_common_and_their_own() -> None:
     allowed = {"simota": {"matchers", "common"}, "nms": set()}
     for path in tools.SOURCES.rglob("*.[hc]*"):

@@ -17,6 +17,7 @@ import yaml
 
 from detsearch_cli import discovery
 from detsearch_cli.cli import app as cli
+from detsearch_cli.cli import commands
 from detsearch_cli.cli.methods import group
 from detsearch_cli.methods.base import load_method, method_class, methods
 from detsearch_cli.search.study import open_study
@@ -47,9 +48,9 @@ def _added() -> Iterator[None]:
     before = list(detsearch_cli.methods.__path__)
     add()
     for name in ("rate", "wording"):
-        cli.app.add_typer(group(name, method_class(name)))
+        commands.app.add_typer(group(name, method_class(name)))
     yield
-    del cli.app.registered_groups[-2:]
+    del commands.app.registered_groups[-2:]
     detsearch_cli.methods.__path__[:] = before
     discovery.forget()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from pathlib import Path
 
@@ -86,3 +87,22 @@ def test_a_new_log_replaces_none(tmp_path: Path) -> None:
     assert list(fresh(log).iterdir()) == []
     kept = {path.parent.name: path.read_text() for path in tmp_path.glob("log*/out")}
     assert kept == {"log.1": "first", "log.2": "second", "log.4": "third"}
+
+
+def test_every_worker_is_killed_however_often_ctrl_c_is_pressed(tmp_path: Path) -> None:
+    told: list[tuple[int, bool]] = []
+    killed: set[int] = set()
+
+    class Stubborn(Local):
+        def alive(self, worker: int) -> bool:
+            return worker not in killed
+
+        def interrupt(self, worker: int, kill: bool = False) -> None:
+            told.append((worker, kill))
+            signal.raise_signal(signal.SIGINT)  # pressed while this worker is told
+            killed.update({worker} if kill else ())
+
+    for worker in range(3):
+        (tmp_path / "workers" / str(worker)).mkdir(parents=True)
+    Stubborn(tmp_path, 3, "module:function").abort()
+    assert told == [(0, False), (0, True), (1, True), (2, True)]

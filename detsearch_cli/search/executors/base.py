@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from detsearch_cli.errors import StorageError, StudyError
 from detsearch_cli.files import LOCK
+from detsearch_cli.search.signals import uninterrupted
 from detsearch_cli.search.storage import guarded
 from detsearch_cli.search.worker import Task, WorkerSpec, read_json, read_task, write_message
 
@@ -175,15 +176,18 @@ class Executor(ABC):
             self.kill_launched()  # a checkpoint would be written into a new folder in the old one's place
             self.close()
             return
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C again: do not wait for checkpoints
-            self._end(self.interrupt, wait)
-        for worker in self.known():
-            if self.alive(worker):
-                self.interrupt(worker, kill=True)
-        for worker in self.known():
-            if not self.alive(worker):
-                self.clear(worker)
-        self.close()
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C again: do not wait for checkpoints
+                self._end(self.interrupt, wait)
+        finally:
+            with uninterrupted():
+                for worker in self.known():
+                    if self.alive(worker):
+                        self.interrupt(worker, kill=True)
+                for worker in self.known():
+                    if not self.alive(worker):
+                        self.clear(worker)
+                self.close()
 
     def kill_launched(self) -> None:  # noqa: B027 (an executor may know of none)
         """Kill the workers that this process knows, without a look into their folders."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from detsearch_cli import parts
 from detsearch_cli.errors import RecipeError
@@ -54,6 +54,13 @@ class Backbone(_Section):
     )
     frozen_stages: int = Field(0, ge=0, le=5, description="stem and first stages that do not train")
     frozen_bn: bool = Field(False, description="batch norm keeps its loaded statistics and scale")
+
+
+class Init(_Section):
+    """The trained detector a training starts from: its file, and by its digest the content that decides the result."""
+
+    file: Path = Field(description="weights of a whole detector; set by `--init`, or give init: RUN, FILE or NAME")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of its content; written when the recipe is composed")
 
 
 class Neck(_Section):
@@ -252,6 +259,9 @@ class Recipe(_Section):
     priors: Slot | None = Field(None, description="None: the detector's own")
     assign: Slot | None = Field(None, description="None: the detector's own")
     loss: Slot | None = Field(None, description="None: the detector's own")
+    init: Init | None = Field(
+        None, description="run, weights file or torchvision checkpoint that the whole detector starts from"
+    )
     seed: int = Field(0, ge=0, description="weights, order of the images, augmentation")
 
     @field_validator("backbone", mode="before")
@@ -259,9 +269,17 @@ class Recipe(_Section):
     def _backbone_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @model_serializer(mode="wrap")
+    def _without_no_init(self, dump: Any) -> dict[str, Any]:
+        whole: dict[str, Any] = dump(self)
+        # recipes from before there was an `init` keep their hash
+        if whole.get("init", ...) is None:
+            del whole["init"]
+        return whole
+
     def identity(self) -> dict[str, Any]:
-        """The recipe without `runtime`, as plain data: what decides the result."""
-        return self.model_dump(mode="json", exclude={"runtime"})
+        """The recipe without `runtime`, as plain data: what decides the result. Of `init` that is the content."""
+        return self.model_dump(mode="json", exclude={"runtime": True, "init": {"file"}})
 
     def hash(self) -> str:
         """Canonical name of the recipe, 16 hex digits: equal recipes, however written, have one hash."""

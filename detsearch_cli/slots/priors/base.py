@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from detsearch_kernels.assign import Tiling
+from pydantic import Field
 from torch import Tensor
 
 from detsearch_cli.parts import Part
 from detsearch_cli.structures import Priors
 
 
+CELL_CENTRE = 0.5
+"""The middle of a cell, in strides from its upper left corner."""
+
+
 class PriorGrid(Part):
     """Tiles priors over feature maps. Subclasses give the boxes of one cell."""
+
+    later_options: ClassVar[frozenset[str]] = frozenset({"offset"})
+    offset: float = Field(
+        default=CELL_CENTRE,
+        ge=0,
+        le=1,
+        description="where in its cell a prior is centred, in strides: 0.5 its middle, 0 its corner (torchvision)",
+    )
 
     @property
     @abstractmethod
@@ -36,15 +51,19 @@ class PriorGrid(Part):
         return None
 
     def __call__(
-        self, sizes: list[tuple[int, int]], levels: tuple[int, int], device: torch.device | None = None
+        self,
+        sizes: list[tuple[int, int]],
+        levels: tuple[int, int],
+        device: torch.device | None = None,
+        strides: Sequence[float] | None = None,
     ) -> Priors:
         """All priors, level after level, row-major, the priors of a cell together.
 
-        sizes: height and width in cells of every level; levels: first and last; level i has stride 2^i px.
-        A cell's priors are centred at (column + .5, row + .5) strides.
+        sizes: height and width in cells of every level; levels: first and last; level i has stride 2^i px, unless
+        `strides` says otherwise. A cell's priors are centred at (column + offset, row + offset) strides.
         """
-        strides = [2**level for level in range(levels[0], levels[1] + 1)]
-        points = [_centers(size, stride) for size, stride in zip(sizes, strides, strict=True)]
+        strides = strides or [2**level for level in range(levels[0], levels[1] + 1)]
+        points = [_centers(size, stride, self.offset) for size, stride in zip(sizes, strides, strict=True)]
         # on the CPU, and moved at the end: priors are the same numbers on every device
         half = [torch.tensor(boxes) / 2 for boxes in self.level_boxes(levels)]
         cell = torch.stack([torch.cat((-h, h), -1) for h in half])
@@ -59,13 +78,21 @@ class PriorGrid(Part):
             strides=torch.tensor(strides, dtype=torch.float32, device=device),
             counts=counts,
             ranges=None if ranges is None else spans.to(device),
-            tiling=Tiling(torch.tensor(sizes), torch.tensor(strides, dtype=torch.float32), cell, spans),
+            tiling=self._tiling(sizes, strides, cell, spans),
             sizes=tuple((height, width) for height, width in sizes),
         )
 
+    def _tiling(
+        self, sizes: list[tuple[int, int]], strides: Sequence[float], cell: Tensor, spans: Tensor
+    ) -> Tiling | None:
+        # the compiled operators take every prior to lie in the middle of its cell; PyTorch assigns the others
+        if self.offset != CELL_CENTRE:
+            return None
+        return Tiling(torch.tensor(sizes), torch.tensor(strides, dtype=torch.float32), cell, spans)
 
-def _centers(size: tuple[int, int], stride: int) -> Tensor:
-    rows = (torch.arange(size[0], dtype=torch.float32) + 0.5) * stride
-    columns = (torch.arange(size[1], dtype=torch.float32) + 0.5) * stride
+
+def _centers(size: tuple[int, int], stride: float, offset: float) -> Tensor:
+    rows = (torch.arange(size[0], dtype=torch.float32) + offset) * stride
+    columns = (torch.arange(size[1], dtype=torch.float32) + offset) * stride
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack((x.reshape(-1), y.reshape(-1)), -1)

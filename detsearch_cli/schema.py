@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from detsearch_cli import parts
 from detsearch_cli.errors import RecipeError
@@ -50,17 +58,17 @@ class Backbone(_Section):
         description="tiny, mobilenetv1_025, shufflenetv2_050, darknet19, or timm: resnet50, swin_tiny, ...",
     )
     weights: Path | None = Field(
-        None, description="safetensors or weights-only state dict; None: from scratch"
+        None, description="safetensors, weights-only state dict, or `pretrained`; None: from scratch"
     )
     frozen_stages: int = Field(0, ge=0, le=5, description="stem and first stages that do not train")
     frozen_bn: bool = Field(False, description="batch norm keeps its loaded statistics and scale")
 
 
 class Init(_Section):
-    """The trained detector a training starts from: its file, and by its digest the content that decides the result."""
+    """The trained detector that a training starts from: its file, and the digest of its content."""
 
-    file: Path = Field(description="weights of a whole detector; set by `--init`, or give init: RUN, FILE or NAME")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of its content; written when the recipe is composed")
+    file: Path
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Neck(_Section):
@@ -278,8 +286,8 @@ class Recipe(_Section):
         return whole
 
     def identity(self) -> dict[str, Any]:
-        """The recipe without `runtime`, as plain data: what decides the result. Of `init` that is the content."""
-        return self.model_dump(mode="json", exclude={"runtime": True, "init": {"file"}})
+        """The recipe without `runtime`, as plain data: what decides the result."""
+        return self.model_dump(mode="json", exclude={"runtime"})
 
     def hash(self) -> str:
         """Canonical name of the recipe, 16 hex digits: equal recipes, however written, have one hash."""

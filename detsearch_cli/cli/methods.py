@@ -91,7 +91,9 @@ def run(search: Search, as_json: bool = False) -> Any:
 
     folder = search.folder
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
-    console.announce_data(load_data(search.recipe.data))
+    data = load_data(search.recipe.data)
+    console.announce_data(data)
+    console.announce_start(search.recipe, data.train.classes)
     result = run_search(search, live.Live())
     page = write_study_page(folder)
     live.conclude(search, result, page, as_json)
@@ -157,7 +159,10 @@ def _train(
     from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
 
     every = sides(method, recipe, finding, runs.fragments_against(), baseline)
-    console.announce_data(load_data(recipe.data))
+    data = load_data(recipe.data)
+    console.announce_data(data)
+    for started in {side.init: side for side in every.values()}.values():
+        console.announce_start(started, data.train.classes)
     for note in method.notes(recipe):
         console.say(f"note: {note}")
     last = list(every.values())[-1]

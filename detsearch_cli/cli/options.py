@@ -85,9 +85,14 @@ class RecipeOptions:
     backbone: Annotated[
         str | None, _option("resnet50, mobilenetv2_050, swin_tiny, tiny, mobilenetv1_025, ... or timm/NAME.")
     ] = None
-    backbone_weights: Annotated[Path | None, _option("Pretrained backbone: safetensors or state dict.")] = (
-        None
-    )
+    backbone_weights: Annotated[
+        str | None,
+        _option("`pretrained` (timm's), or a file: safetensors or state dict.", metavar="FILE"),
+    ] = None
+    init: Annotated[
+        str | None,
+        _option("Start from a run, a weights file, or torchvision's fcos_resnet50_fpn, ...", metavar="RUN"),
+    ] = None
     data: Annotated[
         str | None, _option("Folder (format detected) or name: shapes, faces, voc, coco, ...")
     ] = None
@@ -129,6 +134,7 @@ class RecipeOptions:
             "detector": ("detector",),
             "backbone": ("backbone", "name"),
             "backbone_weights": ("backbone", "weights"),
+            "init": ("init",),
             "data": ("data", "source"),
             "val_fraction": ("data", "val_fraction"),
             "subset": ("data", "subset"),
@@ -162,15 +168,24 @@ class RecipeOptions:
             return int(value) if value >= 1 else value
         if name == "data":
             return absolute(value)
-        if isinstance(value, Path):
-            return str(value.resolve())
+        # by name they are looked up when the recipe is composed; a worker finds a file from any folder
+        if name == "init" and Path(value).exists():
+            return str(Path(value).resolve())
+        if name == "backbone_weights" and value != "pretrained":
+            return str(Path(value).resolve())
         return value
 
     def compose(self, below: Fragment | None = None) -> Recipe:
-        """The recipe these options describe, laid over `below`. Raises RecipeError naming the key."""
-        from detsearch_cli.recipe import compose
+        """The recipe these options describe, laid over `below`. Raises RecipeError naming the key.
 
-        return compose([("defaults", below or {}), *self.fragments()])
+        Says what weights that are given by name set in the recipe.
+        """
+        from detsearch_cli.cli import console
+        from detsearch_cli.recipe import DEFAULTS, compose
+
+        return compose(
+            [(DEFAULTS, below or {}), *self.fragments()], lambda text: console.say(f"note: {text}")
+        )
 
 
 def absolute(data: str) -> str:

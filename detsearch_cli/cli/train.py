@@ -32,7 +32,9 @@ def train(
     recipe = options.compose({"runtime": {"tensorboard": tensorboard}} if tensorboard else None)
     folder = out or api.default_folder(recipe)
     console.set_resume_hint(f"the run is saved in {folder}; give the same command again to go on")
-    console.announce_data(load_data(recipe.data))
+    data = load_data(recipe.data)
+    console.announce_data(data)
+    console.announce_start(recipe, data.train.classes)
     with console.training_bar(f"{recipe.detector.name} {recipe.backbone.name}") as on_progress:
         metrics = api.train(recipe, folder, on_progress).metrics
     if json:

@@ -46,7 +46,9 @@ def fetch_url(url: str, what: str, otherwise: str) -> Path:
     return cached
 
 
-def fetch_hub(repository: str, names: tuple[str, ...], revision: str | None, what: str, otherwise: str) -> Path:
+def fetch_hub(
+    repository: str, names: tuple[str, ...], revision: str | None, what: str, otherwise: str
+) -> Path:
     """The first of these files that a Hugging Face repository has, from its cache or the network.
 
     what, otherwise: as above. Raises CheckpointError where it cannot be had.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+
 from torch import Tensor
 
 from detsearch_cli import schema

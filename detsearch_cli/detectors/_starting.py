@@ -21,7 +21,7 @@ from detsearch_cli import reading, schema
 from detsearch_cli.detectors import _torchvision
 from detsearch_cli.detectors._weights import read_state_dict
 from detsearch_cli.detectors.base import ClassRows, Detector
-from detsearch_cli.errors import CheckpointError, RecipeError
+from detsearch_cli.errors import CheckpointError
 from detsearch_cli.fragments import Fragment
 
 WEIGHTS = ("best.safetensors", "last.safetensors")
@@ -180,13 +180,11 @@ def take_over(model: Detector, recipe: schema.Recipe, classes: Sequence[str]) ->
         )
     source = read(init.file)
     if source.detector != recipe.detector.name:
-        raise RecipeError(other_detector(str(init.file), source.detector, recipe.detector.name))
+        raise CheckpointError(
+            f"init.file: {init.file} holds the detector {source.detector}, the recipe trains {recipe.detector.name}; "
+            f"set detector back, or init to null"
+        )
     return fill(model, source, classes)
-
-
-def other_detector(name: str, held: str, wanted: str) -> str:
-    """The sentence for weights of another detector than the recipe's."""
-    return f"init: {name} holds a {held}, the recipe trains a {wanted}; leave the detector to init, or train anew"
 
 
 @torch.no_grad()
@@ -228,7 +226,12 @@ def _class_rows(
 ) -> list[tuple[Tensor, Tensor]]:
     """(here, there) rows of one class layer that are to be copied: of shared classes, and those of no class."""
     here, there = (_split(t, rows, n) for t, n in zip((target, given), counts, strict=True))
-    if here is None or there is None or here[0].shape[0] != there[0].shape[0] or here[0].shape[2:] != there[0].shape[2:]:
+    if (
+        here is None
+        or there is None
+        or here[0].shape[0] != there[0].shape[0]
+        or here[0].shape[2:] != there[0].shape[2:]
+    ):
         raise _misfit(key, given, target, source)
     pairs = [(here[0], there[0]), (here[2], there[2])]
     return pairs + [(here[1][:, own], there[1][:, other]) for own, other in same]
@@ -249,7 +252,9 @@ def _pairs(there: Sequence[str], here: Sequence[str]) -> list[tuple[int, int]]:
     known: dict[str, int] = {}
     for index, name in enumerate(there):
         known.setdefault(_plain(name), index)
-    pairs = [(index, known.get(_plain(name))) for index, name in enumerate(here) if _plain(name) not in NO_CLASS]
+    pairs = [
+        (index, known.get(_plain(name))) for index, name in enumerate(here) if _plain(name) not in NO_CLASS
+    ]
     return [(own, other) for own, other in pairs if other is not None]
 
 
@@ -263,7 +268,9 @@ def _plain(name: str) -> str:
 def _check_optional(key: str, source: Source) -> None:
     """Raises CheckpointError for a tensor that the weights ought to have."""
     # torchvision's FCOS knows no factor a level: it counts as 1, which is where ours begin
-    if any(part in key for part in LEARNED_BESIDE) or (key.startswith("head.scales.") and source.detector == "fcos"):
+    if any(part in key for part in LEARNED_BESIDE) or (
+        key.startswith("head.scales.") and source.detector == "fcos"
+    ):
         return
     raise CheckpointError(
         f"init: {source.file} has no {key}, which the recipe's detector has; build the same network (backbone.name, "

@@ -36,6 +36,8 @@ UNKNOWN = "N/A"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 VGG = {"mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3}
 """Of SSD300: the mean is taken off, but values stay between -124 and 151."""
+GRID = {"offset": 0.0, "spread": True}
+"""torchvision centres a cell's anchors on its upper left corner; SSD has points in the middle, at fixed distances."""
 RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 """By blocks of the third stage, and whether they have a third convolution."""
 SSD_SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
@@ -100,7 +102,7 @@ def recipe_of(state: Mapping[str, Tensor]) -> Fragment:
     levels, priors = [3, 7], _shapes(_anchors(3, 7))
     if detector == "fcos":
         options |= {"center_sampling": True, "norm_on_bbox": True, "centerness_on_reg": True}
-        priors = {"name": "points", "offset": 0.0}
+        priors = {"name": "points", **GRID}
     elif detector == "retinanet":
         options |= {"p6_from": "p5"}
     else:
@@ -153,8 +155,7 @@ def _anchors(first: int, last: int, base: int = 4, scales: int = 3) -> Iterator[
 
 
 def _shapes(levels: Iterator[list[list[float]]]) -> Fragment:
-    # torchvision centres the anchors of a cell on its upper left corner
-    return {"name": "shapes", "shapes": list(levels), "offset": 0.0}
+    return {"name": "shapes", "shapes": list(levels), **GRID}
 
 
 # ------------------------------------------------------------------ names and conventions

@@ -48,7 +48,8 @@ class SSD(Detector):
     Where it differs: every level has six shapes, also those where the paper has four, because priors of a cell
     repeat over all levels here; shapes are not clipped to the image, which shapes that learn could not be; the
     last maps of SSD300 come from strides and padding as all others do, so that level i has stride 2^i, not from
-    convolutions without padding, unless `unpadded` asks for them; a ground truth's best prior goes to the ground truth that it overlaps most.
+    convolutions without padding, unless `unpadded` asks for them; a ground truth's best prior goes to the ground
+    truth that it overlaps most.
     """
 
     class Options(Part):
@@ -197,7 +198,9 @@ class VGGLayers(nn.Module):
 def _check_unpadded(recipe: schema.Recipe, size: int) -> None:
     """Raises RecipeError where the recipe's images or maps have not the size that `unpadded` is made for."""
     if size != 300:
-        raise RecipeError(f"detector.unpadded is of SSD300, got detector.size {size}; set one of the two back")
+        raise RecipeError(
+            f"detector.unpadded is of SSD300, got detector.size {size}; set one of the two back"
+        )
     side = recipe.augment.largest_side
     if side > UNPADDED_SIDE:
         raise RecipeError(

@@ -71,10 +71,10 @@ class YOLOv2(Detector):
                 f"detector yolov2 predicts boxes from shapes, got priors: {recipe.priors and recipe.priors.name}; "
                 f"use priors: shapes or anchors"
             )
-        if self.prior_grid.offset != CELL_CENTRE:
+        if self.prior_grid.offset != CELL_CENTRE or self.prior_grid.spread:
             raise RecipeError(
-                f"detector yolov2 predicts where in its cell a box lies, so priors.offset stays {CELL_CENTRE}, got "
-                f"{self.prior_grid.offset}"
+                f"detector yolov2 predicts where in its cell a box lies, so priors.offset stays {CELL_CENTRE} and "
+                f"priors.spread false, got {self.prior_grid.offset} and {self.prior_grid.spread}"
             )
         if not self.loss.trains_objectness:
             raise RecipeError(

@@ -49,4 +49,4 @@ class Shapes(PriorGrid):
             return {"priors": self.model_dump(mode="json") | {"name": "shapes"}}
         lists = [[list(shape) for shape in level] for level in self.shapes]
         own = {"shapes": lists[0] if len(lists) == 1 else lists}
-        return {"priors": {"name": "shapes", **self.model_dump(include={"offset"}), **own}}
+        return {"priors": {"name": "shapes", **self.model_dump(include={"offset", "spread"}), **own}}

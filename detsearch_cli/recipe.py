@@ -125,9 +125,9 @@ def with_weights(
         given = given["file"]
     if isinstance(given, str):
         source = find_trained(given)
+        _refuse_other_detector(merge(source.implied, result).get("detector"), source.detector, given)
         result["init"] = {"file": str(source.file), "sha256": source.sha256}
         result = _imply(result, source.implied, f"init {given}", tell)
-        _refuse_other_detector(merge(below, result).get("detector"), source.detector, given)
     whole = merge(below, result)
     found: Any = whole.get("backbone")
     backbone: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
@@ -161,21 +161,32 @@ def _refuse_other_detector(wanted: Any, held: str, given: str) -> None:
 
 
 def _imply(fragment: Fragment, implied: Fragment, by: str, tell: Tell) -> Fragment:
-    """Lay the fragment over what its weights imply, and tell both what they set and what they do not."""
-    whole = merge(implied, fragment)
-    ours, theirs = flattened(whole), flattened(implied)
-    kept = [key for key in theirs if ours.get(key) == theirs[key]]
-    lost = [f"{key} {_brief(ours.get(key))} (not {_brief(theirs[key])})" for key in theirs if key not in kept]
-    text = f"{by} sets " + ", ".join(f"{key} {_brief(theirs[key])}" for key in kept)
-    tell(text + (f"; yours stay: {', '.join(lost)}" if lost else ""))
-    return whole
+    """Lay the fragment over what its weights imply, and tell what they set and where the fragment wins."""
+    given = flattened(fragment)
+    lost = [
+        f"{key} {_brief(given[key])} (theirs: {_brief(value)})"
+        for key, value in flattened(implied).items()
+        # a size from the command line is a tuple, one from YAML a list
+        if key in given and _brief(given[key]) != _brief(value)
+    ]
+    tell(f"{by} sets {', '.join(_items(implied))}" + (f"; yours stay: {', '.join(lost)}" if lost else ""))
+    return merge(implied, fragment)
+
+
+def _items(implied: Fragment) -> list[str]:
+    """One item a part or section; what the network sees, in full, because other weights want other numbers."""
+    items = []
+    for section, value in implied.items():
+        if section == "augment":
+            items += [f"{section}.{key} {_brief(each)}" for key, each in value.items()]
+        else:
+            items.append(" ".join([section, *([value["name"]] if "name" in value else [])]))
+    return items
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        return f"({len(value)} lists)"
-    if isinstance(value, list):
-        return f"[{', '.join(_brief(v) for v in value)}]"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_brief(v) for v in value)}]" if len(str(value)) < 100 else "(a list)"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

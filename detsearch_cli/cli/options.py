@@ -25,7 +25,11 @@ EXECUTORS = ", ".join(names("search.executors"))
 
 
 def with_options(**groups: type[Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Give a command the fields of each dataclass as options; it receives one filled instance a group."""
+    """Give a command the fields of each dataclass as options; it receives one filled instance a group.
+
+    Of two groups with an option of one name the later one has it: `anchors --init` is where the shapes start, and the
+    recipe's own `init` is `--set init=RUN` there.
+    """
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
         hints = typing.get_type_hints(command, include_extras=True)
@@ -34,12 +38,19 @@ def with_options(**groups: type[Any]) -> Callable[[Callable[..., R]], Callable[.
             for p in inspect.signature(command).parameters.values()
             if p.name not in groups and p.kind is not p.VAR_KEYWORD
         ]
-        shared = [p for group in groups.values() for p in _parameters(group)]
+        taken: dict[str, set[str]] = {}
+        for name, group in groups.items():
+            for earlier in taken.values():
+                earlier -= {f.name for f in dataclasses.fields(group)}
+            taken[name] = {f.name for f in dataclasses.fields(group)}
+        shared = [p for name, group in groups.items() for p in _parameters(group) if p.name in taken[name]]
 
         @functools.wraps(command)
         def call(**given: Any) -> R:
             filled = {
-                name: group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
+                name: group(
+                    **{f.name: given.pop(f.name) for f in dataclasses.fields(group) if f.name in taken[name]}
+                )
                 for name, group in groups.items()
             }
             return command(**given, **filled)

@@ -139,7 +139,7 @@ def _own(path: Path, digest: str, about: Mapping[str, str], state: dict[str, Ten
         value: Any = recipe.get(section)
         if isinstance(value, dict) and keys is not None:
             value = {key: value[key] for key in keys if key in value}
-        if value is not None:
+        if isinstance(value, dict):
             implied[section] = value
     return Source(path, digest, detector["name"], implied, state, tuple(classes))
 

@@ -167,12 +167,13 @@ def _detector(recipe: Recipe, run: Path | None) -> Detector:
     import torch
 
     from detsearch_cli.data.source import open_source
-    from detsearch_cli.detectors import build
+    from detsearch_cli.detectors import build, start
     from detsearch_cli.engine.checkpoint import LAST, load_tensors
 
     classes = open_source(recipe.data.source).load("train").classes
     torch.manual_seed(recipe.seed)
     detector = build(recipe, len(classes))
+    start(detector, recipe, classes)
     if run is not None:
         tensors, _ = load_tensors(run / LAST if run.is_dir() else run)
         try:

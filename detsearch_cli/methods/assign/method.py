@@ -163,7 +163,7 @@ def cell(column: str, value: Any) -> str:
 
 
 def _detector(recipe: Recipe, run: Path | None) -> Detector:
-    """The detector to look through: with a trained run's weights, or with the recipe's untrained ones."""
+    """The detector to look through: with a trained run's weights, or with those its training starts from."""
     import torch
 
     from detsearch_cli.data.source import open_source
@@ -173,14 +173,16 @@ def _detector(recipe: Recipe, run: Path | None) -> Detector:
     classes = open_source(recipe.data.source).load("train").classes
     torch.manual_seed(recipe.seed)
     detector = build(recipe, len(classes))
-    start(detector, recipe, classes)
-    if run is not None:
-        tensors, _ = load_tensors(run / LAST if run.is_dir() else run)
-        try:
-            detector.load_state_dict(tensors)
-        except RuntimeError as error:
-            said = str(error).splitlines()[1].strip()
-            raise CheckpointError(
-                f"{run} does not fit the recipe: {said}; give the recipe that it was trained with"
-            ) from error
+    if run is None:
+        # the start of a training; a run has weights of its own, and what it started from may be gone
+        start(detector, recipe, classes)
+        return detector
+    tensors, _ = load_tensors(run / LAST if run.is_dir() else run)
+    try:
+        detector.load_state_dict(tensors)
+    except RuntimeError as error:
+        said = str(error).splitlines()[1].strip()
+        raise CheckpointError(
+            f"{run} does not fit the recipe: {said}; give the recipe that it was trained with"
+        ) from error
     return detector

@@ -61,7 +61,7 @@ def recipe_of(
     recipe: Recipe | Mapping[str, Any] | Path | str, below: Mapping[str, Any] | None = None
 ) -> Recipe:
     """The recipe, read and validated where it is a file or a mapping, then laid over `below`. Raises RecipeError."""
-    from detsearch_cli.recipe import Recipe, compose, read_fragment
+    from detsearch_cli.recipe import DEFAULTS, Recipe, compose, read_fragment
 
     if isinstance(recipe, Recipe):
         return recipe
@@ -71,7 +71,7 @@ def recipe_of(
         given, origin = dict(recipe), "recipe"
     else:
         raise RecipeError(f"a recipe is a Recipe, a mapping of its keys, or a YAML file, got {recipe!r}")
-    return compose([("defaults", dict(below or {})), (origin, given)])
+    return compose([(DEFAULTS, dict(below or {})), (origin, given)])
 
 
 def default_folder(recipe: Recipe, kind: str = "") -> Path:
@@ -96,7 +96,7 @@ def train(
     whole = recipe_of(recipe)
     folder = Path(out) if out is not None else default_folder(whole)
     data = load_data(whole.data)
-    refuse_untrainable(whole, len(data.train.classes))  # else a typo would claim the folder for its recipe
+    refuse_untrainable(whole, data.train.classes)  # else a typo would claim the folder for its recipe
     return TrainedRun(folder, train_with_retry(whole, data, folder, on_progress))
 
 

@@ -23,6 +23,9 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
             value = {"name": value}
         if key == "backbone" and isinstance(value, str):
             value = {"name": value}
+        if key == "init" and isinstance(value, str | Mapping):
+            # another file has another digest, so nothing of the one below may stay
+            old = None
         renamed = (
             key in SLOTS
             and isinstance(value, Mapping)

@@ -7,9 +7,9 @@ for whole numbers. The bounds are far above what anybody trains and far below wh
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_serializer
 
 from detsearch_cli.discovery import load, names, only, summary
 from detsearch_cli.errors import DetsearchError, RecipeError
@@ -90,6 +90,16 @@ def _leaves(annotation: Any) -> set[Any]:
 
 class Part(Checked):
     """A frozen, fully validated configuration that is also the working object."""
+
+    later_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that were added after recipes with this part were trained; written only where they are not at their
+    default, or every such recipe would get another hash."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unset = {key for key in self.later_options if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in dump(self).items() if key not in unset}
 
 
 def find(package: str, name: str, base: type[T], error: type[DetsearchError] = RecipeError) -> type[T]:

@@ -6,14 +6,15 @@ assignment, learned anchors and an evolved loss can be trained together. Changin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from detsearch_cli import parts
+from detsearch_cli.detectors import PRETRAINED, find_published, find_trained
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.fragments import Fragment, merge, parse_set, read_fragment
+from detsearch_cli.fragments import Fragment, flattened, merge, parse_set, read_fragment
 from detsearch_cli.schema import (
     SLOT_PACKAGES,
     Augment,
@@ -42,18 +43,30 @@ __all__ = [
 """Also what schema.py and fragments.py define: whoever may import this module needs only this one."""
 
 
-def compose(fragments: Iterable[tuple[str, Fragment]]) -> Recipe:
+DEFAULTS = "defaults"
+"""The origin of what nobody asked for: it gives way to what the weights imply."""
+Tell = Callable[[str], None]
+"""Hears a line for a person."""
+
+
+def compose(fragments: Iterable[tuple[str, Fragment]], tell: Tell = lambda _: None) -> Recipe:
     """Lay named fragments over each other, first to last, and validate the outcome.
 
     Each item is (where it came from, fragment); a key that does not validate is blamed on the last origin
-    that set it. Raises RecipeError.
+    that set it. Weights that are given by name, or as a run, become a file here, once (`with_weights`); what they
+    imply lies over a first fragment from DEFAULTS and under all the others. tell: hears a line about it. Raises
+    RecipeError, and CheckpointError for weights that cannot be had.
     """
-    whole: Fragment = {}
     pairs = list(fragments)
-    for _, fragment in pairs:
-        whole = merge(whole, fragment)
+    below: Fragment = {}
+    given: Fragment = {}
+    for number, (origin, fragment) in enumerate(pairs):
+        if number == 0 and origin == DEFAULTS:
+            below = fragment
+        else:
+            given = merge(given, fragment)
     try:
-        return validate(whole)
+        return validate(merge(below, with_weights(given, below, tell)))
     except RecipeError as error:
         key = getattr(error, "key", ())
         for origin, fragment in reversed(pairs):  # the last one that set the key is the one that counts
@@ -92,7 +105,89 @@ def validate(content: Mapping[str, Any]) -> Recipe:
 
 def with_fragment(recipe: Recipe, fragment: Mapping[str, Any]) -> Recipe:
     """A new recipe with the fragment laid over this one. Raises RecipeError naming the key."""
-    return validate(merge(recipe.model_dump(mode="json"), fragment))
+    below = recipe.model_dump(mode="json")
+    return validate(merge(below, with_weights(fragment, below)))
+
+
+def with_weights(
+    fragment: Mapping[str, Any], below: Mapping[str, Any], tell: Tell = lambda _: None
+) -> Fragment:
+    """The fragment with a file in the place of weights that are given by name, and with what these weights imply.
+
+    `init` that names a run, a file or a checkpoint becomes {file, sha256}, over the keys that build its network;
+    `backbone.weights: pretrained` becomes a file, over the mean and deviation it was trained with. What the fragment
+    itself says wins. A recipe that was composed holds files alone, so no worker and no later run asks the network.
+    below: what the fragment is to be laid over. Raises RecipeError and CheckpointError.
+    """
+    result = dict(fragment)
+    given = result.get("init")
+    if isinstance(given, Mapping) and given.keys() == {"file"}:
+        given = given["file"]
+    if isinstance(given, str):
+        source = find_trained(given)
+        _refuse_other_detector(merge(source.implied, result).get("detector"), source.detector, given)
+        result["init"] = {"file": str(source.file), "sha256": source.sha256}
+        result = _imply(result, source.implied, f"init {given}", tell)
+    whole = merge(below, result)
+    found: Any = whole.get("backbone")
+    backbone: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    weights = backbone.get("weights")
+    if weights is not None and isinstance(whole.get("init"), Mapping):
+        raise RecipeError(
+            "init holds the weights of the backbone too, so backbone.weights has no use beside it; set one of the two "
+            "to null"
+        )
+    if weights != PRETRAINED:
+        return result
+    name = backbone.get("name") or Backbone.model_fields["name"].default
+    published = find_published(str(name))
+    tell(f"backbone.weights: {published.origin}, in {published.file}")
+    result = merge(result, {"backbone": {"weights": str(published.file)}})
+    implied = {"augment": {"mean": list(published.mean), "std": list(published.std)}}
+    return _imply(result, implied, f"backbone.weights {PRETRAINED}", tell)
+
+
+def _refuse_other_detector(wanted: Any, held: str, given: str) -> None:
+    name = wanted.get("name") if isinstance(wanted, Mapping) else None
+    # anything but a name is for the validation of the whole recipe to refuse
+    if not isinstance(name, str) or name == held:
+        return
+    error = RecipeError(
+        f"init: {given} holds the detector {held}, the recipe trains {name}; leave the detector to init, or train it "
+        "from the backbone's weights alone"
+    )
+    error.key = ("detector", "name")  # type: ignore[attr-defined]
+    raise error
+
+
+def _imply(fragment: Fragment, implied: Fragment, by: str, tell: Tell) -> Fragment:
+    """Lay the fragment over what its weights imply, and tell what they set and where the fragment wins."""
+    given = flattened(fragment)
+    lost = [
+        f"{key} {_brief(given[key])} (theirs: {_brief(value)})"
+        for key, value in flattened(implied).items()
+        # a size from the command line is a tuple, one from YAML a list
+        if key in given and _brief(given[key]) != _brief(value)
+    ]
+    tell(f"{by} sets {', '.join(_items(implied))}" + (f"; yours stay: {', '.join(lost)}" if lost else ""))
+    return merge(implied, fragment)
+
+
+def _items(implied: Fragment) -> list[str]:
+    """One item a part or section; what the network sees, in full, because other weights want other numbers."""
+    items = []
+    for section, value in implied.items():
+        if section == "augment":
+            items += [f"{section}.{key} {_brief(each)}" for key, each in value.items()]
+        else:
+            items.append(" ".join([section, *([value["name"]] if "name" in value else [])]))
+    return items
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_brief(v) for v in value)}]" if len(str(value)) < 100 else "(a list)"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def detector_class(slot: Slot) -> type[Detector]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from detsearch_cli import parts
 from detsearch_cli.errors import RecipeError
@@ -56,10 +56,17 @@ class Backbone(_Section):
         description="tiny, mobilenetv1_025, shufflenetv2_050, darknet19, or timm: resnet50, swin_tiny, ...",
     )
     weights: Path | None = Field(
-        None, description="safetensors or weights-only state dict; None: from scratch"
+        None, description="safetensors, weights-only state dict, or `pretrained`; None: from scratch"
     )
     frozen_stages: int = Field(0, ge=0, le=5, description="stem and first stages that do not train")
     frozen_bn: bool = Field(False, description="batch norm keeps its loaded statistics and scale")
+
+
+class Init(_Section):
+    """The trained detector that a training starts from: its file, and the digest of its content."""
+
+    file: Path
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Neck(_Section):
@@ -300,12 +307,23 @@ class Recipe(_Section):
     priors: Slot | None = Field(None, description="None: the detector's own")
     assign: Slot | None = Field(None, description="None: the detector's own")
     loss: Slot | None = Field(None, description="None: the detector's own")
+    init: Init | None = Field(
+        None, description="run, weights file or torchvision checkpoint that the whole detector starts from"
+    )
     seed: Seed = Field(0, description="weights, order of the images, augmentation")
 
     @field_validator("backbone", mode="before")
     @classmethod
     def _backbone_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _without_no_init(self, dump: Any) -> dict[str, Any]:
+        whole: dict[str, Any] = dump(self)
+        # recipes from before there was an `init` keep their hash
+        if whole.get("init", ...) is None:
+            del whole["init"]
+        return whole
 
     def identity(self) -> dict[str, Any]:
         """The recipe without `runtime`, as plain data: what decides the result."""

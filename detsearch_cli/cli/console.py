@@ -240,6 +240,15 @@ def announce_scoring(split: Any, then: str = "the training goes on without a sco
         say(f"warning: {reason}; {then}")
 
 
+def announce_start(recipe: Any, classes: Any) -> None:
+    """One line for what a training takes over from the weights of `init`, if it has any."""
+    if recipe.init is None:
+        return
+    from detsearch_cli.detectors import build, start
+
+    say(f"note: {start(build(recipe, len(classes)), recipe, classes)}")
+
+
 def coco_table(title: str, coco: dict[str, float | None]) -> None:
     """The twelve COCO numbers in one line."""
     table(title, list(coco), [[percent(value) for value in coco.values()]])

@@ -97,6 +97,7 @@ def run(search: Search, as_json: bool = False) -> Any:
     console.announce_changes(folder, data)
     if data.test is not None and data.test.name == "test":
         console.announce_scoring(data.test, "the search goes on, but what it finds cannot be tested there")
+    console.announce_start(search.recipe, data.train.classes)
     result = run_search(search, live.Live())
     page = write_study_page(folder)
     live.conclude(search, result, page, as_json)
@@ -166,6 +167,8 @@ def _train(
     console.announce_load()
     console.announce_data(data)
     console.announce_scoring(data.val)
+    for started in {side.init: side for side in every.values()}.values():
+        console.announce_start(started, data.train.classes)
     for note in method.notes(recipe):
         console.say(f"note: {note}")
     last = list(every.values())[-1]

@@ -27,7 +27,11 @@ EXECUTORS = ", ".join(names("search.executors"))
 
 
 def with_options(**groups: type[Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Give a command the fields of each dataclass as options; it receives one filled instance a group."""
+    """Give a command the fields of each dataclass as options; it receives one filled instance a group.
+
+    Of two groups with an option of one name the later one has it: `anchors --init` is where the shapes start, and the
+    recipe's own `init` is `--set init=RUN` there.
+    """
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
         hints = typing.get_type_hints(command, include_extras=True)
@@ -36,12 +40,19 @@ def with_options(**groups: type[Any]) -> Callable[[Callable[..., R]], Callable[.
             for p in inspect.signature(command).parameters.values()
             if p.name not in groups and p.kind is not p.VAR_KEYWORD
         ]
-        shared = [p for group in groups.values() for p in _parameters(group)]
+        taken: dict[str, set[str]] = {}
+        for name, group in groups.items():
+            for earlier in taken.values():
+                earlier -= {f.name for f in dataclasses.fields(group)}
+            taken[name] = {f.name for f in dataclasses.fields(group)}
+        shared = [p for name, group in groups.items() for p in _parameters(group) if p.name in taken[name]]
 
         @functools.wraps(command)
         def call(**given: Any) -> R:
             filled = {
-                name: group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
+                name: group(
+                    **{f.name: given.pop(f.name) for f in dataclasses.fields(group) if f.name in taken[name]}
+                )
                 for name, group in groups.items()
             }
             return command(**given, **filled)
@@ -87,9 +98,14 @@ class RecipeOptions:
     backbone: Annotated[
         str | None, _option("resnet50, mobilenetv2_050, swin_tiny, tiny, mobilenetv1_025, ... or timm/NAME.")
     ] = None
-    backbone_weights: Annotated[Path | None, _option("Pretrained backbone: safetensors or state dict.")] = (
-        None
-    )
+    backbone_weights: Annotated[
+        str | None,
+        _option("`pretrained` (timm's), or a file: safetensors or state dict.", metavar="FILE"),
+    ] = None
+    init: Annotated[
+        str | None,
+        _option("Start from a run, a weights file, or torchvision's fcos_resnet50_fpn, ...", metavar="RUN"),
+    ] = None
     data: Annotated[
         str | None, _option("Folder (format detected) or name: shapes, faces, voc, coco, ...")
     ] = None
@@ -131,6 +147,7 @@ class RecipeOptions:
             "detector": ("detector",),
             "backbone": ("backbone", "name"),
             "backbone_weights": ("backbone", "weights"),
+            "init": ("init",),
             "data": ("data", "source"),
             "val_fraction": ("data", "val_fraction"),
             "subset": ("data", "subset"),
@@ -164,15 +181,24 @@ class RecipeOptions:
             return int(value) if value >= 1 and value.is_integer() else value
         if name == "data":
             return absolute(value)
-        if isinstance(value, Path):
-            return str(value.resolve())
+        # by name they are looked up when the recipe is composed; a worker finds a file from any folder
+        if name == "init" and Path(value).exists():
+            return str(Path(value).resolve())
+        if name == "backbone_weights" and value != "pretrained":
+            return str(Path(value).resolve())
         return value
 
     def compose(self, below: Fragment | None = None) -> Recipe:
-        """The recipe these options describe, laid over `below`. Raises RecipeError naming the key."""
-        from detsearch_cli.recipe import compose
+        """The recipe these options describe, laid over `below`. Raises RecipeError naming the key.
 
-        return compose([("defaults", below or {}), *self.fragments()])
+        Says what weights that are given by name set in the recipe.
+        """
+        from detsearch_cli.cli import console
+        from detsearch_cli.recipe import DEFAULTS, compose
+
+        return compose(
+            [(DEFAULTS, below or {}), *self.fragments()], lambda text: console.say(f"note: {text}")
+        )
 
 
 def absolute(data: str) -> str:

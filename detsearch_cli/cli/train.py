@@ -37,6 +37,7 @@ def train(
     console.announce_data(data)
     console.announce_changes(folder, data)
     console.announce_scoring(data.val)
+    console.announce_start(recipe, data.train.classes)
     with console.training_bar(f"{recipe.detector.name} {recipe.backbone.name}") as on_progress:
         metrics = api.train(recipe, folder, on_progress).metrics
     if json:

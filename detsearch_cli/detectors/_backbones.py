@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from detsearch_cli import schema
-from detsearch_cli.detectors import _darknet, _small
+from detsearch_cli.detectors import PRETRAINED, _darknet, _small
+from detsearch_cli.detectors._fetch import fetch_hub, fetch_url
 from detsearch_cli.detectors._weights import load_backbone_weights
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.fragments import shown
@@ -27,6 +30,8 @@ TIMM = (
     "vgg16",
     *SWIN,
 )
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights in timm's repositories, the first that is there."""
 NAMES = (*_small.NAMES, _darknet.NAME, *TIMM)
 """Backbones by name; `timm/NAME` takes any other model of timm that gives features."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.]+")
@@ -201,6 +206,45 @@ def _stage_names(body: nn.Module) -> list[str]:
     if features[0]["reduction"] >= 4:
         return ["patch.embed" if hasattr(body, "patch_embed") else "stem", *names]
     return names
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that timm publishes. origin: where they come from; mean, std: of RGB, that they were trained with."""
+
+    file: Path
+    origin: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def published(name: str) -> Published:
+    """The weights that timm publishes for a backbone, from its caches or the network.
+
+    Raises RecipeError for a backbone without any, CheckpointError where they cannot be fetched.
+    """
+    if name in (*_small.NAMES, _darknet.NAME):
+        raise RecipeError(
+            f"backbone.weights: nobody publishes weights of {name} that could be fetched; give a file, or take one "
+            f"of {', '.join(TIMM)}"
+        )
+    import timm  # seconds to import, as above
+
+    model = SWIN.get(name, name).removeprefix("timm/")
+    about = timm.models.get_pretrained_cfg(model)
+    if about is None or not (about.hf_hub_id or about.url):
+        raise RecipeError(
+            f"backbone.weights: timm publishes no weights for {model!r}; see timm.list_pretrained(), or give a file"
+        )
+    what, otherwise = f"backbone.weights {PRETRAINED} for {name}", "--backbone-weights FILE"
+    if about.hf_hub_id:
+        origin, _, revision = str(about.hf_hub_id).partition("@")
+        files = (about.hf_hub_filename,) if about.hf_hub_filename else HUB_FILES
+        file = fetch_hub(origin, files, revision or None, what, otherwise)
+    else:
+        origin = str(about.url)
+        file = fetch_url(origin, what, otherwise)
+    return Published(file, origin, tuple(about.mean), tuple(about.std))
 
 
 def build_backbone(backbone: schema.Backbone, levels: tuple[int, int]) -> Backbone:

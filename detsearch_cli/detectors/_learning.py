@@ -97,7 +97,7 @@ class LearnedShapes(nn.Module):
 
     def fixed(self) -> Shapes:
         """The priors that these shapes have become."""
-        return Shapes(shapes=self.rounded())
+        return Shapes(shapes=self.rounded(), offset=self.options.offset, spread=self.options.spread)
 
     # ------------------------------------------------------------------ as a LearnedPart
 

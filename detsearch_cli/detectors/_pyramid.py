@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from detsearch_cli import schema
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._fpn import FPN
 from detsearch_cli.detectors._heads import DenseHead
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors.base import ClassRows, Detector
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.structures import Dense, Priors
 
@@ -19,8 +18,10 @@ from detsearch_cli.structures import Dense, Priors
 class PyramidDetector(Detector):
     """Backbone, FPN, and towers shared by all levels."""
 
-    extra_from_backbone: ClassVar[bool] = False
-    """Whether P6 is made from the backbone's last feature (C5) instead of the pyramid's (P5)."""
+    @property
+    def extra_from_backbone(self) -> bool:
+        """Whether P6 is made from the backbone's last feature (C5) instead of the pyramid's (P5)."""
+        return False
 
     def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
@@ -43,6 +44,9 @@ class PyramidDetector(Detector):
     @abstractmethod
     def build_head(self, channels: int, convs: int) -> DenseHead:
         """The towers; `self.prior_grid` is already known."""
+
+    def class_layers(self) -> dict[str, ClassRows]:
+        return {"head.cls": ClassRows(groups=self.prior_grid.per_cell)}
 
     @abstractmethod
     def decode(self, priors: Priors, deltas: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
@@ -28,6 +29,20 @@ PRIOR_CACHE = 32
 """Image sizes whose priors are kept; multi-scale training sees about that many."""
 
 
+@dataclass(frozen=True)
+class ClassRows:
+    """How the output rows of a layer belong to classes: groups x (before + classes x width + after) rows.
+
+    groups: 1, or the priors of a cell. before, after: rows that belong to no class, background's or a box's. width:
+    rows of a class.
+    """
+
+    groups: int = 1
+    before: int = 0
+    after: int = 0
+    width: int = 1
+
+
 class Detector(nn.Module, ABC):
     """Base of all detectors; one subclass a file. A recipe's slots replace the detector's own parts."""
 
@@ -46,7 +61,7 @@ class Detector(nn.Module, ABC):
         self.num_classes = num_classes
         self.image_side = recipe.augment.image_size[0]  # for priors that are parts of the image
         self.levels = self.pyramid_levels(recipe)
-        self.strides = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
+        self.strides: tuple[int, ...] = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
         self.step = TrainingStep(index=0, total=1, images=0)
         self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
         self.shapes: LearnedShapes | None = None  # resume.safetensors holds this name
@@ -85,6 +100,13 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Dense:
         """images (B, 3, H, W), sides multiples of 32 -> predictions at every prior, float32."""
+
+    def class_layers(self) -> dict[str, ClassRows]:
+        """The layers whose rows belong to classes, by their names in the state dict without ".weight" or ".bias".
+
+        Weights of other classes are taken over row by row there (detectors/_starting.py).
+        """
+        return {}
 
     def before_step(self, step: TrainingStep) -> None:
         """Called before every training step."""
@@ -135,7 +157,7 @@ class Detector(nn.Module, ABC):
                 self._priors.pop(next(iter(self._priors)))  # the oldest: dicts keep the order of insertion
             # priors made under inference_mode could never take part in training
             with torch.inference_mode(False):
-                self._priors[key] = self.prior_grid(sizes, self.levels, device)
+                self._priors[key] = self.prior_grid(sizes, self.levels, device, self.strides)
         kept = self._priors[key]
         return kept if self.shapes is None else self.shapes.anchors_at(kept)
 

@@ -16,7 +16,7 @@ from detsearch_cli.detectors._heads import rows
 from detsearch_cli.detectors._learning import SizeNorm
 from detsearch_cli.detectors._postprocess import select_scored
 from detsearch_cli.detectors._regions import Proposals, RegionHead, propose, region_loss, sample_regions
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors.base import ClassRows, Detector
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Channels, Count, Part
 from detsearch_cli.slots.assigners.max_iou import MaxIoU
@@ -144,6 +144,9 @@ class FasterRCNN(Detector):
 
     def dense_targets(self, targets: Targets) -> Targets:
         return Targets(targets.boxes, torch.zeros_like(targets.labels), targets.splits)
+
+    def class_layers(self) -> dict[str, ClassRows]:
+        return {"regions.cls": ClassRows(after=1), "regions.reg": ClassRows(width=4)}
 
     # ------------------------------------------------------------------ both stages
 

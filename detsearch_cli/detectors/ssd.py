@@ -14,7 +14,8 @@ from detsearch_cli import boxes, schema
 from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._heads import rows
 from detsearch_cli.detectors._learning import SizeNorm
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors.base import ClassRows, Detector
+from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
 from detsearch_cli.slots.assigners.max_iou import MaxIoU
 from detsearch_cli.slots.losses.multibox import MultiBox
@@ -32,6 +33,11 @@ RATIOS = (2.0, 0.5, 3.0, 1 / 3)
 WIDTHS = (512, 256)
 """Channels of the first added level and of all further ones. Source: Liu et al. 2016, Fig. 2."""
 FC_CHANNELS = 1024
+UNPADDED_STRIDES = (8, 16, 32, 64, 100, 300)
+"""Px between the cells of the maps of SSD300 whose last two convolutions have no padding: maps of 3 and 1 cells, spread
+over the image. Source: the released code."""
+UNPADDED_SIDE = 320
+"""Px; of a padded image of 300 px, on whose 5 cells of stride 64 two convolutions without padding leave one."""
 L2_SCALE = 20.0
 """Of VGG's first feature, whose values are larger than those of later ones. Source: as above, section 3.1."""
 
@@ -42,13 +48,19 @@ class SSD(Detector):
     Where it differs: every level has six shapes, also those where the paper has four, because priors of a cell
     repeat over all levels here; shapes are not clipped to the image, which shapes that learn could not be; the
     last maps of SSD300 come from strides and padding as all others do, so that level i has stride 2^i, not from
-    convolutions without padding; a ground truth's best prior goes to the ground truth that it overlaps most.
+    convolutions without padding, unless `unpadded` asks for them; a ground truth's best prior goes to the ground
+    truth that it overlaps most.
     """
 
     class Options(Part):
         size: Literal[300, 512] = Field(
             default=300,
             description="maps and shapes of SSD300 (six levels) or SSD512 (seven), for images of any size",
+        )
+        later_options: ClassVar[frozenset[str]] = frozenset({"unpadded"})
+        unpadded: bool = Field(
+            default=False,
+            description="last two maps of SSD300 by convolutions without padding (paper, torchvision); up to 320 px",
         )
 
     options: Options
@@ -59,6 +71,9 @@ class SSD(Detector):
 
     def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
+        if self.options.unpadded:
+            _check_unpadded(recipe, self.options.size)
+            self.strides = UNPADDED_STRIDES
         vgg = recipe.backbone.name.removeprefix("timm/").startswith("vgg")
         self.backbone = build_backbone(recipe.backbone, (FIRST, 4 if vgg else 5))
         channels = [
@@ -72,7 +87,9 @@ class SSD(Detector):
         self.extra = nn.ModuleList()
         while len(channels) < len(self.strides):
             width = WIDTHS[min(len(self.extra), 1)]
-            self.extra.append(_further(channels[-1], width))
+            # the two maps behind the added ones of stride 2 are the sixth and last of SSD300
+            unpadded = self.options.unpadded and len(channels) >= len(self.strides) - 2
+            self.extra.append(_further(channels[-1], width, padded=not unpadded))
             channels.append(width)
         per_cell = self.prior_grid.per_cell
         self.heads = nn.ModuleList(
@@ -82,6 +99,10 @@ class SSD(Detector):
     @classmethod
     def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         return FIRST, LAST[cls.Options.model_validate(recipe.detector.options).size]
+
+    def class_layers(self) -> dict[str, ClassRows]:
+        layout = ClassRows(groups=self.prior_grid.per_cell, before=1)
+        return {f"heads.{level}.cls": layout for level in range(len(self.heads))}
 
     def default_priors(self) -> Shapes:
         """Two squares, and 1:2, 2:1, 1:3, 3:1, of parts of the recipe's short image side.
@@ -104,6 +125,9 @@ class SSD(Detector):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> features of all levels, fine to coarse."""
+        if self.options.unpadded:
+            # any smaller map would vanish in the last convolutions; 0 is the mean colour, as in a batch's padding
+            images = F.pad(images, (0, UNPADDED_SIDE - images.shape[3], 0, UNPADDED_SIDE - images.shape[2]))
         features = [
             f for f, level in zip(self.backbone(images), self.backbone.levels, strict=True) if level >= FIRST
         ]
@@ -171,12 +195,27 @@ class VGGLayers(nn.Module):
         return [F.normalize(fine) * self.scale[:, None, None], self.fc(coarse)]
 
 
-def _further(channels: int, width: int) -> nn.Sequential:
-    """A level of half the size: 1x1 convolution to half the width, then 3x3 of stride 2."""
+def _check_unpadded(recipe: schema.Recipe, size: int) -> None:
+    """Raises RecipeError where the recipe's images or maps have not the size that `unpadded` is made for."""
+    if size != 300:
+        raise RecipeError(
+            f"detector.unpadded is of SSD300, got detector.size {size}; set one of the two back"
+        )
+    side = recipe.augment.largest_side
+    if side > UNPADDED_SIDE:
+        raise RecipeError(
+            f"detector.unpadded: its last map is one cell for the whole image, so images have at most "
+            f"{UNPADDED_SIDE} px, got augment.image_size of {side} px; set it to 300, or unpadded: false"
+        )
+
+
+def _further(channels: int, width: int, *, padded: bool) -> nn.Sequential:
+    """A further level: 1x1 convolution to half the width, then 3x3 of stride 2, or without padding of stride 1."""
+    stride, padding = (2, 1) if padded else (1, 0)
     layers = nn.Sequential(
         nn.Conv2d(channels, width // 2, 1),
         nn.ReLU(inplace=True),
-        nn.Conv2d(width // 2, width, 3, 2, 1),
+        nn.Conv2d(width // 2, width, 3, stride, padding),
         nn.ReLU(inplace=True),
     )
     _start(layers)

@@ -15,11 +15,12 @@ from detsearch_cli.detectors._darknet import conv_bn_leaky
 from detsearch_cli.detectors._heads import rows
 from detsearch_cli.detectors._learning import SizeNorm
 from detsearch_cli.detectors._postprocess import select_scored
-from detsearch_cli.detectors.base import Detector
+from detsearch_cli.detectors.base import ClassRows, Detector
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Channels, Part, Steps
 from detsearch_cli.slots.assigners import yolo as assigners
 from detsearch_cli.slots.losses import yolo as losses
+from detsearch_cli.slots.priors.base import CELL_CENTRE
 from detsearch_cli.slots.priors.shapes import Shapes
 from detsearch_cli.structures import Assignment, Dense, Detections, Priors, Targets
 
@@ -70,6 +71,11 @@ class YOLOv2(Detector):
                 f"detector yolov2 predicts boxes from shapes, got priors: {recipe.priors and recipe.priors.name}; "
                 f"use priors: shapes or anchors"
             )
+        if self.prior_grid.offset != CELL_CENTRE or self.prior_grid.spread:
+            raise RecipeError(
+                f"detector yolov2 predicts where in its cell a box lies, so priors.offset stays {CELL_CENTRE} and "
+                f"priors.spread false, got {self.prior_grid.offset} and {self.prior_grid.spread}"
+            )
         if not self.loss.trains_objectness:
             raise RecipeError(
                 f"detector yolov2 needs a loss that trains its objectness, got loss: "
@@ -96,6 +102,9 @@ class YOLOv2(Detector):
     @classmethod
     def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         return LEVEL, LEVEL
+
+    def class_layers(self) -> dict[str, ClassRows]:
+        return {"head.last": ClassRows(groups=self.prior_grid.per_cell, before=5)}
 
     def default_priors(self) -> Shapes:
         return Shapes(shapes="yolov2-voc")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from detsearch_cli.data.loader import Batch, Loader
 from detsearch_cli.data.types import Split
-from detsearch_cli.detectors import build
+from detsearch_cli.detectors import build, start
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine import divergence, fingerprint
@@ -142,6 +142,10 @@ class _Run:
         # right before `build`: the first weights depend on the seed alone, not on what this process drew before
         torch.manual_seed(recipe.seed)
         self.model: Detector = build(recipe, len(data.classes))
+        # an interrupted run has weights of its own, and its first ones may be gone by now
+        resumed = (folder / ckpt.RESUME).is_file()
+        if not resumed:
+            start(self.model, recipe, data.classes)
         self.memory = torch.channels_last if recipe.runtime.channels_last else torch.contiguous_format
         self.model.to(fabric.device, memory_format=self.memory)  # type: ignore[call-overload]
         self.average = make_average(recipe.optim, self.model)
@@ -366,6 +370,7 @@ class _Run:
                 "train_seconds": round(self.state.seconds, 3),
                 "parameters": sum(p.numel() for p in self.model.deployed().parameters()),
                 "versions": versions(),
+                **({"started_from": self.recipe.init.model_dump(mode="json")} if self.recipe.init else {}),
             }
         if result is not None and "stopped" not in metrics:
             table.save(self.folder / ckpt.DETECTIONS, self.val)

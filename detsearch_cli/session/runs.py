@@ -98,7 +98,7 @@ def _check(planned: Sequence[PlannedRun], placement: Placement) -> None:
         check(run.folder, run.recipe)
     sides_by_hash: dict[str, str] = {}
     for side, recipe in recipes.items():
-        refuse_untrainable(recipe, len(load_data(recipe.data).train.classes), placement.executor == "local")
+        refuse_untrainable(recipe, load_data(recipe.data).train.classes, placement.executor == "local")
         # of one seed: the seed of a side is replaced by those of the comparison
         twin = sides_by_hash.setdefault(recipe.hash(), side)
         if twin != side:

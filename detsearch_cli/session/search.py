@@ -11,7 +11,7 @@ and is kept in search.json, the first file of the study's folder.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -264,7 +264,7 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
     _claim(search, plan)
     data = load_data(search.recipe.data)
     refuse_unscored(data)
-    refuse_untrainable(search.recipe, len(data.train.classes), search.settings.executor == "local")
+    refuse_untrainable(search.recipe, data.train.classes, search.settings.executor == "local")
     accepted = False
 
     def on_locked() -> None:
@@ -375,15 +375,15 @@ def refuse_unscored(data: Resolved) -> None:
         refuse_unscorable(data.test)
 
 
-def refuse_untrainable(recipe: Recipe, num_classes: int, here: bool = True) -> None:
+def refuse_untrainable(recipe: Recipe, classes: Sequence[str], here: bool = True) -> None:
     """Raise now, before anything is written, what would fail every training: an unknown backbone, weights or
     counts that do not fit, a missing GPU. here: it trains on this machine; of another its GPU says nothing."""
-    from detsearch_cli.detectors import build
+    from detsearch_cli.detectors import build, start
     from detsearch_cli.engine.machine import pick_device
 
     if here:
         pick_device(recipe.runtime.device)
-    build(recipe, num_classes)
+    start(build(recipe, len(classes)), recipe, classes)
 
 
 def _write_settings(search: Search) -> None:

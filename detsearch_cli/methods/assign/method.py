@@ -163,18 +163,21 @@ def cell(column: str, value: Any) -> str:
 
 
 def _detector(recipe: Recipe, run: Path | None) -> Detector:
-    """The detector to look through: with a trained run's weights, or with the recipe's untrained ones."""
+    """The detector to look through: with a trained run's weights, or with those its training starts from."""
     import torch
 
     from detsearch_cli.data.source import open_source
-    from detsearch_cli.detectors import build
+    from detsearch_cli.detectors import build, start
     from detsearch_cli.engine.checkpoint import LAST, load_state, load_tensors
 
     classes = open_source(recipe.data.source).load("train").classes
     torch.manual_seed(recipe.seed)
     detector = build(recipe, len(classes))
-    if run is not None:
-        path = run / LAST if run.is_dir() else run
-        tensors, _ = load_tensors(path)
-        load_state(detector, tensors, path, "the recipe; give the recipe that it was trained with")
+    if run is None:
+        # the start of a training; a run has weights of its own, and what it started from may be gone
+        start(detector, recipe, classes)
+        return detector
+    path = run / LAST if run.is_dir() else run
+    tensors, _ = load_tensors(path)
+    load_state(detector, tensors, path, "the recipe; give the recipe that it was trained with")
     return detector

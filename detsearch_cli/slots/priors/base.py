@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from detsearch_kernels.assign import Tiling
+from pydantic import Field
 from torch import Tensor
 
 from detsearch_cli.parts import Part
 from detsearch_cli.structures import Priors
 
+CELL_CENTRE = 0.5
+"""The middle of a cell, in strides from its upper left corner."""
+
 
 class PriorGrid(Part):
     """Tiles priors over feature maps. Subclasses give the boxes of one cell."""
+
+    later_options: ClassVar[frozenset[str]] = frozenset({"offset", "spread"})
+    offset: float = Field(
+        default=CELL_CENTRE,
+        ge=0,
+        le=1,
+        description="where in its cell a prior is centred, in strides: 0.5 its middle, 0 its corner (torchvision)",
+    )
+    spread: bool = Field(
+        default=False,
+        description="cells lie the image's side over their number apart, in whole px (torchvision), not a stride",
+    )
 
     @property
     @abstractmethod
@@ -36,15 +54,24 @@ class PriorGrid(Part):
         return None
 
     def __call__(
-        self, sizes: list[tuple[int, int]], levels: tuple[int, int], device: torch.device | None = None
+        self,
+        sizes: list[tuple[int, int]],
+        levels: tuple[int, int],
+        device: torch.device | None = None,
+        strides: Sequence[float] | None = None,
     ) -> Priors:
         """All priors, level after level, row-major, the priors of a cell together.
 
-        sizes: height and width in cells of every level; levels: first and last; level i has stride 2^i px.
-        A cell's priors are centred at (column + .5, row + .5) strides.
+        sizes: height and width in cells of every level; levels: first and last; level i has stride 2^i px, unless
+        `strides` says otherwise. A cell's priors are centred at (column + offset, row + offset) strides, or `spread`.
         """
-        strides = [2**level for level in range(levels[0], levels[1] + 1)]
-        points = [_centers(size, stride) for size, stride in zip(sizes, strides, strict=True)]
+        strides = strides or [2**level for level in range(levels[0], levels[1] + 1)]
+        # every side is a multiple of the finest stride, but levels above 5 may have a cell that sticks out
+        image = [round(cells * strides[0]) for cells in sizes[0]]
+        points = []
+        for size, stride in zip(sizes, strides, strict=True):
+            apart = [side // cells for side, cells in zip(image, size, strict=True)]
+            points.append(_centers(size, apart if self.spread else (stride, stride), self.offset))
         # on the CPU, and moved at the end: priors are the same numbers on every device
         half = [torch.tensor(boxes) / 2 for boxes in self.level_boxes(levels)]
         cell = torch.stack([torch.cat((-h, h), -1) for h in half])
@@ -59,13 +86,22 @@ class PriorGrid(Part):
             strides=torch.tensor(strides, dtype=torch.float32, device=device),
             counts=counts,
             ranges=None if ranges is None else spans.to(device),
-            tiling=Tiling(torch.tensor(sizes), torch.tensor(strides, dtype=torch.float32), cell, spans),
+            tiling=self._tiling(sizes, strides, cell, spans),
             sizes=tuple((height, width) for height, width in sizes),
         )
 
+    def _tiling(
+        self, sizes: list[tuple[int, int]], strides: Sequence[float], cell: Tensor, spans: Tensor
+    ) -> Tiling | None:
+        # the compiled operators take every prior to lie in the middle of its cell; PyTorch assigns the others
+        if self.offset != CELL_CENTRE or self.spread:
+            return None
+        return Tiling(torch.tensor(sizes), torch.tensor(strides, dtype=torch.float32), cell, spans)
 
-def _centers(size: tuple[int, int], stride: int) -> Tensor:
-    rows = (torch.arange(size[0], dtype=torch.float32) + 0.5) * stride
-    columns = (torch.arange(size[1], dtype=torch.float32) + 0.5) * stride
+
+def _centers(size: tuple[int, int], apart: Sequence[float], offset: float) -> Tensor:
+    """Row-major xy px of cells that lie `apart` (down, across) px from each other."""
+    rows = (torch.arange(size[0], dtype=torch.float32) + offset) * apart[0]
+    columns = (torch.arange(size[1], dtype=torch.float32) + offset) * apart[1]
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack((x.reshape(-1), y.reshape(-1)), -1)

@@ -49,4 +49,5 @@ class Shapes(PriorGrid):
         if isinstance(self.shapes, str):
             return {"priors": self.model_dump(mode="json") | {"name": "shapes"}}
         lists = [[list(shape) for shape in level] for level in self.shapes]
-        return {"priors": {"name": "shapes", "shapes": lists[0] if len(lists) == 1 else lists}}
+        own = {"shapes": lists[0] if len(lists) == 1 else lists}
+        return {"priors": {"name": "shapes", **self.model_dump(include={"offset", "spread"}), **own}}

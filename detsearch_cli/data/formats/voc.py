@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from detsearch_cli import reading
-from detsearch_cli.data import checks
+from detsearch_cli.data import checks, spelling
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
 from detsearch_cli.data.images import SUFFIXES, find_images
@@ -80,7 +80,7 @@ def load(folder: Path, split: str) -> Split:
                 annotation = _parse_or_none(part.labels / f"{stem}.xml")
                 if annotation is not None:
                     counts.update(o.name for o in annotation.objects)
-    names = checks.class_names(counts, _layout.listed_classes(folder))
+    names = spelling.class_names(counts, _layout.listed_classes(folder))
     collector = Collector(folder, split)
     suspects = {name: (detail, handled) for name, detail, handled in names.problems}
     for part, ids in listed[split]:
@@ -95,7 +95,7 @@ def _load_part(
     collector: Collector,
     part: _Part,
     ids: tuple[str, ...],
-    names: checks.ClassNames,
+    names: spelling.ClassNames,
     suspects: dict[str, tuple[str, str]],
 ) -> None:
     images = {p.stem: p for p in find_images(part.images)}
@@ -138,7 +138,7 @@ def _read(collector: Collector, label_file: Path, image: Path | None) -> _Annota
 
 
 def _objects(
-    collector: Collector, label_file: Path, annotation: _Annotation, names: checks.ClassNames
+    collector: Collector, label_file: Path, annotation: _Annotation, names: spelling.ClassNames
 ) -> Objects:
     for reason in annotation.broken:
         collector.defect(checks.BROKEN_LABEL, label_file, reason, "object left out")

@@ -20,6 +20,8 @@ _MOST_JSON = 1 << 20
 def nearest(folder: Path, format_of: Callable[[Path], str | None]) -> str:
     """One clause. format_of: the format that a folder can be read as, or None."""
     files, folders = _below(folder)
+    if not files and not folders:
+        return "it is empty"
     for inner in folders:
         name = format_of(inner)
         if name:

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from detsearch_cli.data import checks
+from detsearch_cli.data import spelling
 from detsearch_cli.data.images import read_header
 from detsearch_cli.data.leaks import in_both
 from detsearch_cli.data.source import FolderSource, join
@@ -234,7 +234,7 @@ def _write_voc(folder: Path, splits: dict[str, Split]) -> tuple[dict[str, int], 
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
     # Without the list its reader would take a rare spelling of another class for a slip.
-    if checks.alike(classes):
+    if spelling.alike(classes):
         (folder / "classes.txt").write_text("".join(f"{c}\n" for c in classes), encoding="utf-8")
     for name, content in splits.items():
         stems = []

@@ -391,7 +391,7 @@ def test_an_empty_split_is_reported_and_the_others_stay_usable(tmp_path: Path) -
     assert [(d.kind, d.handled) for d in split.defects] == [(checks.SPLIT_PROBLEM, "test not offered")]
 
 
-@pytest.mark.parametrize("path", ["/home/other/set/{}", "D:\\sets\\a\\images\\{}", "../../elsewhere/{}"])
+@pytest.mark.parametrize("path", ["/mnt/other/set/{}", "D:\\sets\\a\\images\\{}", "../../elsewhere/{}"])
 def test_a_path_of_another_machine_is_found_by_its_last_part(tmp_path: Path, path: str) -> None:
     def change(content: dict[str, Any]) -> None:
         for image in content["images"]:
@@ -425,7 +425,7 @@ def test_an_image_of_another_split_never_stands_in_for_a_missing_one(tmp_path: P
     (tmp_path / "train2017" / "train0.jpg").unlink()
     picture(tmp_path / "val2017" / "train0.jpg")
     path = tmp_path / "annotations" / "instances_train2017.json"
-    path.write_text(path.read_text().replace("train0.jpg", "/home/other/train0.jpg"))
+    path.write_text(path.read_text().replace("train0.jpg", "/mnt/other/train0.jpg"))
     split = open_source(str(tmp_path)).load("train")
     assert [r.file for r in split.records] == [tmp_path / "train2017" / "train1.jpg"]
     assert checks.MISSING_IMAGE in kinds(split)

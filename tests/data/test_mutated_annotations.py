@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -100,7 +101,7 @@ def put(document: Any, path: tuple[Any, ...], value: Any) -> None:
     if value is ABSENT:
         del document[path[-1]]
     else:
-        document[path[-1]] = value
+        document[path[-1]] = copy.deepcopy(value)  # a later change must not change ODD
 
 
 def check(folder: Path) -> None:

@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 from detsearch_cli import reading
-from detsearch_cli.data import checks
+from detsearch_cli.data import checks, spelling
 from detsearch_cli.data.checks import Collector, Objects
 from detsearch_cli.data.formats import _layout
 from detsearch_cli.data.formats._find import Finder, composed
@@ -84,7 +84,7 @@ def load(folder: Path, split: str) -> Split:
                 annotation = _parse_or_none(_label(finder, part, stem))
                 if annotation is not None:
                     counts.update(o.name for o in annotation.objects)
-    names = checks.class_names(counts, _layout.listed_classes(folder))
+    names = spelling.class_names(counts, _layout.listed_classes(folder))
     collector = Collector(folder, split)
     suspects = {name: (detail, handled) for name, detail, handled in names.problems}
     for part, ids in listed[split]:
@@ -101,7 +101,7 @@ def _load_part(
     collector: Collector,
     part: _Part,
     ids: tuple[str, ...],
-    names: checks.ClassNames,
+    names: spelling.ClassNames,
     suspects: dict[str, tuple[str, str]],
     finder: Finder,
 ) -> None:
@@ -169,7 +169,7 @@ def _read(collector: Collector, label_file: Path, pictures: list[Path]) -> Annot
 
 
 def _objects(
-    collector: Collector, label_file: Path, annotation: Annotation, names: checks.ClassNames
+    collector: Collector, label_file: Path, annotation: Annotation, names: spelling.ClassNames
 ) -> Objects:
     for reason, handled in annotation.problems:
         collector.defect(checks.BROKEN_LABEL, label_file, reason, handled)

@@ -211,7 +211,7 @@ def decimals(line: str) -> list[float] | None:
     if not line.isascii() or "_" in line:
         return None
     try:
-        values = [float(word) for word in line.split()]
+        values = list(map(float, line.split()))
     except ValueError:
         return None
     # a sum is finite only when every term is

@@ -33,32 +33,35 @@ def parse(text: str, key_numbers: int | None) -> Labels:
     The same line can be a box with key points or a polygon. Only the set's yaml tells which, so no line is guessed.
     """
     found = Labels()
+    boxes, labels, lines = found.boxes, found.labels, found.lines
+    posed = -1 if key_numbers is None else 5 + key_numbers
     for number, line in enumerate(text.splitlines(), start=1):
         values = reading.decimals(line)
         if values == []:
             continue
         count = len(values) if values else 0
-        posed = key_numbers is not None and count == 5 + key_numbers
-        polygon = key_numbers is None and count >= 7 and count % 2 == 1
-        if not values or not (count == 5 or posed or polygon) or not _is_class(values[0]):
-            numbers = "" if key_numbers is None else f" and {key_numbers} numbers of key points"
-            found.broken.append(f"line {number}: expected class cx cy w h{numbers}, got {line[:60]!r}")
-            continue
-        if polygon:
+        # a class id is a whole number, also written 3.0
+        if not values or not (0 <= values[0] <= reading.LARGEST and values[0].is_integer()):
+            found.broken.append(_expected(number, line, key_numbers))
+        elif count in (5, posed):
+            _, cx, cy, w, h = values if count == 5 else values[:5]
+            boxes.append((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
+            labels.append(int(values[0]))
+            lines.append(number)
+        elif key_numbers is None and count >= 7 and count % 2 == 1:
             xs, ys = values[1::2], values[2::2]
-            found.boxes.append((min(xs), min(ys), max(xs), max(ys)))
+            boxes.append((min(xs), min(ys), max(xs), max(ys)))
+            labels.append(int(values[0]))
+            lines.append(number)
             found.polygons += 1
         else:
-            cx, cy, w, h = values[1:5]
-            found.boxes.append((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
-        found.labels.append(int(values[0]))
-        found.lines.append(number)
+            found.broken.append(_expected(number, line, key_numbers))
     return found
 
 
-def _is_class(value: float) -> bool:
-    """Whether it is a class id: 3, or 3.0, which some exporters write."""
-    return 0 <= value <= reading.LARGEST and value.is_integer()
+def _expected(number: int, line: str, key_numbers: int | None) -> str:
+    numbers = "" if key_numbers is None else f" and {key_numbers} numbers of key points"
+    return f"line {number}: expected class cx cy w h{numbers}, got {line[:60]!r}"
 
 
 # ---------------------------------------------------------------------- where they lie

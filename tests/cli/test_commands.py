@@ -80,6 +80,10 @@ def test_one_broken_picture_does_not_stop_predict_and_is_noticed_by_a_script(
     found = json.loads(capsys.readouterr().out)
     assert [image["id"] for image in found["images"]] == [1, 3] and len(found["unreadable"]) == 1
 
+    assert run(["predict", str(trained), str(tmp_path / "b.png"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "none of the 1 files can be read as an image" in captured.err
+
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

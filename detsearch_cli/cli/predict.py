@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detsearch_cli.errors import CheckFailed
+from detsearch_cli.errors import CheckFailed, DataError
 
 if TYPE_CHECKING:
     from detsearch_cli.engine.predict import DetectedFiles
@@ -56,6 +56,10 @@ def predict(
             add_to_document(document, part)
         else:
             draw_pictures(part, places, score_threshold)
+    if len(unread) == len(files):
+        raise DataError(
+            f"none of the {len(files)} files can be read as an image; the first, {unread[0][0]}: {unread[0][1]}"
+        )
     if json:
         document["categories"] = [{"id": i, "name": n} for i, n in enumerate(classes, 1)]
         console.emit_json(document)

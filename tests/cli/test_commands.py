@@ -10,6 +10,7 @@ import pytest
 
 from detsearch_cli.cli.app import run
 from detsearch_cli.engine.checkpoint import read_recipe
+from detsearch_cli.engine.trial import load_data
 from tests.cli.small import SMALL
 from tests.data.samples import yolo
 
@@ -79,6 +80,10 @@ def test_one_broken_picture_does_not_stop_predict_and_is_noticed_by_a_script(
     found = json.loads(capsys.readouterr().out)
     assert [image["id"] for image in found["images"]] == [1, 3] and len(found["unreadable"]) == 1
 
+    assert run(["predict", str(trained), str(tmp_path / "b.png"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "none of the 1 files can be read as an image" in captured.err
+
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -94,6 +99,7 @@ def test_data_that_changed_since_the_run_are_told(tmp_path: Path, capsys: pytest
     assert "began with" not in capsys.readouterr().err
     (folder / "labels" / "val" / "val0.txt").write_text("0 0.2 0.2 0.1 0.1\n")
     for again in (["train", *words], ["eval", str(tmp_path / "run")]):
+        load_data.cache_clear()  # as another process would begin
         assert run(again) == 0
         assert "(val: 1 with other labels)" in capsys.readouterr().err
 

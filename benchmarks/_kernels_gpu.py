@@ -1,6 +1,6 @@
 """Times on a GPU next to the physical floor: the bytes that must move, at the H200's 4.3 TB/s.
 
-    python benchmarks/_kernels_gpu.py        # needs a GPU with 8 GB and nvcc
+    python benchmarks/_kernels_gpu.py        # needs a GPU with 8 GB and nvcc; --json FILE also writes the table there
 
 device: between two events around a replayed CUDA graph, its launches included, after other memory has filled the cache;
 call: a call from Python among many, which the host may limit. Medians, in microseconds.
@@ -8,10 +8,13 @@ call: a call from Python among many, which the host may limit. Medians, in micro
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from _kernels import columns
@@ -125,6 +128,9 @@ def cases() -> Iterator[Case]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
     if not torch.cuda.is_available() or loader.load("cuda").library is None:
         sys.exit("no GPU here, or its kernels cannot be compiled")
     print(f"on {torch.cuda.get_device_name()}:")
@@ -135,6 +141,9 @@ def main() -> None:
         limits = ["" if x is None else f"{x:g}" for x in (case.gate, case.aim)]
         lines.append([case.operator, case.sizes, *times, *limits])
     columns(lines)
+    if given.json:
+        rows = [dict(zip(HEAD, line, strict=True)) for line in lines[1:]]
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -178,14 +178,14 @@ def test_a_search_says_what_differs_from_the_one_in_its_folder(study: Path, caps
 def test_damaged_files_of_a_study_are_named_and_left_alone(study: Path, here: Path, capsys: Told) -> None:
     shutil.copytree(study, here / "s")
     (here / "s" / "comparison.json").write_text("{")
-    assert "s/comparison.json is damaged" in refused(["report", "s"], capsys)
+    assert "s/comparison.json is not valid JSON" in refused(["report", "s"], capsys)
     (here / "s" / "study.db").write_bytes((study / "study.db").read_bytes()[:5000])
     before = contents(here)
     for command in (["study", "show", "s"], ["study", "resume", "s"], ["report", "s"]):
         assert "study.db cannot be read as a ledger" in refused(command, capsys)
     assert contents(here) == before
     (here / "s" / "search.json").write_text("{")
-    assert "s/search.json is damaged" in refused(["study", "resume", "s"], capsys)
+    assert "s/search.json is not valid JSON" in refused(["study", "resume", "s"], capsys)
 
 
 def test_a_search_that_found_nothing_has_no_counts_to_show(study: Path, here: Path, capsys: Told) -> None:

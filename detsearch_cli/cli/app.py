@@ -156,12 +156,15 @@ def _usage(error: Exception) -> int | None:
     show = getattr(error, "show", None)
     if show is None:
         return None
-    from detsearch_cli.cli.console import visible
+    from detsearch_cli.cli.console import complain, visible
 
     for name, value in vars(error).items():  # what was typed is told again, control characters and all
         if isinstance(value, str):
             setattr(error, name, visible(value))
-    show()
+    if getattr(error, "ctx", None) is None:  # an option without its value: "Error: ..." alone, with no usage
+        complain(error.format_message())  # type: ignore[attr-defined]
+    else:
+        show()
     return int(getattr(error, "exit_code", 2))
 
 

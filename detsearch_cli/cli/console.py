@@ -25,6 +25,7 @@ _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
 # C0 without tab and newline, C1, the marks that turn the direction of what follows, and the lone surrogates that
 # stand for the bytes of a name that is not UTF-8
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONG = re.compile(r"\S{400,}")
 _hint = {"text": "give the same command again to go on"}
 
 
@@ -46,7 +47,9 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     """One sentence about what went wrong."""
-    err().print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
+    # a path has at most 4,096 characters; what is longer is no name that anyone would recognise by its middle
+    short = _LONG.sub(lambda word: f"{word[0][:150]}...{word[0][-30:]}", text)
+    err().print(f"[bold red]error:[/] {_escape(short)}", soft_wrap=True)
 
 
 def visible(text: str) -> str:

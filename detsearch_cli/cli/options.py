@@ -158,6 +158,8 @@ class RecipeOptions:
 
     @staticmethod
     def _plain(name: str, value: Any) -> Any:
+        from detsearch_cli.files import resolved
+
         if name == "image_size":
             return image_size(value)
         if name == "subset":  # a fraction above 1 is left as it is, for the recipe's rule to refuse
@@ -165,7 +167,7 @@ class RecipeOptions:
         if name == "data":
             return absolute(value)
         if isinstance(value, Path):
-            return str(value.resolve())
+            return str(resolved(value))
         return value
 
     def compose(self, below: Fragment | None = None) -> Recipe:

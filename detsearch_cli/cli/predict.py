@@ -53,23 +53,25 @@ def predict(
 
 def claim_pictures(out: Path, files: Sequence[Path]) -> list[Path]:
     """Where the picture of each file is written. Raises OutputError for what a user put there."""
-    from detsearch_cli.files import claim_file, claim_folder
+    from detsearch_cli.files import claim_file, claim_folder, resolved
 
     claim_folder(out, None, "folder of pictures")
-    taken = {file.resolve() for file in files}  # no picture may replace an image that was given
+    taken = {resolved(file) for file in files}  # no picture may replace an image that was given
     places = []
     for file in files:
         place = free_name(out / f"{file.stem}.png", taken)
         claim_file(place)
-        taken.add(place.resolve())
+        taken.add(resolved(place))
         places.append(place)
     return places
 
 
 def free_name(path: Path, taken: Container[Path]) -> Path:
     """The path, with a number where it is taken: by the input itself, or by an image of the same name."""
+    from detsearch_cli.files import resolved
+
     number, free = 2, path
-    while free.resolve() in taken:
+    while resolved(free) in taken:
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return free

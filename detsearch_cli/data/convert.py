@@ -29,7 +29,7 @@ from detsearch_cli.data.source import FolderSource, join
 from detsearch_cli.data.splits import fractions_of, permutation
 from detsearch_cli.data.types import Record, Source, Split
 from detsearch_cli.errors import DataError, OutputError, StorageError
-from detsearch_cli.files import is_ours, storage_error, write_signed_json
+from detsearch_cli.files import is_ours, resolved, storage_error, write_signed_json
 
 MARK, DRAFT = "draft.json", "draft"  # the file that signs an unfinished folder, and what it says
 
@@ -91,14 +91,14 @@ def _check_target(source: Source, out: Path) -> None:
         raise OutputError(f"{out} is a file; name a new folder")
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} is not empty; name a new folder, nothing is ever overwritten")
-    if isinstance(source, FolderSource) and out.resolve().is_relative_to(source.folder.resolve()):
+    if isinstance(source, FolderSource) and resolved(out).is_relative_to(resolved(source.folder)):
         raise OutputError(
             f"{out} lies in the data set {source.folder}, which is never written to; name another place"
         )
 
 
 def _write(splits: dict[str, Split], out: Path, format: str) -> Converted:
-    target = out.resolve()  # a link to an empty folder stays a link
+    target = resolved(out)  # a link to an empty folder stays a link
     draft = _new_draft(target)
     try:
         process = {"process": os.getpid(), "host": socket.gethostname()}

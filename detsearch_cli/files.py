@@ -234,6 +234,11 @@ def claim_file(path: Path, kind: str = "") -> None:
 LOCK = "lock"
 
 
+def resolved(path: Path) -> Path:
+    """The absolute path behind all links. Not Path.resolve, which ends in a RuntimeError at a link to itself."""
+    return Path(os.path.realpath(path))
+
+
 def claim_folder(folder: Path, mark: str | None, kind: str, beside: str | None = None) -> None:
     """Called before anything is written: may this program write into `folder`?
 
@@ -242,6 +247,8 @@ def claim_folder(folder: Path, mark: str | None, kind: str, beside: str | None =
     alone: a signed file may have been copied. Raises OutputError for any other folder or file.
     """
     if not folder.exists():
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link that leads nowhere; name a new folder for the {kind}")
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a new folder for the {kind}")

@@ -105,8 +105,8 @@ class Data(_Section):
     val_fraction: float | None = Field(
         None, gt=0, lt=1, description="hold out this part of `train` as `val` instead of the set's own split"
     )
-    subset: float | int | None = Field(
-        None, gt=0, le=MOST_STEPS, description="train on this many images (int) or this part (float)"
+    subset: float | Annotated[int, Field(le=MOST_STEPS)] | None = Field(
+        None, gt=0, description="train on this many images (int) or this part (float)"
     )
     split_seed: Seed = Field(0, description="which images are held out, and which a subset takes")
     strict: bool = Field(False, description="refuse data with defects instead of handling and counting them")

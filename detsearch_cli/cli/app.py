@@ -89,7 +89,12 @@ def _explain(error: BaseException, debug: bool) -> int:
         for name, value in vars(error).items():  # what was typed is told again, control characters and all
             if isinstance(value, str):
                 setattr(error, name, visible(value))
-        show()
+        if (
+            getattr(error, "ctx", None) is None
+        ):  # an option without its value: "Error: ..." alone, with no usage
+            _complain(error.format_message())  # type: ignore[attr-defined]
+        else:
+            show()
         return int(getattr(error, "exit_code", 2))
     if debug:
         import traceback

@@ -27,6 +27,7 @@ from detsearch_cli.lettering import visible as visible
 from detsearch_cli.reading import whole
 
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
+_LONG = re.compile(r"\S{400,}")
 
 
 @cache
@@ -47,7 +48,9 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     """One sentence about what went wrong."""
-    err().print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
+    # a path has at most 4,096 characters; what is longer is no name that anyone would recognise by its middle
+    short = _LONG.sub(lambda word: f"{word[0][:150]}...{word[0][-30:]}", text)
+    err().print(f"[bold red]error:[/] {_escape(short)}", soft_wrap=True)
 
 
 class _Visible(logging.Formatter):

@@ -175,6 +175,8 @@ class RecipeOptions:
 
     @staticmethod
     def _plain(name: str, value: Any) -> Any:
+        from detsearch_cli.files import resolved
+
         if name == "image_size":
             return image_size(value)
         if name == "subset":  # a fraction above 1 is left as it is, for the recipe's rule to refuse
@@ -183,9 +185,11 @@ class RecipeOptions:
             return absolute(value)
         # by name they are looked up when the recipe is composed; a worker finds a file from any folder
         if name == "init" and Path(value).exists():
-            return str(Path(value).resolve())
+            return str(resolved(Path(value)))
         if name == "backbone_weights" and value != "pretrained":
-            return str(Path(value).resolve())
+            return str(resolved(Path(value)))
+        if isinstance(value, Path):
+            return str(resolved(value))
         return value
 
     def compose(self, below: Fragment | None = None) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,24 +94,25 @@ def draw_pictures(part: DetectedFiles, places: Mapping[int, Path], score_thresho
 
 def claim_pictures(out: Path, files: Sequence[Path]) -> list[Path]:
     """Where the picture of each file is written. Raises OutputError for what a user put there."""
-    from detsearch_cli.files import claim_file, claim_folder
+    from detsearch_cli.files import claim_file, claim_folder, resolved
 
     claim_folder(out, None, "folder of pictures")
-    # realpath and not resolve, which raises for a link to itself. No picture may replace an image that was given
-    taken = {Path(os.path.realpath(file)) for file in files}
+    taken = {resolved(file) for file in files}  # no picture may replace an image that was given
     places = []
     for file in files:
         place = free_name(out / f"{file.stem}.png", taken)
         claim_file(place)
-        taken.add(Path(os.path.realpath(place)))
+        taken.add(resolved(place))
         places.append(place)
     return places
 
 
 def free_name(path: Path, taken: Container[Path]) -> Path:
     """The path, with a number where it is taken: by the input itself, or by an image of the same name."""
+    from detsearch_cli.files import resolved
+
     number, free = 2, path
-    while Path(os.path.realpath(free)) in taken:
+    while resolved(free) in taken:
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return free

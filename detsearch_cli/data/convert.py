@@ -34,6 +34,7 @@ from detsearch_cli.files import (
     is_gone,
     is_ours,
     is_unfinished,
+    resolved,
     storage_error,
     unfinished,
     write_signed_json,
@@ -99,14 +100,14 @@ def _check_target(source: Source, out: Path) -> None:
         raise OutputError(f"{out} is a file; name a new folder")
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} is not empty; name a new folder, nothing is ever overwritten")
-    if isinstance(source, FolderSource) and out.resolve().is_relative_to(source.folder.resolve()):
+    if isinstance(source, FolderSource) and resolved(out).is_relative_to(resolved(source.folder)):
         raise OutputError(
             f"{out} lies in the data set {source.folder}, which is never written to; name another place"
         )
 
 
 def _write(splits: dict[str, Split], out: Path, format: str) -> Converted:
-    target = out.resolve()  # a link to an empty folder stays a link
+    target = resolved(out)  # a link to an empty folder stays a link
     draft = _new_draft(target)
     try:
         with unfinished(draft):

@@ -120,7 +120,9 @@ def check_sqlite(path: Path) -> None:
     # rw, not ro: a killed writer may have left a journal that SQLite has to roll back before anyone can read
     mode = "rw" if os.access(path, os.W_OK) else "ro"
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True, timeout=30)
+        connection = sqlite3.connect(
+            f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}", uri=True, timeout=30
+        )
         try:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             pages, page_size = (

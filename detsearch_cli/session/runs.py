@@ -88,8 +88,10 @@ def _check(planned: Sequence[PlannedRun], placement: Placement) -> None:
     """Raise, before anything is written, what would end these trainings or make their comparison meaningless."""
     from detsearch_cli.engine.checkpoint import check
     from detsearch_cli.engine.trial import load_data
+    from detsearch_cli.search.coordinator import executor_class
     from detsearch_cli.session.search import refuse_untrainable
 
+    executor_class(placement.executor)  # raises for an unknown one
     if not planned:
         raise RecipeError("trainings need at least one seed, got none")
     recipes: dict[str, Recipe] = {}

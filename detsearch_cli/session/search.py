@@ -128,7 +128,13 @@ def new_search(
         )
     recipe = scored_apart(recipe)
     settings = replace(settings, name=name, runtime=recipe.runtime.model_dump(mode="json"))
-    return Search(method, recipe, SamplerChoice.parse(sampler or method.sampler), out / name, settings)
+    return Search(
+        method,
+        recipe,
+        SamplerChoice.parse(method.sampler if sampler is None else sampler),
+        out / name,
+        settings,
+    )
 
 
 _NAME_BYTES = 200

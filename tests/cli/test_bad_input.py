@@ -75,7 +75,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*SEARCH, "--edges", "2,1"], "ascending"),
         ([*SEARCH, "--max-count", "0"], "--max-count"),
         ([*SEARCH, "--time-budget", "-1"], "--time-budget"),
-        ([*SEARCH, "--name", "../elsewhere"], "--name is one word"),
+        ([*SEARCH, "--name", "../elsewhere"], "is one word of letters"),
         (["assign", "train"], "give --study"),
         (["assign", "train", "--study", "empty"], "empty is no study"),
         (["assign", "show"], "give --study"),

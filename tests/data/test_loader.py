@@ -317,9 +317,9 @@ def test_a_full_pool_gives_way_to_new_data_but_never_drops_what_a_loader_goes_ro
     assert made == ["a", "f"]
 
 
-def test_the_pools_limit_can_be_set_and_nonsense_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pools_limit_can_be_set_and_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_pool.LIMIT_VARIABLE, "0.5")
     assert _pool._limit(CPU) == 5 * 10**8
     monkeypatch.setenv(_pool.LIMIT_VARIABLE, "plenty")
-    with pytest.warns(UserWarning, match="plenty"):
-        assert _pool._limit(CPU) > 10**7
+    with pytest.raises(DataError, match="plenty"):
+        _pool._limit(CPU)

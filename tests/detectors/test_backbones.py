@@ -243,7 +243,7 @@ def test_a_missing_file_and_unknown_names_are_refused(tmp_path: Path) -> None:
         make("tiny", weights=tmp_path / "nowhere.pth")
     with pytest.raises(RecipeError, match="none of tiny"):
         make("resnet19")
-    with pytest.raises(RecipeError, match="timm gives no features"):
+    with pytest.raises(RecipeError, match="timm has no model"):
         make("timm/no_such_model")
 
 

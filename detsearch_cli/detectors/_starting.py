@@ -122,7 +122,14 @@ def read(path: Path) -> Source:
             f"torchvision's {', '.join(_torchvision.CHECKPOINTS)}; for a backbone alone there is --backbone-weights"
         )
     implied = _torchvision.recipe_of(state)
-    foreign = _torchvision.converted(state, _torchvision.official_name(digest))
+    try:
+        foreign = _torchvision.converted(state, _torchvision.official_name(digest))
+    except (KeyError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        # a layer that is missing or of no size whose rows are to be rearranged
+        raise CheckpointError(
+            f"init: {path} is no complete {implied['detector']['name']} of torchvision's ({error}); save the whole state "
+            f"dict with torch.save(model.state_dict(), FILE)"
+        ) from error
     return Source(path, digest, foreign.detector, implied, foreign.state, foreign.classes)
 
 

@@ -142,9 +142,8 @@ class _Run:
         # right before `build`: the first weights depend on the seed alone, not on what this process drew before
         torch.manual_seed(recipe.seed)
         self.model: Detector = build(recipe, len(data.classes))
-        # an interrupted run has weights of its own, and its first ones may be gone by now
-        resumed = (folder / ckpt.RESUME).is_file()
-        if not resumed:
+        # an interrupted run has weights of its own, and what it started from may be gone by now
+        if not (folder / ckpt.RESUME).is_file():
             start(self.model, recipe, data.classes)
         self.memory = torch.channels_last if recipe.runtime.channels_last else torch.contiguous_format
         self.model.to(fabric.device, memory_format=self.memory)  # type: ignore[call-overload]

@@ -165,6 +165,20 @@ def test_a_backbone_alone_is_sent_to_its_own_option(tmp_path: Path) -> None:
         from_file(tmp_path / "resnet.pth")
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["backbone.scale_weight"],
+        ["backbone.body.conv1.weight", "head.classification_head.cls_logits.weight"],
+        ["backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.weight"],
+    ],
+)
+def test_half_a_detector_is_one_sentence(keys: list[str], tmp_path: Path) -> None:
+    torch.save({key: torch.zeros(1, 1) for key in keys}, tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match="is no complete"):
+        from_file(tmp_path / "half.pth")
+
+
 def test_nothing_at_the_place_is_told_with_the_names_there_are(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match="retinanet_resnet50_fpn, fasterrcnn_resnet50_fpn, ssd300_vgg16"

@@ -53,7 +53,10 @@ class Anchors(Method):
 
     def fragment(self, recipe: Recipe, candidate: Candidate) -> Fragment:
         """Priors that learn from the initial shapes. There is but one candidate, which says nothing."""
-        return {"priors": {"name": "learned", "init": self.start(recipe).tolist()}}
+        # where in their cells the recipe's own priors lie, as the weights that it starts from want it
+        own = recipe.priors.options if recipe.priors else {}
+        placed = {key: own[key] for key in ("offset", "spread") if key in own}
+        return {"priors": {"name": "learned", "init": self.start(recipe).tolist(), **placed}}
 
     def baseline(self, recipe: Recipe) -> Recipe:
         """The initial shapes fixed, within the bounds of learning, so that both sides begin alike."""

@@ -244,12 +244,15 @@ def test_the_tables_of_choices_name_every_part() -> None:
 
 
 def test_the_list_of_defects_is_the_codes() -> None:
-    from detsearch_cli.data import checks
+    from detsearch_cli.data import checks, leaks
+    from detsearch_cli.data.images import conversion
 
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     kinds = {v for k, v in vars(checks).items() if k.isupper() and isinstance(v, str)}
     assert len(kinds) >= 15
-    for kind in sorted(kinds | set(checks._MODES.values())):
+    converted = {conversion(mode) for mode in ("L", "1", "LA", "P", "RGBA", "I;16", "I", "F", "RGB;16")}
+    kinds |= {found[0] for found in converted if found} | {leaks.TWICE, leaks.ACROSS}
+    for kind in sorted(kinds):
         assert f"`{kind}`" in text, f"docs/formats.md does not tell what is done about {kind!r}"
 
 

@@ -31,7 +31,8 @@ def inspect(
 
     source = open_source(data)
     found = [
-        inspect_split(load_split(source, name, strict)) for name in ([split] if split else source.splits)
+        inspect_split(load_split(source, name, strict))
+        for name in (source.splits if split is None else [split])
     ]
     if json:
         console.emit_json({"data": data, "format": source.format, "splits": [i.to_json() for i in found]})

@@ -11,6 +11,7 @@ import numpy as np
 
 from detsearch_cli.engine.checkpoint import LOG
 from detsearch_cli.errors import CheckpointError, RecipeError
+from detsearch_cli.files import resolved
 from detsearch_cli.methods.anchors.fit import quality, served
 
 USED = 0.01
@@ -66,7 +67,7 @@ def read_history(run: Path) -> ShapeHistory:
 
 def read_histories(runs: Sequence[Path]) -> list[ShapeHistory]:
     """`read_history` of each, named by as much of their folders' paths as tells them apart."""
-    parts = list(dict.fromkeys(run.resolve().parts for run in runs))
+    parts = list(dict.fromkeys(resolved(run).parts for run in runs))
     depth = next(d for d in range(1, 1000) if len({p[-d:] for p in parts}) == len(parts))
     return [replace(read_history(Path(*p)), name="/".join(p[-depth:])) for p in parts]
 

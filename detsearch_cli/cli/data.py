@@ -31,7 +31,7 @@ def inspect(
     from detsearch_cli.data.source import load_split, open_source
 
     source = open_source(data)
-    loaded = [load_split(source, name, strict) for name in ([split] if split else source.splits)]
+    loaded = [load_split(source, name, strict) for name in (source.splits if split is None else [split])]
     found = [inspect_split(part, before=loaded[:number]) for number, part in enumerate(loaded)]
     if strict:  # what loading cannot see: it reads one split
         for part, inspection in zip(loaded, found, strict=True):

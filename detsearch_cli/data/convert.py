@@ -74,7 +74,9 @@ def split(
     A fraction of 0 leaves its split away. Raises as `convert` does, and DataError for fractions that do not
     sum to 1 or images that do not suffice for them.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] <= 0:
+    # every one compared, not the least: min() of a NaN is whatever stands first
+    fair = len(fractions) == 3 and all(0 <= part <= 1 for part in fractions) and fractions[0] > 0
+    if not fair or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(
             f"fractions are train, val, test >= 0 with sum 1 and a train above 0, got {fractions}"
         )

@@ -39,7 +39,8 @@ from detsearch_cli import reading
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors._weights import refuse_not_finite
 from detsearch_cli.detectors.base import Detector, LearnedPart
-from detsearch_cli.engine.records import ClassNames, Metrics
+from detsearch_cli.document import checked
+from detsearch_cli.engine.documents import ClassNames, Metrics
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.files import (
     LOCK,
@@ -53,7 +54,6 @@ from detsearch_cli.files import (
 )
 from detsearch_cli.fragments import differences
 from detsearch_cli.recipe import Fragment, Recipe, merge, validate
-from detsearch_cli.record import checked
 
 RECIPE, METRICS, LOG, FRAGMENT = "recipe.yaml", "metrics.json", "log.jsonl", "best.yaml"
 LAST, BEST, RESUME, DETECTIONS = (

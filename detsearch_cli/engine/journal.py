@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from detsearch_cli import reading
-from detsearch_cli.engine.records import EpochEntry, StepEntry
+from detsearch_cli.document import checked
+from detsearch_cli.engine.documents import EpochEntry, StepEntry
 from detsearch_cli.errors import CheckpointError
 from detsearch_cli.files import finite, storage_error, write_text
-from detsearch_cli.record import checked
 
 
 class Journal:

@@ -10,11 +10,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from detsearch_cli.data.transforms import seed_of
+from detsearch_cli.document import checked
 from detsearch_cli.engine.checkpoint import load_state, load_tensors, save_tensors
-from detsearch_cli.engine.records import Position
+from detsearch_cli.engine.documents import Position
 from detsearch_cli.errors import CheckpointError
 from detsearch_cli.reading import parse_json
-from detsearch_cli.record import checked
 
 
 class State:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli import parts, reading
+from detsearch_cli.document import checked
 from detsearch_cli.errors import SpaceError, StudyError
 from detsearch_cli.fragments import differences, shown
-from detsearch_cli.record import checked
-from detsearch_cli.search.records import StudyRecord
+from detsearch_cli.search.documents import StudyDocument
 from detsearch_cli.search.space import Product, Space, read_space
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class RecordedConfig:
     def from_json(cls, content: Any, study: str) -> RecordedConfig:
         """study: its name, for the message. Raises StudyError for a record that this version cannot read."""
         remedy = "use the version of detsearch that began it, restore it from a copy, or start another --name"
-        kept = checked(content, StudyRecord, f"the record of the study {study}", StudyError, remedy)
+        kept = checked(content, StudyDocument, f"the record of the study {study}", StudyError, remedy)
         try:
             space = read_space(kept.space)
         except (KeyError, TypeError, ValueError, AttributeError, SpaceError) as error:

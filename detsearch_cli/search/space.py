@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from detsearch_cli.document import checked
 from detsearch_cli.errors import SpaceError
-from detsearch_cli.record import checked
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,11 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from detsearch_cli.document import checked
 from detsearch_cli.errors import DetsearchError, SpaceError, StudyError
 from detsearch_cli.files import EXPORT_COLUMNS, finite
-from detsearch_cli.record import checked
 from detsearch_cli.search.config import RecordedConfig
-from detsearch_cli.search.records import TrialRecord
+from detsearch_cli.search.documents import TrialDocument
 from detsearch_cli.search.space import Candidate, Product
 from detsearch_cli.search.storage import connect, database_url, display_name, reading_rows
 from detsearch_cli.trials import best_of, known
@@ -270,7 +270,7 @@ _REMEDY = "restore the ledger from a copy, or start another --name"
 
 def to_trial(row: FrozenTrial, folder: Path, ledger: str) -> Trial:
     """Our view of one of Optuna's trials. ledger: its name, for the message. Raises StudyError for a damaged field."""
-    kept = checked(row.user_attrs, TrialRecord, _who(row.number, ledger), StudyError, _REMEDY)
+    kept = checked(row.user_attrs, TrialDocument, _who(row.number, ledger), StudyError, _REMEDY)
     state = _state(row.state.name, kept.repeat_of is not None)
     ended = state != "running"
     place = next(n for n in (kept.continues, kept.repeat_of, row.number) if n is not None)
@@ -306,7 +306,7 @@ def _state(optuna_state: str, repeat: bool) -> State:
     return "repeat" if repeat and state in ("complete", "stopped") else state
 
 
-def _candidate(row: FrozenTrial, kept: TrialRecord) -> Candidate | None:
+def _candidate(row: FrozenTrial, kept: TrialDocument) -> Candidate | None:
     if kept.kind == "baseline":
         return None
     # of a space that is no product

@@ -218,7 +218,7 @@ def read_task(path: Path) -> Task | None:
 
 def read_result(path: Path) -> dict[str, Any] | None:
     """What a worker reported, as `Result` describes it; None when there is nothing that can be used."""
-    from detsearch_cli.search.records import Result
+    from detsearch_cli.search.documents import Result
 
     found = _message(path, Result)
     # a report has an outcome: metrics, or why there are none
@@ -228,7 +228,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 
 def _message(path: Path, kind: type[T]) -> T | None:
-    from detsearch_cli.record import checked  # here: a worker that only waits need not import pydantic
+    from detsearch_cli.document import checked  # here: a worker that only waits need not import pydantic
 
     content = read_json(path)
     try:

@@ -18,12 +18,12 @@ from detsearch_cli.session.search import BEST, SETTINGS, identity_of, read_setti
 if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
     from detsearch_cli.engine.detections import DetectionTable
-    from detsearch_cli.engine.records import ClassRow
+    from detsearch_cli.engine.documents import ClassRow
     from detsearch_cli.recipe import Recipe
     from detsearch_cli.report.page import ClassScore, SideBySide
     from detsearch_cli.report.verdict import SeedComparison
     from detsearch_cli.search.study import Study, Trial
-    from detsearch_cli.session.records import ComparisonRecord
+    from detsearch_cli.session.documents import ComparisonDocument
 
 PAGE = "report.html"
 SAMPLES = 4
@@ -112,22 +112,22 @@ def importances(study: Study) -> Mapping[str, float]:
 
 def read_comparison(folder: Path) -> SeedComparison | None:
     """The comparison that `train --study FOLDER --baseline` left in the study's folder."""
-    from detsearch_cli.record import checked
-    from detsearch_cli.session.records import ComparisonRecord
+    from detsearch_cli.document import checked
+    from detsearch_cli.session.documents import ComparisonDocument
 
     path = folder / COMPARISON
     if not path.exists():
         return None
     remedy = "remove it, or give the `train --baseline` command again, which writes it anew"
     content = reading.read_json(path, StudyError, remedy)
-    found = checked(content, ComparisonRecord, path, StudyError, remedy)
+    found = checked(content, ComparisonDocument, path, StudyError, remedy)
     try:
         return to_comparison(found)
     except ValueError as error:  # fewer scores of one side than of the other
         raise StudyError(f"{path} is damaged: {error}; {remedy}") from error
 
 
-def to_comparison(content: ComparisonRecord) -> SeedComparison:
+def to_comparison(content: ComparisonDocument) -> SeedComparison:
     """A comparison as the page shows it: over seeds where there are several, else over images."""
     from detsearch_cli.report.verdict import SeedComparison
 
@@ -161,8 +161,8 @@ def class_scores(baseline: Trial | None, best: Trial | None) -> list[ClassScore]
 
 
 def _class_rows(trial: Trial) -> list[ClassRow]:
-    from detsearch_cli.engine.records import ClassRow
-    from detsearch_cli.record import checked
+    from detsearch_cli.document import checked
+    from detsearch_cli.engine.documents import ClassRow
 
     rows = trial.metrics.get("per_class", [])
     name = f"per_class of trial {trial.number} in the ledger of its study"

@@ -232,7 +232,7 @@ def identity_of(study: Study) -> Mapping[str, Any]:
 
 def read_settings(folder: Path) -> Settings:
     """How the search in this folder was last run. Raises StudyError."""
-    from detsearch_cli.record import checked
+    from detsearch_cli.document import checked
 
     path = folder / SETTINGS
     if not path.exists():

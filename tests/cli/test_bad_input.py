@@ -294,3 +294,10 @@ def test_a_machine_with_too_little_memory_is_told_in_one_sentence(here: Path) ->
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: cannot go on (")
     assert not (here / "r").exists()
+
+
+@pytest.mark.parametrize("fractions", ["nan,nan,nan", "1,0,nan", "inf,-inf,1", "1e400,0,0", "0.5,0.5"])
+def test_parts_of_a_set_that_are_no_fractions_are_refused(fractions: str, here: Path, capsys: Told) -> None:
+    told = refused(["data", "split", DATA, "--out", "divided", f"--fractions={fractions}"], capsys)
+    assert "sum 1" in told or "three numbers" in told
+    assert not (here / "divided").exists()

@@ -10,11 +10,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from detsearch_cli.document import Document, checked
 from detsearch_cli.engine.checkpoint import LOG
 from detsearch_cli.engine.journal import read_entries
 from detsearch_cli.errors import CheckpointError, RecipeError
+from detsearch_cli.files import resolved
 from detsearch_cli.methods.anchors.fit import quality, served
-from detsearch_cli.record import Record, checked
 
 USED = 0.01
 """A shape that serves fewer of the boxes than this part is called idle."""
@@ -40,7 +41,7 @@ class ShapeHistory:
         return self.shapes[-1]
 
 
-class LearnedEntry(Record):
+class LearnedEntry(Document):
     """A line of log.jsonl that shapes which learn leave. anchors: [level][shape], w and h in px."""
 
     epoch: int
@@ -87,7 +88,7 @@ def read_history(run: Path) -> ShapeHistory:
 
 def read_histories(runs: Sequence[Path]) -> list[ShapeHistory]:
     """`read_history` of each, named by as much of their folders' paths as tells them apart."""
-    parts = list(dict.fromkeys(run.resolve().parts for run in runs))
+    parts = list(dict.fromkeys(resolved(run).parts for run in runs))
     depth = next(d for d in range(1, 1000) if len({p[-d:] for p in parts}) == len(parts))
     return [replace(read_history(Path(*p)), name="/".join(p[-depth:])) for p in parts]
 

@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from detsearch_cli.document import Document
 from detsearch_cli.reading import LARGEST
-from detsearch_cli.record import Record
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Score = float | None
 """A fraction; None where it is undefined, such as the AP of a class without boxes."""
 
 
-class ClassRow(Record):
+class ClassRow(Document):
     """One class in metrics.json."""
 
     name: str
@@ -24,7 +24,7 @@ class ClassRow(Record):
     AP50: Score
 
 
-class Metrics(Record):
+class Metrics(Document):
     """metrics.json: what is read of it. Further keys stay."""
 
     AP: Score
@@ -37,7 +37,7 @@ class Metrics(Record):
     proposals: dict[str, Score] | None = None
 
 
-class StepEntry(Record):
+class StepEntry(Document):
     """A line of log.jsonl, one a step: the learning rate and every loss by its name."""
 
     model_config = ConfigDict(extra="allow")
@@ -46,14 +46,14 @@ class StepEntry(Record):
     step: Count
 
 
-class EpochEntry(Record):
+class EpochEntry(Document):
     """A line of log.jsonl at the end of an epoch: its score, or what was learned beside the weights."""
 
     epoch: Count
     AP: Score = None
 
 
-class Position(Record):
+class Position(Document):
     """Where a training stands, in resume.safetensors. precision: the state of float16's loss scale."""
 
     step: Count

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
+from detsearch_cli.document import Document, checked
 from detsearch_cli.errors import CheckpointError
-from detsearch_cli.record import Record, checked
 
 
-class Row(Record):
+class Row(Document):
     name: str
     AP: float | None
 
 
-class Table(Record):
+class Table(Document):
     rows: list[Row]
     seed: int = 0
 

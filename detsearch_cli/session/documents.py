@@ -6,19 +6,19 @@ from typing import Annotated
 
 from pydantic import Field
 
+from detsearch_cli.document import Document
 from detsearch_cli.reading import LARGEST
-from detsearch_cli.record import Record
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
-class Scores(Record):
+class Scores(Document):
     """The score of one training that the page shows, a fraction."""
 
     AP: float
 
 
-class ScoredRunRecord(Record):
+class ScoredRunRecord(Document):
     """One training of one side."""
 
     side: str
@@ -26,7 +26,7 @@ class ScoredRunRecord(Record):
     coco: Scores
 
 
-class DifferenceRecord(Record):
+class DifferenceRecord(Document):
     """A difference with its 95% interval, None where there is none."""
 
     difference: float
@@ -34,14 +34,14 @@ class DifferenceRecord(Record):
     high: float | None
 
 
-class SideRecord(Record):
+class SideRecord(Document):
     """One side against the baseline."""
 
     over_images: DifferenceRecord
     over_seeds: DifferenceRecord | None
 
 
-class ComparisonRecord(Record):
+class ComparisonDocument(Document):
     """The whole file, as far as it is read."""
 
     split: str

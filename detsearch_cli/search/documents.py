@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from detsearch_cli.document import Document
 from detsearch_cli.reading import LARGEST
-from detsearch_cli.record import Record
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
-class SamplerRecord(Record):
+class SamplerRecord(Document):
     """A sampler, its options, and the digests of the files that they name."""
 
     name: str
@@ -21,7 +21,7 @@ class SamplerRecord(Record):
     files: dict[str, str]
 
 
-class StudyRecord(Record):
+class StudyDocument(Document):
     """What is fixed when a study begins."""
 
     identity: dict[str, Any]
@@ -32,7 +32,7 @@ class StudyRecord(Record):
     workers: Positive
 
 
-class TrialRecord(Record):
+class TrialDocument(Document):
     """The attributes of a trial. metrics may hold NaN, which a worker's detector may have scored."""
 
     kind: str | None = None
@@ -54,7 +54,7 @@ class TrialRecord(Record):
     scores: tuple[Annotated[list[float], Field(min_length=2, max_length=2)], ...] = Field((), strict=False)
 
 
-class Result(Record):
+class Result(Document):
     """result.json: what a worker reports of a trial. outage: what kept it from its work, which is not its fault."""
 
     seconds: float

@@ -1,7 +1,7 @@
 """Plain data from a file of ours against a schema: the first field that is wrong, in one sentence.
 
 A run or a study may have been edited, cut short, or written by another version. Each kind of its files has one schema,
-a `Record` or a dataclass, and is read through it, so that nothing further down meets a text where it needs a number.
+a `Document` or a dataclass, and is read through it, so that nothing further down meets a text where it needs a number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHOWN_CHARACTERS = 60
 T = TypeVar("T")
 
 
-class Record(BaseModel):
+class Document(BaseModel):
     """What a file must hold: values of exactly these types, numbers finite. Keys that no reader needs may be there."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
@@ -28,7 +28,7 @@ class Record(BaseModel):
 def checked(content: Any, kind: type[T], name: object, error: type[DetsearchError], remedy: str) -> T:
     """`content`, as JSON or YAML gave it, as a `kind`. Raises `error` naming the first field that is wrong.
 
-    kind: a Record, a dataclass, or a type such as list[str]. name: what holds the content, such as its file. remedy:
+    kind: a Document, a dataclass, or a type such as list[str]. name: what holds the content, such as its file. remedy:
     what the reader of the message can do, which ends the sentence.
     """
     schema: Any = kind

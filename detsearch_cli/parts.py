@@ -53,6 +53,13 @@ class Checked(BaseModel):
         _check(value, bool in _leaves(field.annotation), 0)
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _still_honest(cls, value: Any) -> Any:
+        # YAML reads 1e30 as text, which becomes a number only in the conversion
+        _check(value, True, 0)
+        return value
+
 
 def _check(value: Any, flags: bool, depth: int) -> None:
     """Raise ValueError for a number or text that no field takes. flags: whether true and false are taken."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from detsearch_cli import parts
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import RecipeError, StudyError
-from detsearch_cli.recipe import validate
+from detsearch_cli.recipe import compose, parse_set, validate
 from detsearch_cli.schema import SLOT_PACKAGES, Recipe
 from detsearch_cli.search.config import SamplerChoice
 from detsearch_cli.search.samplers.base import Sampler
@@ -173,3 +173,8 @@ def test_a_list_that_holds_itself_is_refused() -> None:
     endless.append(endless)
     refused({"augment": {"scale": endless}}, "augment.scale")
     refused({"priors": {"name": "shapes", "shapes": endless}}, "priors.shapes")
+
+
+def test_a_number_that_yaml_reads_as_text_obeys_the_same_rule() -> None:
+    with pytest.raises(RecipeError, match=r"optim\.lr: a number must be finite and at most 2\^53"):
+        compose([("--set", parse_set("optim.lr=1e30"))])

@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_losses_and_the_images(tmp_path
     assert not (tmp_path / ckpt.METRICS).exists()
 
 
-@pytest.mark.parametrize(("rate", "ema"), [(1e9, None), (1e30, None), (1e30, 0.9)])
+@pytest.mark.parametrize(("rate", "ema"), [(1e9, None), (1e15, None), (1e15, 0.9)])
 def test_a_last_step_that_breaks_the_weights_is_no_score(
     rate: float, ema: float | None, tmp_path: Path
 ) -> None:

@@ -175,16 +175,15 @@ def _in_workers(
     if placement.here:
         return
     from detsearch_cli.engine import fingerprint
-    from detsearch_cli.engine.checkpoint import claim
+    from detsearch_cli.engine.checkpoint import owned
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.search.batch import run_batch
 
     for run in planned:
-        claim(run.folder, run.recipe)
         data = load_data(run.recipe.data)
-        fingerprint.keep(
-            run.folder, data.train, data.val
-        )  # a worker takes the run for a trial and keeps none
+        # here: a worker takes the run for a trial, and keeps no fingerprint
+        with owned(run.folder, run.recipe):
+            fingerprint.keep(run.folder, data.train, data.val)
 
     def on_done(number: int, metrics: Mapping[str, Any]) -> None:
         callbacks.on_done(title(planned[number]), metrics)

@@ -15,7 +15,10 @@ SLOTS = ("detector", "priors", "assign", "loss")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
-    """Lay `above` over `below`. Sections merge key by key; a slot naming another part is replaced."""
+    """Lay `above` over `below`. Sections merge key by key; a slot naming another part is replaced.
+
+    Raises RecipeError for keys over what has none, such as a list: it would vanish without a word.
+    """
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -32,6 +35,8 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:
             and isinstance(old, Mapping)
             and value.get("name", old.get("name")) != old.get("name")
         )
+        if isinstance(value, Mapping) and not isinstance(old, Mapping | str | None):
+            raise RecipeError(f"{key} takes keys and values, found {shown(old)} below {shown(value)}")
         if isinstance(value, Mapping) and isinstance(old, Mapping) and not renamed:
             value = merge(old, value)
         result[key] = value

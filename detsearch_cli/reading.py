@@ -67,7 +67,7 @@ def parse_yaml(text: str, name: object, error: type[DetsearchError], as_written:
         _measure(text, name, error, tags=not as_written)
         return yaml.load(text, Loader=_TEXT_LOADER if as_written else _LOADER)
     except yaml.YAMLError as problem:
-        raise error(f"{name} is not valid YAML: {_yaml_problem(problem)}") from problem
+        raise error(f"{name} is not valid YAML: {_yaml_problem(problem, text)}") from problem
     # what the constructors of dates, numbers and mappings raise: 2020-99-99, 5,000 digits, a list as a key
     except (
         ValueError,
@@ -149,15 +149,14 @@ def _measure(text: str, name: object, error: type[DetsearchError], tags: bool) -
             raise error(f"{name} holds more than {YAML_NODES} values once its aliases are written out")
 
 
-def _yaml_problem(problem: yaml.YAMLError) -> str:
+def _yaml_problem(problem: yaml.YAMLError, text: str) -> str:
     """What a YAML parser found wrong, in one line, with the place."""
     mark = getattr(problem, "problem_mark", None)
-    where = f"line {mark.line + 1}: " if mark is not None else ""
+    # what is missing at the end is missed by libyaml in the line after the last
+    where = f"line {min(mark.line + 1, len(text.splitlines()))}: " if mark is not None else ""
     said = getattr(problem, "problem", None) or str(problem).splitlines()[0]
     hint = ""
-    if (
-        "escape" in said or "hexdec" in said
-    ):  # "C:\data" and "C:\Users" in double quotes; libyaml writes hexdecimal
+    if "escape" in said or "hexdec" in said:  # "C:\data" and "C:\Users"; libyaml itself writes hexdecimal
         hint = "; in double quotes a backslash starts an escape, so write / or leave the quotes out"
     elif "could not determine a constructor" in said:
         hint = "; only plain values are read"

@@ -32,8 +32,8 @@ MOST_JOBS = 1024
 """Processes at a time; each imports torch, half a gigabyte."""
 MOST_SHAPES = 64
 """At a cell: a head's outputs, and every table of priors by ground truths, grow with it. RetinaNet has 9."""
-MOST_BOXES = 100_000
-"""Boxes, priors or points taken of one image: a RetinaNet has 200,000 anchors in 800 x 1333 px."""
+MOST_BOXES = 10_000_000
+"""Boxes, priors or points taken of one image, so that a million can mean all: RetinaNet has 200,000 in 800 x 1333 px."""
 MOST_RESAMPLES = 100_000
 """Of a bootstrap; all are drawn at once, which takes 4 GB for the 5,000 images of COCO's val."""
 MOST_MINUTES = 10 * 365 * 24 * 60

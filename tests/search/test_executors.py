@@ -104,5 +104,10 @@ def test_every_worker_is_killed_however_often_ctrl_c_is_pressed(tmp_path: Path) 
 
     for worker in range(3):
         (tmp_path / "workers" / str(worker)).mkdir(parents=True)
-    Stubborn(tmp_path, 3, "module:function").abort()
+    # a shell starts what runs in the background with Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        Stubborn(tmp_path, 3, "module:function").abort()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert told == [(0, False), (0, True), (1, True), (2, True)]

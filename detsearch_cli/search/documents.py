@@ -28,7 +28,7 @@ class StudyDocument(Document):
     space: dict[str, Any]
     sampler: SamplerRecord
     seed: int
-    budget: Positive
+    budget: Count  # 0: the baseline alone
     workers: Positive
 
 

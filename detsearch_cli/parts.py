@@ -53,6 +53,13 @@ class Checked(BaseModel):
         _check(value, bool in _leaves(field.annotation), 0)
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _still_honest(cls, value: Any) -> Any:
+        # again: 1e30 without a dot is text in YAML, and a number only now
+        _check(value, True, 0)
+        return value
+
 
 def _check(value: Any, flags: bool, depth: int) -> None:
     """Raise ValueError for a number or text that no field takes. flags: whether true and false are taken."""

@@ -16,6 +16,7 @@ from detsearch_cli.engine.checkpoint import read_recipe
 from detsearch_cli.search.study import open_study
 from tests.cli.small import ANCHORED, DATA, ENVIRONMENT, SMALL
 
+FEW = "shapes:images=4,val=2,test=2,size=64"
 Told = pytest.CaptureFixture[str]
 SEARCH = ["assign", "search", *SMALL, "--out", "studies"]
 
@@ -83,7 +84,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["anchors", "fit", *ANCHORED, "--format", "coco"], "--format is one of fragment, torchvision"),
         (["anchors", "fit", *ANCHORED, "--init", "uniform"], "--init uniform is for --online"),
         (["anchors", "fit", *ANCHORED, "--anchors", "0"], "--anchors"),
-        (["anchors", "fit", *ANCHORED, "--anchors", "5000"], "ask for fewer shapes or give more images"),
+        (
+            ["anchors", "fit", *ANCHORED, "--data", FEW, "--anchors", "64"],
+            "ask for fewer shapes or give more images",
+        ),
         (["anchors", "fit", *ANCHORED, "--out", "file/a.yaml"], "cannot write file/a.yaml"),
         (["anchors", "train", *ANCHORED, "--init", "unform"], "got 'unform'"),
         (["anchors", "train", *ANCHORED, "--init", "typo.yaml"], "typo.yaml holds no priors with shapes"),
@@ -238,7 +242,7 @@ def test_a_study_of_failing_trials_exits_1_with_the_reasons(here: Path, capsys: 
         "--name",
         "s",
         "--set",
-        "optim.lr=1e30",
+        "optim.lr=1e15",
         "--epochs",
         "3",
     ]
@@ -250,7 +254,7 @@ def test_a_study_of_failing_trials_exits_1_with_the_reasons(here: Path, capsys: 
     page = (here / "studies" / "s" / "report.html").read_text(encoding="utf-8")
     assert "All 2 trials failed" in page and "Diverged" in page
     kept = open_study(here / "studies" / "s").config.identity["recipe"]
-    assert kept["optim"]["lr"] == 1e30
+    assert kept["optim"]["lr"] == 1e15
 
 
 def test_a_search_that_has_not_ended_has_no_finding_to_test(study: Path, here: Path, capsys: Told) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -117,22 +118,45 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEXT_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
+@dataclass
+class _Open:
+    """A list or mapping that the parser is in. nodes: so far; keys: of a mapping; children: keys and values so far."""
+
+    nodes: int
+    anchor: str | None = None
+    keys: set[str] | None = None
+    children: int = 0
+
+    def add(self, size: int, event: yaml.Event) -> str | None:
+        """Count a child of so many nodes; the key that it repeats, of which YAML's loaders silently keep the last."""
+        self.nodes += size
+        self.children += 1
+        if self.keys is None or self.children % 2 == 0 or not isinstance(event, yaml.ScalarEvent):
+            return None
+        if event.value in self.keys and event.value != "<<":  # several mappings may be merged
+            return str(event.value)
+        self.keys.add(event.value)
+        return None
+
+
 def _measure(text: str, name: object, error: type[DetsearchError], tags: bool) -> None:
     """Refuse what would not fit, from the parser's events alone: nothing is built and nothing recurses yet.
 
     tags: whether the loader judges tags. The one that keeps text passes over them, so they are refused here.
     """
     sizes: dict[str, int] = {}  # nodes of every anchored value, aliases written out
-    open_nodes: list[list[Any]] = [[0, None]]  # nodes so far and the anchor, of every open collection
+    open_nodes = [_Open(0)]
     for event in yaml.parse(text, Loader=_LOADER):
+        where = f" line {event.start_mark.line + 1}" if event.start_mark else ""
         tag = None if tags else getattr(event, "tag", None)
         if tag:
-            where = f" line {event.start_mark.line + 1}" if event.start_mark else ""
             raise error(f"{name}{where}: the tag {tag!r} has no meaning here; only plain values are read")
         if isinstance(event, yaml.CollectionEndEvent):
-            size, anchor = open_nodes.pop()
+            ended = open_nodes.pop()
+            size, anchor = ended.nodes, ended.anchor
         elif isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append([1, event.anchor])
+            keys: set[str] | None = set() if isinstance(event, yaml.MappingStartEvent) else None
+            open_nodes.append(_Open(1, event.anchor, keys))
             if len(open_nodes) > DEPTH:
                 raise error(f"{name} is nested deeper than {DEPTH} levels; no such YAML is read")
             continue
@@ -144,8 +168,10 @@ def _measure(text: str, name: object, error: type[DetsearchError], tags: bool) -
             continue
         if anchor is not None:
             sizes[anchor] = size
-        open_nodes[-1][0] += size
-        if open_nodes[-1][0] > YAML_NODES:
+        twice = open_nodes[-1].add(size, event)
+        if twice is not None:
+            raise error(f"{name}{where}: the key {twice!r} is there twice; keep one")
+        if open_nodes[-1].nodes > YAML_NODES:
             raise error(f"{name} holds more than {YAML_NODES} values once its aliases are written out")
 
 

@@ -124,6 +124,8 @@ def with_weights(
     if isinstance(given, Mapping) and given.keys() == {"file"}:
         given = given["file"]
     if isinstance(given, str):
+        if not given.strip():  # as a path it would be the current folder
+            raise RecipeError("init names a run, a weights file or a published checkpoint, got an empty text")
         source = find_trained(given)
         _refuse_other_detector(merge(source.implied, result).get("detector"), source.detector, given)
         result["init"] = {"file": str(source.file), "sha256": source.sha256}

@@ -32,6 +32,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ('a: 1\npath: "C:\\Users"', "line 2.*backslash"),
         ("a: [1", "line"),
         ("a: *nothing", "line 1"),
+        ("a: 1\nb: {c: 1, d: [c, c], c: 2}", "line 2: the key 'c' is there twice"),
     ],
 )
 def test_yaml_that_no_recipe_is_ends_in_one_sentence(text: str, said: str) -> None:

@@ -19,6 +19,7 @@ import warnings
 
 from detsearch_cli.cli import ending
 
+LEAST_COLUMNS = 10  # narrower tables are blank
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "cannot allocate memory")
 
@@ -39,10 +40,12 @@ def main() -> None:
 
 
 def _drop_senseless_sizes() -> None:
-    """Forget a size of the terminal that is no number: rich and typer end in a traceback at it."""
+    """Forget a size of the terminal that is none: at text rich and typer end in a traceback, at 0 they show nothing."""
     for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
-        given = os.environ.get(name, "0")
-        if not (given.isascii() and given.isdigit()):
+        given = os.environ.get(name)
+        if given is not None and not (
+            given.isascii() and given.isdigit() and int(given[:6]) >= LEAST_COLUMNS
+        ):
             del os.environ[name]
 
 

@@ -42,15 +42,19 @@ def err() -> Console:
 
 
 def say(text: str) -> None:
-    """One line for a person."""
-    err().print(visible(text), markup=False, soft_wrap=True)
+    """One line for a person, also where a file's name holds a line break."""
+    err().print(_one_line(text), markup=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """One sentence about what went wrong."""
     # a path has at most 4,096 characters; what is longer is no name that anyone would recognise by its middle
     short = _LONG.sub(lambda word: f"{word[0][:150]}...{word[0][-30:]}", text)
-    err().print(f"[bold red]error:[/] {_escape(short)}", soft_wrap=True)
+    err().print(f"[bold red]error:[/] {_escape(_one_line(short))}", soft_wrap=True)
+
+
+def _one_line(text: str) -> str:
+    return visible(text).replace("\n", "\\n")
 
 
 class _Visible(logging.Formatter):

@@ -42,10 +42,13 @@ def list_(
                 str(s["failed"]),
                 console.percent(s["baseline"]),
                 console.percent(s["best"]),
+                str(s["folder"]),
             ]
             for s in map(_summary, studies)
         ]
-        console.table(f"studies in {root}", ["study", "trials", "failed", "baseline AP", "best AP"], rows)
+        console.table(
+            f"studies in {root}", ["study", "trials", "failed", "baseline AP", "best AP", "folder"], rows
+        )
     for damaged in found:
         if not isinstance(damaged, Study):
             console.complain(str(damaged))

@@ -37,6 +37,16 @@ class Metrics(Document):
     proposals: dict[str, Score] | None = None
 
 
+Marks = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class KeptData(Document):
+    """data.json: of each image by name, what its pixels and its labels are."""
+
+    train: dict[str, Marks]
+    val: dict[str, Marks]
+
+
 class StepEntry(Document):
     """A line of log.jsonl, one a step: the learning rate and every loss by its name."""
 

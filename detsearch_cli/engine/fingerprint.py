@@ -16,12 +16,15 @@ import numpy as np
 
 from detsearch_cli.data import leaks
 from detsearch_cli.data.types import Record, Split
+from detsearch_cli.document import checked
 from detsearch_cli.engine.checkpoint import DATA
+from detsearch_cli.engine.documents import KeptData
 from detsearch_cli.errors import CheckpointError, DataError
 from detsearch_cli.files import write_signed_json
 from detsearch_cli.reading import read_json
 
 _SIGNED = "data"
+_REMEDY = "restore it, or remove it: then nothing tells that the data has changed since"
 _Images = dict[str, tuple[str, str]]  # name -> what its pixels are, what its labels are
 
 
@@ -55,18 +58,13 @@ def keep(folder: Path, train: Split, val: Split) -> None:
 
 
 def read(folder: Path) -> Fingerprint | None:
-    """What a folder's data.json holds; None where there is none, or where it is damaged: nothing depends on it."""
-    if not (folder / DATA).is_file():
+    """What a folder's data.json holds; None where there is none. Raises CheckpointError where it is damaged."""
+    path = folder / DATA
+    if not path.is_file():
         return None
-    try:
-        content = read_json(folder / DATA, CheckpointError)
-        parts = [
-            {str(name): (str(pixels), str(labels)) for name, (pixels, labels) in content[part].items()}
-            for part in ("train", "val")
-        ]
-    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError):
-        return None
-    return Fingerprint(*parts)
+    kept = checked(read_json(path, CheckpointError, _REMEDY), KeptData, path, CheckpointError, _REMEDY)
+    train, val = ({n: (pixels, labels) for n, (pixels, labels) in p.items()} for p in (kept.train, kept.val))
+    return Fingerprint(train, val)
 
 
 def changes(folder: Path, train: Split, val: Split) -> str | None:

@@ -122,3 +122,10 @@ def test_a_busy_machine_is_told_once(
     assert says in told and bool(told) == bool(says)
     console.announce_load()
     assert capsys.readouterr().err == ""
+
+
+def test_a_line_break_in_a_files_name_makes_no_second_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.err.cache_clear()
+    console.say("wrote a\nerror: b.png")
+    console.complain("a\nb is no image")
+    assert capsys.readouterr().err.splitlines() == ["wrote a\\nerror: b.png", "error: a\\nb is no image"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 import pytest
@@ -120,3 +121,14 @@ def test_without_the_library_that_prints_there_is_still_a_sentence(
     monkeypatch.setitem(sys.modules, "detsearch_cli.cli.console", None)
     assert ended(ImportError("No module named 'rich'", name="rich"), monkeypatch) == 1
     assert capsys.readouterr().err.startswith("error: cannot go on (No module named 'rich')")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("0", False), ("1", False), ("abc", False), ("٣", False), ("80", True)]
+)
+def test_a_terminal_of_no_width_is_no_reason_to_show_nothing(
+    given: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", given)
+    app._drop_senseless_sizes()
+    assert ("COLUMNS" in os.environ) is kept

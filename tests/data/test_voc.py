@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from detsearch_cli.data import checks
+from detsearch_cli.data.formats import _layout
 from detsearch_cli.data.source import load_split, open_source
 from detsearch_cli.data.types import Split
 from detsearch_cli.errors import DataError
@@ -460,3 +461,9 @@ def test_a_set_in_which_no_list_leads_to_a_label_says_so(tmp_path: Path) -> None
         write(tmp_path / "ImageSets" / "Main" / f"{name}.txt", "nowhere\n")
     with pytest.raises(DataError, match="VOC without a split that can be used: none of its 1 ids has an XML"):
         open_source(str(tmp_path))
+
+
+def test_a_pipe_in_the_place_of_the_class_names_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "classes.txt")
+    with pytest.raises(DataError, match=r"classes\.txt is a pipe"):
+        _layout.listed_classes(tmp_path)

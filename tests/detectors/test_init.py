@@ -226,3 +226,8 @@ def test_published_weights_bring_their_normalisation_unless_the_recipe_has_its_o
 )
 def test_recipes_from_before_these_options_keep_their_hash(content: dict[str, Any], digits: str) -> None:
     assert compose([("test", content)]).hash() == digits
+
+
+def test_an_empty_text_is_not_the_current_folder() -> None:
+    with pytest.raises(RecipeError, match=r"init names a run.* got an empty text"):
+        compose([("--init", {"init": ""})])

@@ -15,7 +15,7 @@ from detsearch_cli.detectors import build
 from detsearch_cli.engine import checkpoint as ckpt
 from detsearch_cli.engine import fingerprint
 from detsearch_cli.engine.score import detect_and_note
-from detsearch_cli.errors import DataError
+from detsearch_cli.errors import CheckpointError, DataError
 from detsearch_cli.recipe import Recipe
 from tests.data.samples import picture, yolo
 from tests.recipes import small
@@ -70,10 +70,11 @@ def test_data_that_moved_is_the_same_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"train": 3}', '{"train": {"a": [1]}, "val": {}}'])
-def test_a_damaged_fingerprint_changes_nothing(tmp_path: Path, content: str) -> None:
+def test_a_damaged_fingerprint_is_told(tmp_path: Path, content: str) -> None:
     folder = yolo(tmp_path / "set")
     (tmp_path / ckpt.DATA).write_text(content)
-    assert changed(tmp_path, folder) == ""
+    with pytest.raises(CheckpointError, match=r"data\.json .*; restore it, or remove it"):
+        changed(tmp_path, folder)
 
 
 @pytest.mark.parametrize("kept", [True, False])

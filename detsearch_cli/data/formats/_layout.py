@@ -71,7 +71,7 @@ def listed_classes(folder: Path) -> frozenset[str]:
     In a format that knows classes by name alone, such as VOC, they are classes exactly as written.
     """
     path = folder / "classes.txt"
-    if not path.is_file():
+    if not path.exists():  # what is there and no file is refused by the reader
         return frozenset()
     return frozenset(filter(None, (line.strip() for line in reading.read_text(path, DataError).splitlines())))
 

@@ -14,6 +14,8 @@ RECIPE: dict[str, Any] = {
     "backbone": "tiny",
     "neck": {"channels": 32, "levels": [3, 5]},
     "head": {"convs": 1},
+    # group photographs: heads of 13 to 34 px where the smallest anchors have 32, so that few anchors are matched to each.
+    # An effect of several AP is found with any search seed (docs/results.md); that of smaller ones is luck
     "data": {"source": "faces:images=240,val=120,test=300,size=96,domain=1"},
     "augment": {"image_size": 96},
     "optim": {"name": "adamw", "lr": 0.003, "batch_size": 4},

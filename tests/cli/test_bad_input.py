@@ -273,7 +273,7 @@ def test_a_search_that_has_not_ended_has_no_finding_to_test(study: Path, here: P
 
 def test_a_recipe_that_is_no_yaml_is_named_with_its_line(here: Path, capsys: Told) -> None:
     (here / "bad.yaml").write_text("detector: fcos\noptim: {lr: 0.1\n")
-    assert "bad.yaml is not valid YAML: line 3" in refused(["train", "--recipe", "bad.yaml", *SMALL], capsys)
+    assert "bad.yaml is not valid YAML: line 2" in refused(["train", "--recipe", "bad.yaml", *SMALL], capsys)
 
 
 def test_a_run_whose_recipe_is_damaged_is_named(trained: Path, here: Path, capsys: Told) -> None:

@@ -1,4 +1,4 @@
-"""The whole story in about three minutes on a laptop CPU."""
+"""The whole story in about two minutes on a laptop CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECIPE: dict[str, Any] = {
     "neck": {"channels": 32, "levels": [3, 5]},
     "head": {"convs": 1},
     # group photographs: heads of 13 to 34 px where the smallest anchors have 32, so that few anchors are matched to each.
-    # An effect of several AP is found with any search seed (docs/results.md); that of smaller ones is luck
+    # The effect is several AP, which most search seeds show (docs/results.md); a smaller one would be luck
     "data": {"source": "faces:images=240,val=120,test=300,size=96,domain=1"},
     "augment": {"image_size": 96},
     "optim": {"name": "adamw", "lr": 0.003, "batch_size": 4},
@@ -38,7 +38,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(help="Seed of everything.", min=0, max=LARGEST_SEED)] = 0,
 ) -> None:
-    """Search a sample assignment on rendered images, then test it: AP, interval, report. About 3 minutes."""
+    """Search a sample assignment on rendered images, then test it: AP, interval, report. About 2 minutes."""
     from detsearch_cli.cli import console
     from detsearch_cli.cli.methods import run, train_study
     from detsearch_cli.cli.options import RecipeOptions, RunsOptions

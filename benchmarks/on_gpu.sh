@@ -43,7 +43,7 @@ step() {
 
 : >"$out/steps.jsonl"
 if [ "$device" = cuda ]; then
-    size="" tests="cuda or gpu"
+    size="" tests="(cuda or gpu) and not emulated"
     network="--backbone resnet18 --image-size 256 --batch-size 16"
     data="shapes:images=400,val=100,size=256"
 else
@@ -55,11 +55,11 @@ on_device="--device $device --set runtime.cache=$([ "$device" = cuda ] && echo d
 
 # First and alone: without a GPU none of the rest means anything.
 python3 benchmarks/_on_gpu.py machine "$device" "$out/machine.json" || exit 1
-step build 150 "detsearch kernels build && detsearch kernels info --json > '$out/kernels.json'"
-step tests 120 "cd '$here' && python3 -m pytest -n 0 -q -rs -p no:cacheprovider tests/kernels -k '$tests'"
+step build 120 "detsearch kernels build && detsearch kernels info --json > '$out/kernels.json'"
+step tests 60 "cd '$here' && python3 -m pytest -n 0 -q -rs -p no:cacheprovider tests/kernels -k '$tests'"
 [ "$device" = cuda ] && step floors 60 "python3 '$here/benchmarks/_kernels_gpu.py' --json '$out/floors.json'"
 step steps 90 "python3 '$here/benchmarks/torchvision_step.py' $size --json '$out/steps_a_second.json'"
-step search 90 "detsearch assign search --data $data --detector fcos $network --epochs 3 $on_device --set runtime.kernels=required --trials 8 --jobs 1 --name gpu --json > '$out/search.json'"
+step search 150 "detsearch assign search --data $data --detector fcos $network --epochs 3 $on_device --set runtime.kernels=required --trials 8 --jobs 1 --name gpu --json > '$out/search.json'"
 if [ "$device" = cpu ] || [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
     step two 60 "detsearch train --data $data --detector fcos $network --epochs 2 $on_device --devices 2 --out two --json > '$out/two.json'"
 fi

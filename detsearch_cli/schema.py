@@ -220,6 +220,11 @@ class Optim(_Section):
         "auto", description="auto: bf16 on GPUs that have it"
     )
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _bits(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value  # YAML reads a bare 32 as a number
+
     @model_validator(mode="after")
     def _divides(self) -> Optim:
         if self.batch_size % self.accumulate:

@@ -28,7 +28,7 @@ COMMON = ("-O3", "-std=c++20", "-fPIC")
 # no contraction: CPU and GPU must round alike, so that both choose the same priors; and no -ffast-math, which would also
 # let the compiler reorder sums and forget NaN
 HOST = ("-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra")
-DEVICE = ("--fmad=false", "--expt-relaxed-constexpr", "-DUSE_CUDA")
+DEVICE = ("--fmad=false", "--expt-relaxed-constexpr", "-DUSE_CUDA", "--threads=0")  # 0: a thread a core
 
 
 SECONDS = {"cpu": 20, "cuda": 40}  # that compiling takes, about

@@ -103,6 +103,13 @@ def test_set_reads_the_value_as_yaml(text: str, value: dict[str, object]) -> Non
     assert parse_set(text) == value
 
 
+@pytest.mark.parametrize("bits", ["32", "16"])
+def test_a_precision_needs_no_quotes(bits: str) -> None:
+    bare, quoted = (validate(parse_set(f"optim.precision={x}")) for x in (bits, f"'{bits}'"))
+    assert bare.optim.precision == bits
+    assert bare.hash() == quoted.hash()
+
+
 def test_off_without_quotation_marks_is_off() -> None:
     recipe = validate(merge(parse_set("runtime.kernels=off"), parse_set("runtime.cache=off")))
     assert (recipe.runtime.kernels, recipe.runtime.cache) == ("off", "off")

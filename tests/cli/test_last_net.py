@@ -51,6 +51,7 @@ def ended(error: BaseException, monkeypatch: pytest.MonkeyPatch, debug: bool = F
         (OSError("no number"), 70, "(OSError: no number, in "),
         (ImportError("no name", name="detsearch_cli.lost"), 70, "(ImportError: no name, in "),
         (ImportError("libx.so is missing", name="x"), 1, "cannot go on (libx.so is missing); "),
+        (ModuleNotFoundError("No module named 'dill'", name="dill"), 1, "the module dill is not installed; "),
         (MemoryError(), 1, "cannot go on (out of memory); "),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),

@@ -394,7 +394,8 @@ def test_there_are_five_functions() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-11)])
+# not closer in float64: a sum over equal scores, in no fixed order on a GPU, loses digits when the threshold is taken off
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("kind", ["normal", "grid", "equal", "start", "far"])
 def test_the_gpu_agrees_with_the_cpu(dtype: torch.dtype, tolerance: float, kind: str) -> None:
     for predictions, positives in [(7, 0), (1, 1), (1000, 37), (300_000, 500), (100_000, 3000)]:
@@ -412,6 +413,6 @@ def test_the_gpu_agrees_with_the_cpu(dtype: torch.dtype, tolerance: float, kind:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu_bad_values_make_the_loss_nan() -> None:
     quality = torch.ones(1, device="cuda")
-    for scores, index in [([0, math.nan], 0), ([0, math.inf], 1), ([0, 1], 2), ([0, 1], -1)]:
+    for scores, index in [([0.0, math.nan], 0), ([0.0, math.inf], 1), ([0.0, 1.0], 2), ([0.0, 1.0], -1)]:
         inputs = torch.tensor(scores, device="cuda"), torch.tensor([index], device="cuda"), quality
         assert parameterized_ap_loss(*inputs, IDENTITY).isnan()

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -37,7 +38,9 @@ class Stream {
   explicit Stream(const Tensor& of) : guard_(of.get_device_index()) {
     void* stream = nullptr;
     // torch's stream, not the default one, where a kernel could begin before its operands are written
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(of.get_device_index(), &stream));
+    // checked by hand: the macro for it is named otherwise in torch 2.11
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(of.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
+                    "torch names no current CUDA stream");
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "runtime": {"device": "cpu", "cache": "ram", "kernels": "off"},
 }
 METHOD, OPTIONS = "assign", {"bins": "1"}
-TRIALS, JOBS, SEEDS = 4, 2, 5
+TRIALS, JOBS, SEEDS = 4, 2, 3
 
 
 def register(app: typer.Typer) -> None:

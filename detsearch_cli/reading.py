@@ -11,6 +11,7 @@ import json
 import math
 import re
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,7 +67,7 @@ def parse_yaml(text: str, name: object, error: type[DetsearchError], as_written:
         raise error(f"{name} has {len(text)} characters; YAML of at most {YAML_CHARACTERS} is read")
     try:
         _measure(text, name, error, tags=not as_written)
-        return yaml.load(text, Loader=_TEXT_LOADER if as_written else _LOADER)
+        return yaml.load(text, Loader=_TEXT_LOADER if as_written else _Loader)
     except yaml.YAMLError as problem:
         raise error(f"{name} is not valid YAML: {_yaml_problem(problem, text)}") from problem
     # what the constructors of dates, numbers and mappings raise: 2020-99-99, 5,000 digits, a list as a key
@@ -94,8 +95,18 @@ def parse_json(
     text: str, name: object, error: type[DetsearchError], remedy: str = "fetch or export it again"
 ) -> Any:
     """Values of a JSON text. Raises `error` with the place of the first mistake. NaN and Infinity pass: see `number`."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        built = dict(pairs)
+        if len(built) < len(
+            pairs
+        ):  # json keeps the last one, so that half of a merged file would be lost silently
+            first = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise error(f"{name} holds the key {first[:60]!r} twice in one object; join the two, or keep one")
+        return built
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as problem:
         cut = "; the file is cut short" if problem.pos >= len(text.rstrip()) - 1 else ""
         raise error(
@@ -114,7 +125,19 @@ def read_json(path: Path, error: type[DetsearchError], remedy: str = "fetch or e
 
 
 # libyaml where PyYAML was built with it: ten times faster, the same values
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SAFE):  # type: ignore[misc]
+    """YAML 1.1 but for its numbers in base 60, which nobody means: 1:30 stays text instead of becoming 90."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        if kind is yaml.ScalarNode and ":" in value and tag.endswith((":int", ":float")):
+            return self.DEFAULT_SCALAR_TAG
+        return tag
+
+
 _TEXT_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
@@ -146,7 +169,7 @@ def _measure(text: str, name: object, error: type[DetsearchError], tags: bool) -
     """
     sizes: dict[str, int] = {}  # nodes of every anchored value, aliases written out
     open_nodes = [_Open(0)]
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=_Loader):
         where = f" line {event.start_mark.line + 1}" if event.start_mark else ""
         tag = None if tags else getattr(event, "tag", None)
         if tag:

@@ -63,6 +63,20 @@ def test_json_that_cannot_be_read_ends_in_one_sentence(text: str) -> None:
         reading.parse_json(text, "it", DataError)
 
 
+def test_half_of_a_json_object_is_not_dropped_silently() -> None:
+    with pytest.raises(DataError, match="it holds the key 'annotations' twice in one object; join the two"):
+        reading.parse_json('{"x": [{"annotations": 1, "b": 2, "annotations": 3}]}', "it", DataError)
+
+
+def test_a_time_is_no_number_in_base_60() -> None:
+    assert reading.parse_yaml("a: 1:30\nb: -1:30.5\nc: 90\nd: 1.5", "it", DataError) == {
+        "a": "1:30",
+        "b": "-1:30.5",
+        "c": 90,
+        "d": 1.5,
+    }
+
+
 def test_a_named_pipe_a_folder_and_a_device_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):

@@ -160,7 +160,9 @@ def _refused(error: OSError) -> int:
 def _too_little(error: BaseException) -> int:
     """A library that this machine cannot load, or no memory: nothing that another argument would mend."""
     if isinstance(error, ModuleNotFoundError):
-        _complain(f"the module {error.name} is not installed; install detsearch again, with all that it needs")
+        _complain(
+            f"the module {error.name} is not installed; install detsearch again, with all that it needs"
+        )
         return 1
     said = (str(error).splitlines() or ["out of memory"])[0]
     _complain(

@@ -128,7 +128,7 @@ def read_json(path: Path, error: type[DetsearchError], remedy: str = "fetch or e
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_SAFE):  # type: ignore[misc]
+class _Loader(_SAFE):
     """YAML 1.1 but for its numbers in base 60, which nobody means: 1:30 stays text instead of becoming 90."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 from detsearch_cli.reading import number
@@ -11,8 +12,9 @@ from detsearch_cli.reading import number
 class TrialLike(Protocol):
     """What these questions need of a trial.
 
-    candidate: None for the baseline. state: running, complete, stopped, failed or repeat. value: a fraction, None
-    until it is known; that of a stopped trial belongs to a shorter training. reason: why it failed.
+    candidate: None for the baseline, which may be trained with several seeds. state: running, complete, stopped, failed
+    or repeat. value: a fraction, None until it is known; that of a stopped trial belongs to a shorter training. reason:
+    why it failed.
     """
 
     @property
@@ -75,11 +77,23 @@ def scored(trials: Sequence[T]) -> list[T]:
     return sorted(filter(complete, trials), key=lambda t: t.number)
 
 
+def baseline_scores(trials: Sequence[TrialLike]) -> list[float]:
+    """The scores of the baseline, one a seed."""
+    return [t.value or 0.0 for t in scored(trials) if t.candidate is None]
+
+
 def baseline_of(trials: Sequence[T]) -> T | None:
-    """The baseline, if it has a score."""
-    return next((t for t in scored(trials) if t.candidate is None), None)
+    """The baseline's first trial with the mean over its seeds as value, if it has a score."""
+    rows = [t for t in scored(trials) if t.candidate is None]
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    mean = sum(baseline_scores(trials)) / len(rows)
+    return replace(rows[0], value=mean)  # type: ignore[type-var]
 
 
 def best_of(trials: Sequence[T]) -> T | None:
-    """The highest score. Of equals the earliest, so that a tie with the baseline stays the baseline."""
-    return max(scored(trials), key=lambda t: (t.value or 0.0, -t.number), default=None)
+    """The highest score, the baseline's mean among them. Of equals the earliest, so that a tie stays the baseline."""
+    rivals = [t for t in scored(trials) if t.candidate is not None]
+    baseline = baseline_of(trials)
+    rivals += [] if baseline is None else [baseline]
+    return max(rivals, key=lambda t: (t.value or 0.0, -t.number), default=None)

@@ -17,7 +17,7 @@ class Live:
     """One line an event: what finished, and the best so far."""
 
     def __call__(self, event: Event) -> None:
-        if event.kind in ("resumed", "waiting", "refused"):
+        if event.kind in ("resumed", "waiting", "refused", "noise"):
             console.say(f"{event.kind}: {event.message}")
         trial = event.trial
         if trial is None or event.kind not in ("finished", "failed", "repeated", "retried"):
@@ -52,15 +52,18 @@ def in_short(trial: Trial) -> str:
 
 def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) -> None:
     """What was found, and what to do next."""
-    from detsearch_cli.session.search import BEST
+    from detsearch_cli.search.noise import lead_in_words
+    from detsearch_cli.session.search import BEST, lead_of, noise_of
 
     best, baseline, folder = result.best, result.baseline, result.folder
+    noise, lead = noise_of(result.outcome.trials), lead_of(result.outcome.trials)
     if as_json:
         console.emit_json(
             {
                 "study": str(folder),
                 "reason": result.outcome.reason,
                 "baseline": baseline.value if baseline else None,
+                "noise": None if noise is None else {"sd": noise.sd, "scores": list(noise.scores)},
                 "best": {"number": best.number, "AP": best.value, "candidate": best.candidate},
                 "trials": len(result.outcome.trials),
                 "refused": result.outcome.refused,
@@ -71,12 +74,15 @@ def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) ->
         return
     console.say(result.outcome.reason)
     if baseline is not None and baseline.value is not None:
-        console.say(f"baseline AP {console.percent(baseline.value)} on the held-out split")
+        over = "" if noise is None else f", the mean over {len(noise.scores)} seeds"
+        console.say(f"baseline AP {console.percent(baseline.value)} on the held-out split{over}")
     if best.baseline:
         console.say("nothing better than the recipe as given was found")
     else:
         console.say(
             f"best     AP {console.percent(best.value)} ({label(best)}), chosen among many: not yet proof"
         )
+        if noise is not None and lead is not None:
+            console.say(lead_in_words(*lead, noise))
         console.say(f"test it: detsearch {search.method.name()} train --study {folder} --baseline --seeds 3")
     console.say(f"wrote {folder / BEST} and {page}")

@@ -64,12 +64,13 @@ def _search(method: type[Method]) -> Callable[..., None]:
     def command(options: RecipeOptions, search: SearchOptions, own: Any) -> None:
         from detsearch_cli.cli import console
         from detsearch_cli.methods.base import load_method
-        from detsearch_cli.session.search import SEARCHED, Settings, new_search
+        from detsearch_cli.session.search import SEARCHED, Settings, new_search, noise_seeds_of
 
         settings = Settings(
             name=search.name or "",
             storage=search.storage,
             trials=search.trials,
+            noise_seeds=noise_seeds_of(search.trials, search.noise_seeds),
             time_budget=None if search.time_budget is None else search.time_budget * 60,
             jobs=search.jobs,
             executor=search.executor,
@@ -161,6 +162,7 @@ def _train(
     from detsearch_cli.cli.comparison import callbacks, print_comparison, print_runs
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
+    from detsearch_cli.session.search import unused_seed
 
     every = sides(method, recipe, finding, runs.fragments_against(), baseline)
     data = load_data(recipe.data)
@@ -174,7 +176,10 @@ def _train(
     last = list(every.values())[-1]
     folder = runs.out or (study / "final" if study else api.default_folder(last, method.name()))
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
-    seeds, placement = [recipe.seed + i for i in range(runs.seeds)], Placement(runs.jobs, runs.executor)
+    first = unused_seed(study, recipe.seed) if study else recipe.seed
+    seeds, placement = [first + i for i in range(runs.seeds)], Placement(runs.jobs, runs.executor)
+    if study is not None and len(every) > 1:
+        _tell_power(study, runs.seeds)
     content: dict[str, Any] = {"folder": str(folder)}
     with callbacks() as progress:
         if len(every) > 1:
@@ -194,6 +199,18 @@ def _train(
         console.say(f"wrote {write_study_page(study)}")
     if runs.json:
         console.emit_json(content)
+
+
+def _tell_power(study: Path, seeds: int) -> None:
+    """What the comparison can show, before it is paid for; nothing where the search did not measure its noise."""
+    from detsearch_cli.cli import console
+    from detsearch_cli.search.noise import proof_in_words
+    from detsearch_cli.session.search import lead_of, noise_of, study_of
+
+    trials = study_of(study).trials
+    noise, lead = noise_of(trials), lead_of(trials)
+    if noise is not None:
+        console.say(f"note: {proof_in_words(seeds, lead[0] if lead else 0.0, noise)}")
 
 
 def _after(method: Method, recipe: Recipe, runs: list[Path], content: dict[str, Any], as_json: bool) -> None:

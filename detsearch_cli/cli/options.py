@@ -238,8 +238,17 @@ class SearchOptions:
     """How a search runs; the same in every method."""
 
     trials: Annotated[
-        int, _option("Candidates to train, besides the baseline.", panel="Search", min=1, max=MOST_TRIALS)
+        int, _option("Trainings besides the baseline's first.", panel="Search", min=1, max=MOST_TRIALS)
     ] = 100
+    noise_seeds: Annotated[
+        int | None,
+        _option(
+            "Trainings of the baseline, which tell what is luck; default: 3, below 10 trials 1.",
+            panel="Search",
+            min=1,
+            max=MOST_TRIALS,
+        ),
+    ] = None
     time_budget: Annotated[
         float | None,
         _option("Hand out no new trial after this many minutes.", panel="Search", min=0, max=MOST_MINUTES),

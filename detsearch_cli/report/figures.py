@@ -68,15 +68,24 @@ def points(fraction: float | None, signed: bool = False) -> str:
 
 
 def ap_per_trial(
-    rows: Sequence[TrialLike], baseline: float | None, *, metric: str = "AP", width: float = WIDE
+    rows: Sequence[TrialLike],
+    baseline: float | None,
+    *,
+    metric: str = "AP",
+    width: float = WIDE,
+    noise: float | None = None,
 ) -> str:
     """Score of every trial, best so far, baseline dashed, failed trials on the axis. Returns SVG text.
 
-    Source: Tao et al. 2021 (HPS-Det), Figure 2. rows: values as fractions, drawn in points.
+    Source: Tao et al. 2021 (HPS-Det), Figure 2. rows: values as fractions, drawn in points. noise: standard deviation of
+    the baseline over seeds, drawn as a band around its mean.
     """
     with _style():
         canvas, ax = _canvas(width, 3.9 if width > 5 else 3.3)
         labels = _draw_scores(ax, rows)
+        if baseline is not None and noise is not None:
+            band = 100 * (baseline - noise), 100 * (baseline + noise)
+            ax.axhspan(*band, color=COLOURS["baseline"], alpha=0.13, lw=0, label="noise of one training")
         if baseline is not None and known(baseline):
             ax.axhline(100 * baseline, ls=(0, (5, 3)), lw=1.6, color=COLOURS["baseline"], label="baseline")
             labels.append((100 * baseline, COLOURS["baseline"]))
@@ -96,13 +105,20 @@ def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]
     done, labels = scored(rows), []
     small = 3.2 if len(rows) > 120 else 4.6
     if done:
-        numbers, values = [r.number for r in done], [100 * (r.value or 0.0) for r in done]
-        best_so_far = [max(values[: i + 1]) for i in range(len(values))]
-        ax.plot(numbers, values, "o", ms=small, color=COLOURS["dot"], mew=0, label="trial")
+        own = [r for r in done if r.candidate is None]
+        for kind, colour, label in ((done, "dot", "trial"), (own if len(own) > 1 else [], "baseline", None)):
+            at = [r.number for r in kind], [100 * (r.value or 0.0) for r in kind]
+            ax.plot(*at, "o", ms=small, color=COLOURS[colour], mew=0, label=label)
+        numbers = [r.number for r in done]
+        best_so_far = [
+            100 * (best.value or 0.0) for i in range(len(done)) if (best := best_of(done[: i + 1]))
+        ]
         # a step, not a slope: nothing was known between two trials
         ax.step(numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far")
-        at = values.index(max(values))
-        ax.plot(numbers[at], values[at], "o", ms=8.5, mfc="none", mec=COLOURS["accent"], mew=1.8)
+        best = best_of(done)
+        if best is not None:
+            ring = best.number, 100 * (best.value or 0.0)
+            ax.plot(*ring, "o", ms=8.5, mfc="none", mec=COLOURS["accent"], mew=1.8)
         labels.append((best_so_far[-1], COLOURS["accent"]))
     short = [(r.number, 100 * r.value) for r in rows if stopped(r) and known(r.value)]
     if short:

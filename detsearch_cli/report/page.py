@@ -152,7 +152,8 @@ class StudyPage(_Page):
 
     rows: every trial; the baseline's candidate is None. split: where candidates were scored, in words.
     comparison: baseline against searched on a split that the search never used. classes: per-class AP on
-    class_split. fragment_yaml: the outcome (`best.yaml`); fragment_path: where it lies.
+    class_split. noise: standard deviation of the baseline over seeds; luck: what it means here, a sentence each.
+    fragment_yaml: the outcome (`best.yaml`); fragment_path: where it lies.
     """
 
     rows: Sequence[TrialLike]
@@ -160,6 +161,8 @@ class StudyPage(_Page):
     metric: str = "AP"
     split: str = "the held-out split"
     comparison: SeedComparison | None = None
+    noise: float | None = None
+    luck: Sequence[str] = ()
     importances: Mapping[str, float] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     classes: Sequence[ClassScore] = ()
@@ -192,7 +195,9 @@ class StudyPage(_Page):
         baseline, c = baseline_of(self.rows), self.comparison
         if scored(self.rows):
             score = baseline.value if baseline else None
-            charts["trials"] = Chart.of(partial(figures.ap_per_trial, self.rows, score, metric=self.metric))
+            charts["trials"] = Chart.of(
+                partial(figures.ap_per_trial, self.rows, score, metric=self.metric, noise=self.noise)
+            )
         if self.importances:
             charts["importances"] = Chart.of(partial(figures.importances, self.importances))
         if c is not None and c.bounds is not None:

@@ -84,7 +84,7 @@ class StudyConfig:
     identity: plain data that must be equal to resume: method, its options, the recipe. space, sampler and seed
     must be equal, too. budget: candidates planned at first; DYCORS shrinks its steps by it and a grid is laid
     for it, so a study extended by more trials keeps the first budget. workers: how many at first; pySOT's
-    initial design depends on it.
+    initial design depends on it. noise_seeds: trainings of the baseline, each with another seed.
     """
 
     identity: Mapping[str, Any]
@@ -93,6 +93,7 @@ class StudyConfig:
     seed: int
     budget: int
     workers: int
+    noise_seeds: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as it comes back from a file: lists, not tuples."""
@@ -103,6 +104,7 @@ class StudyConfig:
             "seed": self.seed,
             "budget": self.budget,
             "workers": self.workers,
+            "noise_seeds": self.noise_seeds,
         }
         return dict(json.loads(json.dumps(content)))
 
@@ -118,6 +120,7 @@ class RecordedConfig:
     seed: int
     budget: int
     workers: int
+    noise_seeds: int
 
     @classmethod
     def from_json(cls, content: Any, study: str) -> RecordedConfig:
@@ -138,6 +141,7 @@ class RecordedConfig:
             seed=kept.seed,
             budget=kept.budget,
             workers=kept.workers,
+            noise_seeds=kept.noise_seeds,
         )
 
     def compared(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from detsearch_cli.search.storage import guarded, sole_writer
 from detsearch_cli.search.study import Trial
 from detsearch_cli.search.worker import RunTrial, read_result
 from detsearch_cli.search.workforce import Workforce, read_scores
-from detsearch_cli.trials import best_of
+from detsearch_cli.trials import baseline_scores, best_of
 
 POLL_SECONDS = 0.03
 MAX_ATTEMPTS = 2
@@ -214,7 +214,20 @@ class _Search:
                 write_text(trial.folder / "error.txt", str(result["trace"]))
         self.proposer.tell(ended)
         self._emit("finished" if why is None else "failed", ended, why or "")
+        if ended.baseline:
+            self._tell_noise()
         self.proposer.answer(ended)
+
+    def _tell_noise(self) -> None:
+        """Once the last seed of the baseline has its outcome."""
+        from detsearch_cli.search.noise import in_words, measured
+
+        rows = [trial for trial in self.ledger.trials if trial.baseline]
+        if len(rows) == self.ledger.config.noise_seeds and not any(map(trains, rows)):
+            noise = measured(baseline_scores(rows))
+            if noise is not None:
+                candidates = self.plan.trials - (len(rows) - 1)
+                self._emit("noise", None, in_words(noise, candidates))
 
     def _try_again(self, trial: Trial) -> None:
         """The worker died in the trial: try once more from its checkpoint, then give it up."""

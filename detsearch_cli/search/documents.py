@@ -30,6 +30,7 @@ class StudyDocument(Document):
     seed: int
     budget: Count  # 0: the baseline alone
     workers: Positive
+    noise_seeds: Positive = 1  # studies of before 0.2 have none
 
 
 class TrialDocument(Document):
@@ -42,6 +43,8 @@ class TrialDocument(Document):
     fragment: dict[str, Any] | None = None
     repeat_of: Count | None = None
     continues: Count | None = None
+    again_of: Count | None = None
+    seed: Count | None = None
     epochs: Positive | None = None
     asked: Count | None = None
     told: Count | None = None

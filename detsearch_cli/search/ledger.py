@@ -107,11 +107,13 @@ class Ledger:
         recipe_yaml: str,
         recipe_hash: str,
         fragment: Mapping[str, Any],
+        seed: int | None = None,
         **attributes: int | None,
     ) -> Trial:
         """Record that a trial begins; None is the baseline, which the sampler never hears of.
 
-        attributes: epochs, repeat_of and continues, where they are not None.
+        seed: of the training, None for the study's own. attributes: epochs, repeat_of, continues and again_of, where
+        they are not None.
         """
         from optuna.trial import TrialState, create_trial
 
@@ -119,7 +121,7 @@ class Ledger:
             "recipe": recipe_yaml,
             "recipe_hash": recipe_hash,
             "fragment": dict(fragment),
-            "seed": self.config.seed,
+            "seed": self.config.seed if seed is None else seed,
             **{name: value for name, value in attributes.items() if value is not None},
         }
         params: Candidate = {}
@@ -278,8 +280,9 @@ def open_ledger(name: str, folder: Path, storage: str | None, config: StudyConfi
             attributes = {RECORD: config.to_json()}
     kept = RecordedConfig.from_json(attributes[RECORD], f"{name} in {display_name(url)}")
     _refuse_another(folder, kept, RecordedConfig.from_json(config.to_json(), name))
-    # the sampler was built for the first budget and the first number of workers, so it is rebuilt for these
-    begun = replace(config, budget=kept.budget, workers=kept.workers)
+    # the sampler was built for the first budget and the first number of workers, so it is rebuilt for these; and what
+    # the baseline's seeds have told is known
+    begun = replace(config, budget=kept.budget, workers=kept.workers, noise_seeds=kept.noise_seeds)
     if storage is not None:
         look(name, folder, storage, config)  # again: another search may have begun it since the caller looked
         database.set_study_user_attr(study_id, FOLDER, str(folder.absolute()))

@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 from detsearch_cli.search.config import StudyConfig
 from detsearch_cli.search.space import Candidate
 from detsearch_cli.search.study import Trial, all_failed
-from detsearch_cli.trials import best_of
+from detsearch_cli.trials import baseline_of, best_of
 
 Kind = Literal[
-    "resumed", "started", "scored", "finished", "failed", "repeated", "refused", "retried", "waiting"
+    "resumed", "started", "scored", "finished", "failed", "repeated", "refused", "retried", "waiting", "noise"
 ]
 
 
@@ -45,7 +45,8 @@ class Plan:
     trials: trials that train; the baseline (trial 0) and answers from the ledger are not counted; more than
     before extends a study. time_budget: seconds over all resumptions; no trial begins after it. jobs: trials
     at a time. epochs: the whole length of a training. prepare: the candidate's recipe, the baseline's for
-    None; it is deterministic and cheap, since a search may refuse ten thousand candidates.
+    None; it is deterministic and cheap, since a search may refuse ten thousand candidates. with_seed: the same recipe
+    with another seed; needed for several `noise_seeds`, which count among the trials but for the first.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Plan:
     executor: str
     epochs: int
     prepare: Callable[[Candidate | None], Prepared | Refused]
+    with_seed: Callable[[Prepared, int], Prepared] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Event:
     """Something happened. trial: the one concerned; best: the best so far, the baseline included.
 
     A `finished` trial whose state is `stopped` was asked for at fewer epochs than the whole training has.
-    `refused` sums up: its message says how many candidates were refused so far; at most one event a second.
+    `refused` sums up: its message says how many candidates were refused so far; at most one event a second. `noise` comes
+    once, when every seed of the baseline has its outcome; its message says how much scores differ by seed alone.
     """
 
     kind: Kind
@@ -94,7 +97,8 @@ class Outcome:
 
     @property
     def baseline(self) -> Trial | None:
-        return next((trial for trial in self.trials if trial.baseline), None)
+        """With the mean over its seeds as value."""
+        return baseline_of(self.trials) or next((trial for trial in self.trials if trial.baseline), None)
 
     @property
     def all_failed(self) -> bool:

@@ -58,8 +58,9 @@ class Proposer:
         A refusal or a repeat leads to the next proposal at once, without a look at what else has come back:
         so results are heard at the same places among the proposals, however long preparing took.
         """
-        if not self.ledger.trials:
-            return self._baseline()
+        seeds = sum(trial.baseline for trial in self.ledger.trials)
+        if seeds < self.ledger.config.noise_seeds:
+            return self._baseline(seeds)
         while True:
             self.pulse()
             why_not = self._spent() or self._exhausted()
@@ -75,11 +76,16 @@ class Proposer:
             if trial is not None:
                 return trial
 
-    def _baseline(self) -> Trial:
+    def _baseline(self, number: int) -> Trial:
+        """The baseline with its seed of this number; the first one's is that of every candidate."""
         prepared = self.plan.prepare(None)
         if isinstance(prepared, Refused):
             raise StudyError(f"the recipe itself cannot be trained: {prepared.reason}; change the recipe")
-        return self._add(None, prepared)
+        if number == 0:
+            return self._add(None, prepared)
+        assert self.plan.with_seed is not None  # whoever plans several seeds gives it
+        seed = self.ledger.config.seed + number
+        return self._add(None, self.plan.with_seed(prepared, seed), seed=seed, again_of=0)
 
     # why there will be no more
 
@@ -162,6 +168,8 @@ class Proposer:
         epochs: int | None = None,
         repeat_of: int | None = None,
         continues: int | None = None,
+        again_of: int | None = None,
+        seed: int | None = None,
     ) -> Trial:
         trial = self.ledger.add(
             candidate,
@@ -171,6 +179,8 @@ class Proposer:
             epochs=epochs,
             repeat_of=repeat_of,
             continues=continues,
+            again_of=again_of,
+            seed=seed,
         )
         self._note(trial)
         return trial

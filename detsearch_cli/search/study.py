@@ -19,7 +19,7 @@ from detsearch_cli.search.config import RecordedConfig
 from detsearch_cli.search.documents import TrialDocument
 from detsearch_cli.search.space import Candidate, Product
 from detsearch_cli.search.storage import connect, database_url, display_name, reading_rows
-from detsearch_cli.trials import best_of, known
+from detsearch_cli.trials import baseline_of, best_of, known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,8 @@ class Trial:
 
     A `stopped` trial was asked for at fewer epochs; its value is that at its end. continues: the candidate's
     first trial, in whose folder this one goes on. A `repeat` proposes again what the ledger already answers
-    (`repeat_of`); it was not trained.
+    (`repeat_of`); it was not trained. again_of: the trial of the same recipe with the study's own seed; this one has
+    another `seed`.
     """
 
     number: int
@@ -57,6 +58,8 @@ class Trial:
     fragment: Mapping[str, Any] = field(default_factory=dict)
     repeat_of: int | None = None
     continues: int | None = None
+    again_of: int | None = None
+    seed: int | None = None
     epochs: int | None = None
     scores: tuple[Score, ...] = ()
     attempts: int = 1
@@ -72,8 +75,8 @@ class Trial:
 
     @property
     def trained(self) -> bool:
-        """True for trials that ran or run: neither the baseline nor answered from the ledger."""
-        return self.candidate is not None and self.repeat_of is None
+        """True for trials that ran or run, beside the baseline's first: none was answered from the ledger."""
+        return (self.candidate is not None or self.again_of is not None) and self.repeat_of is None
 
     @property
     def result(self) -> Path:
@@ -94,7 +97,8 @@ class Study:
 
     @property
     def baseline(self) -> Trial | None:
-        return next((trial for trial in self.trials if trial.baseline), None)
+        """With the mean over its seeds as value."""
+        return baseline_of(self.trials) or next((trial for trial in self.trials if trial.baseline), None)
 
     @property
     def best(self) -> Trial | None:
@@ -116,7 +120,7 @@ class Study:
 
 def all_failed(trials: Sequence[Trial]) -> bool:
     """True when candidates were trained and not one has a value, whatever the baseline did."""
-    ended = [trial for trial in trials if trial.trained and trial.state in _ENDED]
+    ended = [trial for trial in trials if trial.trained and not trial.baseline and trial.state in _ENDED]
     if not ended:
         ended = [trial for trial in trials if trial.baseline and trial.state in _ENDED]
     return bool(ended) and all(trial.state == "failed" for trial in ended)
@@ -203,6 +207,8 @@ def _common(trial: Trial) -> dict[str, Any]:
         "reason": trial.reason,
         "repeat_of": trial.repeat_of,
         "continues": trial.continues,
+        "again_of": trial.again_of,
+        "seed": trial.seed,
         "attempts": trial.attempts,
         "recipe_hash": trial.recipe_hash,
         "folder": str(trial.folder),
@@ -248,7 +254,8 @@ def _damage(trial: Trial, number: int, space: Product | None) -> str | None:
     """What is wrong with the trial in row `number`; None for nothing."""
     if trial.number != number:
         return f"it stands where trial {number} should be"
-    for name, other in (("repeat_of", trial.repeat_of), ("continues", trial.continues)):
+    for name in ("repeat_of", "continues", "again_of"):
+        other = getattr(trial, name)
         if other is not None and other >= number:
             return f"{name} should be an earlier trial, got {other}"
     if trial.state not in ("running", "failed") and not known(trial.value):
@@ -288,6 +295,8 @@ def to_trial(row: FrozenTrial, folder: Path, ledger: str) -> Trial:
         fragment=kept.fragment or {},
         repeat_of=kept.repeat_of,
         continues=kept.continues,
+        again_of=kept.again_of,
+        seed=kept.seed,
         epochs=kept.epochs,
         scores=tuple((int(epoch), value) for epoch, value in kept.scores),
         attempts=kept.attempts,

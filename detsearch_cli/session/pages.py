@@ -13,7 +13,16 @@ from detsearch_cli.files import finite
 from detsearch_cli.methods.base import method_class, methods
 from detsearch_cli.reading import whole
 from detsearch_cli.session.runs import BASELINE, COMPARISON
-from detsearch_cli.session.search import BEST, SETTINGS, identity_of, read_settings, recipe_of, study_of
+from detsearch_cli.session.search import (
+    BEST,
+    SETTINGS,
+    identity_of,
+    lead_of,
+    noise_of,
+    read_settings,
+    recipe_of,
+    study_of,
+)
 
 if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
@@ -50,6 +59,8 @@ def write_study_page(folder: Path) -> Path:
         rows=study.trials,
         split=f"the held-out split ({_images(study)} images)",
         comparison=read_comparison(folder),
+        noise=noise.sd if (noise := noise_of(study.trials)) else None,
+        luck=luck(study),
         importances=importances(study),
         tables=tables(method, recipe, best),
         classes=class_scores(study.baseline, best),
@@ -74,6 +85,37 @@ def write_study_page(folder: Path) -> Path:
     )
     page.write(folder / PAGE)
     return folder / PAGE
+
+
+def luck(study: Study) -> list[str]:
+    """How much of a difference between two trainings of this search may be luck, for a person without statistics."""
+    from detsearch_cli.report.figures import points
+    from detsearch_cli.search.noise import findable, lead_in_words
+    from detsearch_cli.search.noise import luck as by_luck
+
+    noise, lead = noise_of(study.trials), lead_of(study.trials)
+    if noise is None:
+        return []
+    scores = [points(score) for score in noise.scores]
+    told = [
+        f"The recipe as given was trained {len(scores)} times, each time with another random seed and nothing else "
+        f"changed, and scored AP {', '.join(scores[:-1])} and {scores[-1]}: that is how far apart equal trainings end.",
+        f"The band in the picture is their standard deviation, {points(noise.sd)}, around their mean; from so few "
+        f"trainings it is known only to lie between {points(noise.low)} and {points(noise.high)}.",
+    ]
+    if lead is None:
+        return told
+    gained, count = lead
+    if count > 1:
+        told.append(
+            f"The luckiest of {count} candidates that are no better than the baseline would seem "
+            f"{points(by_luck(count, noise.sd))} AP better, and one that is less than {points(findable(count, noise.sd))} "
+            "AP better than the others may be missed."
+        )
+    said = lead_in_words(gained, count, noise)
+    told.append(f"Here {said}.")
+    told.append("Whether a lead is true is told by new seeds on images that the search never used.")
+    return told
 
 
 def _setup(recipe: Recipe) -> dict[str, str]:

@@ -29,13 +29,14 @@ from detsearch_cli.files import (
 )
 from detsearch_cli.fragments import shown
 from detsearch_cli.methods.base import Method, load_method
-from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_TRIALS
+from detsearch_cli.option import LARGEST_SEED, MOST_JOBS, MOST_MINUTES, MOST_TRIALS
 
 if TYPE_CHECKING:
     from detsearch_cli.data.splits import Resolved
     from detsearch_cli.fragments import Fragment
     from detsearch_cli.recipe import Recipe
     from detsearch_cli.search.config import SamplerChoice
+    from detsearch_cli.search.noise import Noise
     from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared, Refused
     from detsearch_cli.search.space import Candidate
     from detsearch_cli.search.study import Study, Trial
@@ -51,7 +52,8 @@ OnEvent = Callable[["Event"], None]
 class Settings:
     """How a search is run; none of it decides which candidates are proposed first.
 
-    trials: candidates to train. time_budget: seconds over all resumptions. storage: database URL, None for a file in
+    trials: trainings beside the baseline's first. noise_seeds: trainings of the baseline, each with another seed; 1: the
+    noise is not measured. time_budget: seconds over all resumptions. storage: database URL, None for a file in
     the folder. runtime: that section of the recipe, where and how fast a training runs. command: as it was typed.
     """
 
@@ -62,6 +64,7 @@ class Settings:
     name: str
     storage: str | None = None
     trials: int = 100
+    noise_seeds: int = 1
     time_budget: float | None = None
     jobs: int = 1
     executor: str = "local"
@@ -72,10 +75,25 @@ class Settings:
         for name, most in (("trials", MOST_TRIALS), ("jobs", MOST_JOBS)):
             if not 1 <= getattr(self, name) <= most:
                 raise StudyError(f"a search needs 1 to {most} {name}, got {shown(getattr(self, name))}")
+        if not 1 <= self.noise_seeds <= self.trials:
+            raise StudyError(
+                f"the baseline is trained with 1 to {self.trials} seeds, since all but the first count among the "
+                f"{self.trials} trials, got {shown(self.noise_seeds)}"
+            )
         if self.time_budget is not None and not 0 <= self.time_budget <= 60 * MOST_MINUTES:
             raise StudyError(
                 f"a time budget is 0 to {MOST_MINUTES} minutes, got {shown(self.time_budget)} seconds"
             )
+
+
+ENOUGH_TRIALS = 10
+
+
+def noise_seeds_of(trials: int, given: int | None) -> int:
+    """Trainings of the baseline where a user says nothing: 3, but one where two more would be much of a short search."""
+    if given is not None:
+        return given
+    return 3 if trials >= ENOUGH_TRIALS else 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,11 @@ def new_search(
         raise StudyError(
             f"the name of a study is one word of letters, digits, dots, dashes and underscores, at most "
             f"{_NAME_BYTES} bytes and not beginning with a dot or a dash, got {shown(name)}; choose another"
+        )
+    if recipe.seed + settings.noise_seeds - 1 > LARGEST_SEED:
+        raise StudyError(
+            f"the baseline's seeds are {recipe.seed} and the {settings.noise_seeds - 1} after it, but a seed is at most "
+            f"{LARGEST_SEED}; give a smaller --seed"
         )
     recipe = scored_apart(recipe)
     settings = replace(settings, name=name, runtime=recipe.runtime.model_dump(mode="json"))
@@ -241,6 +264,7 @@ def read_settings(folder: Path) -> Settings:
     content = reading.read_json(path, StudyError, remedy)
     if not isinstance(content, dict) or content.pop(SIGNATURE, None) != "search":
         raise StudyError(f"{path} is damaged: it does not say that it is of a search; {remedy}")
+    content.setdefault("noise_seeds", 1)  # a search of before 0.2 goes on as it was
     missing = [f.name for f in fields(Settings) if f.name not in content]
     if missing:  # a default in its place would go on with another search than was begun
         raise StudyError(f"{path} is damaged: {missing[0]} is missing; {remedy}")
@@ -338,6 +362,7 @@ def _plan(search: Search) -> Plan:
         seed=recipe.seed,
         budget=settings.trials,
         workers=settings.jobs,
+        noise_seeds=settings.noise_seeds,
     )
     return Plan(
         name=settings.name,
@@ -350,6 +375,7 @@ def _plan(search: Search) -> Plan:
         executor=settings.executor,
         epochs=recipe.schedule.epochs,
         prepare=lambda candidate: _prepare(search, candidate),
+        with_seed=_with_seed,
     )
 
 
@@ -367,6 +393,17 @@ def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
         fragment = search.method.fragment(search.recipe, candidate)
         recipe = with_fragment(search.recipe, fragment)
     return Prepared(recipe.to_yaml(), recipe.hash(), fragment)
+
+
+def _with_seed(prepared: Prepared, seed: int) -> Prepared:
+    """The same recipe, trained with another seed."""
+    from detsearch_cli.recipe import validate, with_fragment
+
+    recipe = with_fragment(
+        validate(reading.parse_yaml(prepared.recipe_yaml, "the recipe of a trial", RecipeError)),
+        {"seed": seed},
+    )
+    return replace(prepared, recipe_yaml=recipe.to_yaml(), recipe_hash=recipe.hash())
 
 
 def refuse_unscored(data: Resolved) -> None:
@@ -416,11 +453,43 @@ def _write_best(search: Search, outcome: Outcome) -> Fragment:
 
 
 def label(trial: Trial) -> str:
-    """`baseline` or `trial 7`."""
-    return "baseline" if trial.baseline else f"trial {trial.number}"
+    """`baseline`, `baseline, seed 1` or `trial 7`."""
+    if not trial.baseline:
+        return f"trial {trial.number}"
+    return "baseline" if trial.again_of is None else f"baseline, seed {trial.seed}"
 
 
 # ---------------------------------------------------------------------- what a study found
+
+
+def noise_of(trials: Sequence[Trial]) -> Noise | None:
+    """How much the baseline's scores differ by seed alone; None where it has fewer than two."""
+    from detsearch_cli.search.noise import measured
+    from detsearch_cli.trials import baseline_scores
+
+    return measured(baseline_scores(trials))
+
+
+def lead_of(trials: Sequence[Trial]) -> tuple[float, int] | None:
+    """By how much the best candidate's score lies above the baseline's mean, and among how many; None without either."""
+    from detsearch_cli.trials import baseline_of, scored
+
+    baseline = baseline_of(trials)
+    values = [trial.value or 0.0 for trial in scored(trials) if not trial.baseline]
+    if baseline is None or not values:
+        return None
+    return max(values) - (baseline.value or 0.0), len(values)
+
+
+def unused_seed(folder: Path, given: int) -> int:
+    """The first seed of a test: the one given, or where the search has trained with that, the first that it has not.
+
+    A candidate was chosen for its luck with the search's seed, too; the test must not share it.
+    """
+    used = {trial.seed for trial in study_of(folder).trials}
+    while given in used:
+        given += 1
+    return given
 
 
 def finding_of(folder: Path) -> Fragment:

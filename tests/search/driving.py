@@ -25,7 +25,7 @@ from detsearch_cli.search.worker import WorkerSpec, _run, read_task
 from tests.search import fakes, halving
 
 SPACE = Product((Integer("a", 1, 25), Integer("b", 1, 25)))
-CONFIG = ("identity", "space", "sampler", "seed", "budget", "workers")
+CONFIG = ("identity", "space", "sampler", "seed", "budget", "workers", "noise_seeds")
 
 
 def prepared(recipe_yaml: str, candidate: Candidate | None) -> Prepared:
@@ -36,6 +36,11 @@ def prepared(recipe_yaml: str, candidate: Candidate | None) -> Prepared:
 
 def prepare(candidate: Candidate | None) -> Prepared:
     return prepared(fakes.recipe(candidate), candidate)
+
+
+def with_seed(given: Prepared, seed: int) -> Prepared:
+    text = json.dumps({**json.loads(given.recipe_yaml), "seed": seed}, sort_keys=True)
+    return replace(prepared(text, None), fragment=given.fragment)
 
 
 def refusing_even(candidate: Candidate | None) -> Prepared | Refused:
@@ -67,6 +72,7 @@ def plan(folder: Path, **changes: Any) -> Plan:
         executor="local",
         epochs=9,
         prepare=prepare,
+        with_seed=with_seed,
     )
     return replace(base, **changes)
 

@@ -18,10 +18,12 @@ def recipe(candidate: dict[str, Any] | None) -> str:
 
 
 def score(recipe_yaml: str) -> float:
-    """Concave with its maximum .5 where every number is 9."""
-    candidate = json.loads(recipe_yaml)["assign"] or {"a": 2}
+    """Concave with its maximum .5 where every number is 9, and .005 more or less by the seed."""
+    content = json.loads(recipe_yaml)
+    candidate = content["assign"] or {"a": 2}
     numbers = [v for v in candidate.values() if not isinstance(v, str)]
-    return 0.5 - sum((v - 9) ** 2 for v in numbers) / 1000
+    luck = (content["seed"] * 37 % 11 - 5) / 1000 if "seed" in content else 0.0  # without: the search's own
+    return 0.5 + luck - sum((v - 9) ** 2 for v in numbers) / 1000
 
 
 def _count(folder: str) -> int:

@@ -1,0 +1,71 @@
+"""A search's noise in its settings, and the seeds of its test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from detsearch_cli import api
+from detsearch_cli.errors import StudyError
+from detsearch_cli.methods.base import load_method
+from detsearch_cli.option import LARGEST_SEED
+from detsearch_cli.session.pages import luck, write_study_page
+from detsearch_cli.session.search import (
+    Settings,
+    new_search,
+    noise_seeds_of,
+    read_settings,
+    reopened,
+    study_of,
+    unused_seed,
+)
+from tests.recipes import SMALL
+
+
+@pytest.mark.parametrize("seeds", [0, 6])
+def test_more_seeds_than_trials_are_refused_with_the_rule(seeds: int) -> None:
+    with pytest.raises(StudyError, match="trained with 1 to 5 seeds, since all but the first count among"):
+        Settings("s", trials=5, noise_seeds=seeds)
+
+
+def test_a_short_search_spends_nothing_on_its_noise_unless_told_to() -> None:
+    assert [noise_seeds_of(trials, None) for trials in (1, 9, 10, 100)] == [1, 1, 3, 3]
+    assert noise_seeds_of(4, 2) == 2
+
+
+def test_seeds_that_would_leave_the_range_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = api.recipe_of({**SMALL, "seed": LARGEST_SEED - 1})
+    with pytest.raises(StudyError, match=f"at most {LARGEST_SEED}"):
+        new_search(load_method("assign", {}), recipe, Settings("s", noise_seeds=3), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("studies")
+    found = api.search("assign", SMALL, options={"bins": "1"}, trials=3, noise_seeds=3, name="s", out=out)
+    return found.folder
+
+
+def test_the_test_of_a_finding_takes_seeds_that_the_search_did_not(study: Path) -> None:
+    seed = study_of(study).config.seed
+    assert unused_seed(study, seed) == seed + 3
+    assert unused_seed(study, seed + 50) == seed + 50
+
+
+def test_the_page_explains_the_noise(study: Path) -> None:
+    told = luck(study_of(study))
+    assert told[0].startswith("The recipe as given was trained 3 times, each time with another random seed")
+    assert len(told) == 4 and told[2].startswith("Here the only candidate leads by")
+    assert "How much of this is luck?" in write_study_page(study).read_text()
+
+
+def test_settings_of_before_have_one_seed(study: Path) -> None:
+    path = study / "search.json"
+    content = json.loads(path.read_text())
+    assert read_settings(study).noise_seeds == content.pop("noise_seeds") == 3
+    path.write_text(json.dumps(content))
+    assert read_settings(study).noise_seeds == 1
+    assert reopened(study).settings.trials == 3

@@ -3,7 +3,8 @@
 # and torchvision, and nothing else but this checkout and, where no package index is reachable, the wheels it lacks.
 #
 #   benchmarks/on_gpu.sh OUT                  # writes OUT/*.json and OUT/summary.md, and prints the summary
-#   WHEELS=.whl benchmarks/on_gpu.sh OUT      # what is missing is installed from the folder .whl
+#   WHEELS=.whl benchmarks/on_gpu.sh OUT      # what is missing is installed from the folder .whl, what pySOT needs
+#                                             # (dill, pyDOE2) among it
 #   DEVICE=cpu benchmarks/on_gpu.sh OUT       # rehearses every step on a CPU with small sizes, in about five minutes
 #
 # Steps: build the kernels; the tests that need a GPU; the kernels' times against physical floors; RetinaNet-R50 and

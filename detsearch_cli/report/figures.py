@@ -109,10 +109,7 @@ def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]
         for kind, colour, label in ((done, "dot", "trial"), (own if len(own) > 1 else [], "baseline", None)):
             at = [r.number for r in kind], [100 * (r.value or 0.0) for r in kind]
             ax.plot(*at, "o", ms=small, color=COLOURS[colour], mew=0, label=label)
-        numbers = [r.number for r in done]
-        best_so_far = [
-            100 * (best.value or 0.0) for i in range(len(done)) if (best := best_of(done[: i + 1]))
-        ]
+        numbers, best_so_far = [r.number for r in done], _best_so_far(done)
         # a step, not a slope: nothing was known between two trials
         ax.step(numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far")
         best = best_of(done)
@@ -126,6 +123,21 @@ def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]
         style: dict[str, Any] = {"ms": small, "mfc": "none", "mec": COLOURS["muted"], "mew": 1.0}
         ax.plot(*zip(*short, strict=True), "o", label="stopped early", **style)
     return labels
+
+
+def _best_so_far(done: Sequence[TrialLike]) -> list[float]:
+    """After each scored trial, in points; the baseline counts by the mean over its seeds so far."""
+    seeds: list[float] = []
+    found: list[float] = []
+    top = float("-inf")
+    for row in done:
+        value = 100 * (row.value or 0.0)
+        if row.candidate is None:
+            seeds.append(value)
+        else:
+            top = max(top, value)
+        found.append(max(top, sum(seeds) / len(seeds)) if seeds else top)
+    return found
 
 
 def _finish_trials(ax: Axes, numbers: Sequence[int], metric: str, scaled: bool, broken: bool) -> None:

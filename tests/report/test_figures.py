@@ -81,6 +81,18 @@ def test_best_so_far_never_falls() -> None:
     assert len(set(heights)) == 3
 
 
+def test_the_noise_is_a_band_and_the_baseline_s_seeds_count_by_their_mean() -> None:
+    rows = [
+        Trial(0, None, "complete", 0.2),
+        Trial(1, None, "complete", 0.4),
+        Trial(2, {"k": 1}, "complete", 0.35),
+    ]
+    svg = figures.ap_per_trial(rows, 0.3, noise=0.1)
+    assert "noise of one training" in texts(svg)
+    assert "best 35.0 at trial 2; baseline 30.0." in (ET.fromstring(svg).get("aria-label") or "")
+    assert "noise of one training" not in texts(figures.ap_per_trial(rows, 0.3))
+
+
 def test_charts_are_deterministic_and_ask_nothing_of_the_network() -> None:
     for width in WIDTHS:
         for draw in (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detsearch_cli import reading
 from detsearch_cli.data.formats import _layout
-from detsearch_cli.data.formats._find import Finder, composed
+from detsearch_cli.data.formats._find import Finder, composed, ending_alike
 from detsearch_cli.data.images import find_images
 from detsearch_cli.errors import DataError
 
@@ -175,16 +175,8 @@ class ImageFinder:
         """
         if self._index is None:
             self._index = self._all_images()
-        wanted = [composed(part) for part in name.split("/")]
-        shared: list[tuple[int, Path]] = []
-        for file in self._index.get(wanted[-1], ()):
-            parts = [composed(part) for part in file.parts]
-            pairs = zip(reversed(wanted), reversed(parts), strict=False)
-            alike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(wanted), len(parts)))
-            shared.append((alike, file))
-        most = max((alike for alike, _ in shared), default=0)
-        best = [file for alike, file in shared if alike == most]
-        return best[0] if len(best) == 1 else None
+        wanted = name.split("/")
+        return ending_alike(wanted, {file: file.parts for file in self._index.get(composed(wanted[-1]), ())})
 
     def _all_images(self) -> dict[str, list[Path]]:
         """Composed name -> images below the folder, without the folders of other splits."""

@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 def composed(name: str) -> str:
     """The name in NFC, in which two names that look the same are equal."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def ending_alike(parts: Sequence[str], found: Mapping[Path, Sequence[str]]) -> Path | None:
+    """Of the paths found, each with its parts, the one that ends like `parts` the longest; None where several do."""
+    wanted = [composed(part) for part in reversed(parts)]
+    alike: dict[int, list[Path]] = {}
+    for path, own in found.items():
+        same = zip(wanted, map(composed, reversed(own)), strict=False)
+        length = next((i for i, (a, b) in enumerate(same) if a != b), min(len(wanted), len(own)))
+        alike.setdefault(length, []).append(path)
+    best = alike[max(alike)] if alike else []
+    return best[0] if len(best) == 1 else None
 
 
 class Finder:

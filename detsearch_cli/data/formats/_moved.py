@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detsearch_cli.data.formats import _layout
-from detsearch_cli.data.formats._find import Finder, composed
+from detsearch_cli.data.formats._find import Finder, composed, ending_alike
 
 
 class Locator:
@@ -82,15 +82,17 @@ class Locator:
             return None
         if self._named is None:
             self._named = _names_below(self.root)
-        shared: dict[int, list[Path]] = {}
-        for path in self._named.get(composed(parts[-1]), []):
-            inside = path.relative_to(self.root).parts
-            if "labels" not in inside[:-1] and agrees(inside) and look(path.parent, path.name):
-                same = zip(map(composed, reversed(parts)), map(composed, reversed(inside)), strict=False)
-                length = next((i for i, (a, b) in enumerate(same) if a != b), min(len(parts), len(inside)))
-                shared.setdefault(length, []).append(path)
-        best = shared[max(shared)] if shared else []
-        return best[0] if len(best) == 1 else None
+        inside = {
+            path: path.relative_to(self.root).parts for path in self._named.get(composed(parts[-1]), [])
+        }
+        return ending_alike(
+            parts,
+            {
+                path: own
+                for path, own in inside.items()
+                if "labels" not in own[:-1] and agrees(own) and look(path.parent, path.name)
+            },
+        )
 
 
 def _place(folder: Path, name: str) -> Path | None:

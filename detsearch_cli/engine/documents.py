@@ -32,6 +32,7 @@ class Metrics(Document):
     voc: dict[str, Score]
     per_class: list[ClassRow]
     split: str
+    val_images: Count
     train_seconds: float
     versions: dict[str, str]
     proposals: dict[str, Score] | None = None

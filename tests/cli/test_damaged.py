@@ -57,6 +57,17 @@ def test_every_field_of_the_metrics_of_a_run(run_folder: Path, undrawn: None, ca
     assert codes == {0, 2}
 
 
+def test_a_training_that_is_done_tells_what_its_metrics_lack(run_folder: Path, capsys: Told) -> None:
+    path = run_folder / "metrics.json"
+    whole = json.loads(path.read_text())
+    again = ["train", "--recipe", str(run_folder / "recipe.yaml"), "--out", str(run_folder)]
+    codes = {}
+    for name in whole:
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        codes[name] = answer(again, path, capsys, f"{name} gone")
+    assert set(codes.values()) == {0, 2} and codes["val_images"] == codes["coco"] == 2
+
+
 def test_every_field_of_the_log_of_a_run(run_folder: Path, undrawn: None, capsys: Told) -> None:
     path = run_folder / "log.jsonl"
     lines = path.read_text().splitlines()

@@ -14,7 +14,7 @@ class TrialLike(Protocol):
 
     candidate: None for the baseline, which may be trained with several seeds. state: running, complete, stopped, failed
     or repeat. value: a fraction, None until it is known; that of a stopped trial belongs to a shorter training. reason:
-    why it failed.
+    why it failed. again_of: the number of the trial of the same recipe with the study's own seed; this one has another.
     """
 
     @property
@@ -29,6 +29,8 @@ class TrialLike(Protocol):
     def seconds(self) -> float | None: ...
     @property
     def reason(self) -> str | None: ...
+    @property
+    def again_of(self) -> int | None: ...
 
 
 def scores_in(content: Any) -> list[tuple[int, float | None]]:
@@ -77,23 +79,44 @@ def scored(trials: Sequence[T]) -> list[T]:
     return sorted(filter(complete, trials), key=lambda t: t.number)
 
 
+def candidates(trials: Sequence[T]) -> list[T]:
+    """The scored candidates, each once, by number."""
+    return [t for t in scored(trials) if t.candidate is not None and t.again_of is None]
+
+
+def by_candidate(trials: Sequence[T]) -> list[list[T]]:
+    """The scored trials of each recipe, its first seed in front; the baseline's among them. By number of the first."""
+    groups: dict[int, list[T]] = {}
+    for trial in scored(trials):
+        groups.setdefault(trial.number if trial.again_of is None else trial.again_of, []).append(trial)
+    return [group for number, group in sorted(groups.items()) if group[0].number == number]
+
+
 def baseline_scores(trials: Sequence[TrialLike]) -> list[float]:
     """The scores of the baseline, one a seed."""
     return [t.value or 0.0 for t in scored(trials) if t.candidate is None]
 
 
+def mean_of(group: Sequence[T]) -> T:
+    """The first trial of a recipe with the mean over its seeds as value."""
+    if len(group) == 1:
+        return group[0]
+    mean = sum(t.value or 0.0 for t in group) / len(group)
+    return replace(group[0], value=mean)  # type: ignore[type-var]
+
+
 def baseline_of(trials: Sequence[T]) -> T | None:
     """The baseline's first trial with the mean over its seeds as value, if it has a score."""
-    rows = [t for t in scored(trials) if t.candidate is None]
-    if len(rows) < 2:
-        return rows[0] if rows else None
-    mean = sum(baseline_scores(trials)) / len(rows)
-    return replace(rows[0], value=mean)  # type: ignore[type-var]
+    return next((mean_of(group) for group in by_candidate(trials) if group[0].candidate is None), None)
 
 
 def best_of(trials: Sequence[T]) -> T | None:
-    """The highest score, the baseline's mean among them. Of equals the earliest, so that a tie stays the baseline."""
-    rivals = [t for t in scored(trials) if t.candidate is not None]
-    baseline = baseline_of(trials)
-    rivals += [] if baseline is None else [baseline]
+    """The recipe of highest mean over its seeds: the baseline, or one of the candidates with the most seeds.
+
+    Fewer seeds are no equal terms: the highest score of many is luck, which further seeds have taken from the others.
+    Of equals the earliest, so that a tie with the baseline stays the baseline.
+    """
+    groups = by_candidate(trials)
+    most = max((len(group) for group in groups if group[0].candidate is not None), default=0)
+    rivals = [mean_of(g) for g in groups if g[0].candidate is None or len(g) == most]
     return max(rivals, key=lambda t: (t.value or 0.0, -t.number), default=None)

@@ -84,7 +84,8 @@ class StudyConfig:
     identity: plain data that must be equal to resume: method, its options, the recipe. space, sampler and seed
     must be equal, too. budget: candidates planned at first; DYCORS shrinks its steps by it and a grid is laid
     for it, so a study extended by more trials keeps the first budget. workers: how many at first; pySOT's
-    initial design depends on it. noise_seeds: trainings of the baseline, each with another seed.
+    initial design depends on it. noise_seeds: trainings of the baseline, each with another seed. races: leaders are
+    trained again (search/racing.py).
     """
 
     identity: Mapping[str, Any]
@@ -94,6 +95,7 @@ class StudyConfig:
     budget: int
     workers: int
     noise_seeds: int = 1
+    races: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as it comes back from a file: lists, not tuples."""
@@ -105,6 +107,7 @@ class StudyConfig:
             "budget": self.budget,
             "workers": self.workers,
             "noise_seeds": self.noise_seeds,
+            "races": self.races,
         }
         return dict(json.loads(json.dumps(content)))
 
@@ -121,6 +124,7 @@ class RecordedConfig:
     budget: int
     workers: int
     noise_seeds: int
+    races: bool
 
     @classmethod
     def from_json(cls, content: Any, study: str) -> RecordedConfig:
@@ -142,6 +146,7 @@ class RecordedConfig:
             budget=kept.budget,
             workers=kept.workers,
             noise_seeds=kept.noise_seeds,
+            races=kept.races,
         )
 
     def compared(self) -> dict[str, Any]:

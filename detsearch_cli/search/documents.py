@@ -30,7 +30,8 @@ class StudyDocument(Document):
     seed: int
     budget: Count  # 0: the baseline alone
     workers: Positive
-    noise_seeds: Positive = 1  # studies of before 0.2 have none
+    noise_seeds: Positive = 1  # studies of before 0.2 have neither
+    races: bool = False
 
 
 class TrialDocument(Document):

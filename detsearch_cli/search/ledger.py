@@ -129,7 +129,8 @@ class Ledger:
         if candidate is None:
             kept["kind"] = "baseline"
         else:
-            kept["asked"] = self._take_event()
+            if attributes.get("again_of") is None:  # the sampler hears of a candidate once, by its first seed
+                kept["asked"] = self._take_event()
             if isinstance(self.config.space, Product):
                 from detsearch_cli.search.samplers._optuna import distributions
 
@@ -175,7 +176,7 @@ class Ledger:
         if value is not None and not math.isfinite(value):
             raise ValueError(f"a value must be finite, got {value}")
         attributes = dict(facts)
-        if trial.candidate is not None:
+        if trial.candidate is not None and trial.again_of is None:
             attributes["told"] = self._take_event()
         self._sync_refusals()
         with guarded(self.database_name):
@@ -281,8 +282,14 @@ def open_ledger(name: str, folder: Path, storage: str | None, config: StudyConfi
     kept = RecordedConfig.from_json(attributes[RECORD], f"{name} in {display_name(url)}")
     _refuse_another(folder, kept, RecordedConfig.from_json(config.to_json(), name))
     # the sampler was built for the first budget and the first number of workers, so it is rebuilt for these; and what
-    # the baseline's seeds have told is known
-    begun = replace(config, budget=kept.budget, workers=kept.workers, noise_seeds=kept.noise_seeds)
+    # the baseline's seeds have told is known, and was acted on
+    begun = replace(
+        config,
+        budget=kept.budget,
+        workers=kept.workers,
+        noise_seeds=kept.noise_seeds,
+        races=kept.races,
+    )
     if storage is not None:
         look(name, folder, storage, config)  # again: another search may have begun it since the caller looked
         database.set_study_user_attr(study_id, FOLDER, str(folder.absolute()))

@@ -8,12 +8,15 @@ from collections.abc import Callable
 
 from detsearch_cli.errors import DetsearchError, StorageError, StudyError
 from detsearch_cli.search.ledger import Happening, Ledger, outcome
+from detsearch_cli.search.noise import measured
 from detsearch_cli.search.plan import Emit, Plan, Prepared, Refused
+from detsearch_cli.search.racing import Again, next_step
 from detsearch_cli.search.samplers.base import Proposal, Sampler
 from detsearch_cli.search.space import Candidate, key
 from detsearch_cli.search.stages import answering, blocked, first_number, hang_on, length, value_at
 from detsearch_cli.search.study import Trial
 from detsearch_cli.search.worker import reason
+from detsearch_cli.trials import baseline_scores
 
 MAX_KNOWN_IN_A_ROW = 50
 MAX_REFUSED_IN_A_ROW = 10_000
@@ -63,7 +66,13 @@ class Proposer:
             return self._baseline(seeds)
         while True:
             self.pulse()
-            why_not = self._spent() or self._exhausted()
+            why_not = self._spent()
+            if why_not is not None:
+                return why_not
+            why_not = self._exhausted()
+            step = self._race(why_not is not None)
+            if isinstance(step, Trial) or step == "wait":
+                return step if isinstance(step, Trial) else None
             if why_not is not None:
                 return why_not
             if self._waiting() >= jobs:
@@ -86,6 +95,24 @@ class Proposer:
         assert self.plan.with_seed is not None  # whoever plans several seeds gives it
         seed = self.ledger.config.seed + number
         return self._add(None, self.plan.with_seed(prepared, seed), seed=seed, again_of=0)
+
+    def _race(self, explored: bool) -> Trial | str:
+        """A leader to train again, recorded; or to wait, or to explore."""
+        config = self.ledger.config
+        if not config.races:
+            return "explore"
+        noise = measured(baseline_scores(self.ledger.trials))
+        if noise is None:
+            return "explore"
+        step = next_step(self.ledger.trials, self.plan.trials, config.seed, noise.sd, explored)
+        if not isinstance(step, Again):
+            return step
+        prepared = self._prepare(step.first.candidate)
+        assert isinstance(prepared, Prepared) and self.plan.with_seed is not None  # it was trained before
+        seed = config.seed + step.offset
+        return self._add(
+            step.first.candidate, self.plan.with_seed(prepared, seed), seed=seed, again_of=step.first.number
+        )
 
     # why there will be no more
 
@@ -151,7 +178,7 @@ class Proposer:
         trial = self._add(candidate, prepared, epochs, continues=continues)
         return None if blocked(trial, self.ledger.trials) else trial
 
-    def _prepare(self, candidate: Candidate) -> Prepared | Refused:
+    def _prepare(self, candidate: Candidate | None) -> Prepared | Refused:
         try:
             return self.plan.prepare(candidate)
         except StorageError:
@@ -236,7 +263,7 @@ class Proposer:
 
     def tell(self, trial: Trial) -> None:
         """The sampler hears of a trial's outcome; one not built yet hears of it in the replay."""
-        if trial.candidate is not None and self._sampler is not None:
+        if trial.candidate is not None and trial.again_of is None and self._sampler is not None:
             _replay(self._sampler, outcome(trial, trial.candidate))
 
     # the sampler

@@ -18,7 +18,8 @@ def importances(study: Study, seed: int = 0) -> dict[str, float]:
     stopped trials are left out.
     """
     space = study.config.space
-    trials = [t for t in study.trials if t.trained and t.state == "complete" and t.value is not None]
+    own = [t for t in study.trials if t.trained and not t.baseline]
+    trials = [t for t in own if t.state == "complete" and t.value is not None]
     if space is None or len(trials) < MIN_TRIALS or len({trial.value for trial in trials}) < 2:
         return {}
     import optuna

@@ -194,9 +194,9 @@ def test_importances_find_the_parameter_that_matters_and_need_enough_trials(tmp_
         matters = {"a": candidate["a"]} if candidate else None
         return prepared(json.dumps({"assign": matters, "also": candidate and candidate["b"]}), candidate)
 
-    search(tmp_path / "s", trials=4, prepare=make)
+    search(tmp_path / "s", trials=6, prepare=make, noise_seeds=3)
     assert importances(open_study(tmp_path / "s")) == {}
-    search(tmp_path / "s", trials=30, prepare=make)
+    search(tmp_path / "s", trials=32, prepare=make, noise_seeds=3)
     study = open_study(tmp_path / "s")
     found = importances(study)
     assert list(found) == ["a", "b"] and found["a"] > 0.8 and sum(found.values()) == pytest.approx(1)

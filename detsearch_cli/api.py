@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.session.runs import Callbacks, Placement, TrainedRun, compare_sides
-from detsearch_cli.session.search import SEARCHED, Settings, final, new_search, noise_seeds_of, run_search
+from detsearch_cli.session.search import (
+    SEARCHED,
+    Settings,
+    final,
+    new_search,
+    noise_seeds_of,
+    races_of,
+    run_search,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,6 +137,7 @@ def search(
     options: Mapping[str, Any] | None = None,
     trials: int = 20,
     noise_seeds: int | None = None,
+    repeats: str = "auto",
     time_budget: float | None = None,
     sampler: str | Mapping[str, Any] | None = None,
     jobs: int = 1,
@@ -141,16 +150,17 @@ def search(
     """Search with a method, "assign" say, for what is laid over the recipe; the same call goes on where it was.
 
     options: the method's own. noise_seeds: trainings of the baseline, each with another seed, which tell what is luck; None:
-    as on the command line. time_budget: seconds. As on the command line, a training is scored at its end alone and
-    keeps its images in memory unless the recipe says otherwise. Raises what session.search.run_search raises.
+    as on the command line. repeats: "auto" to train the leaders again with further seeds, or "1". time_budget: seconds. As
+    on the command line, a training is scored at its end alone and keeps its images in memory unless the recipe says
+    otherwise. Raises what session.search.run_search raises.
     """
     from detsearch_cli.methods.base import load_method
     from detsearch_cli.recipe import with_fragment
 
     made = load_method(method, options or {})
-    settings = Settings(
-        name, storage, trials, noise_seeds_of(trials, noise_seeds), time_budget, jobs, executor
-    )
+    seeds = noise_seeds_of(trials, noise_seeds)
+    races = races_of(repeats, seeds)
+    settings = Settings(name, storage, trials, seeds, races, time_budget, jobs, executor)
     below = {**SEARCHED, **made.defaults}
     wanted = new_search(made, recipe_of(recipe, below), settings, Path(out), sampler)
     result = run_search(wanted, on_event)

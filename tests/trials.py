@@ -15,3 +15,5 @@ class Trial:
     value: float | None = None
     seconds: float | None = None
     reason: str | None = None
+    again_of: int | None = None
+    seed: int = 0

@@ -52,8 +52,8 @@ def in_short(trial: Trial) -> str:
 
 def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) -> None:
     """What was found, and what to do next."""
-    from detsearch_cli.search.noise import lead_in_words
-    from detsearch_cli.session.search import BEST, lead_of, noise_of
+    from detsearch_cli.search.noise import fresh_in_words, lead_in_words
+    from detsearch_cli.session.search import BEST, fresh_leads, lead_of, noise_of
 
     best, baseline, folder = result.best, result.baseline, result.folder
     noise, lead = noise_of(result.outcome.trials), lead_of(result.outcome.trials)
@@ -65,6 +65,7 @@ def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) ->
                 "baseline": baseline.value if baseline else None,
                 "noise": None if noise is None else {"sd": noise.sd, "scores": list(noise.scores)},
                 "best": {"number": best.number, "AP": best.value, "candidate": best.candidate},
+                "fresh_leads": fresh_leads(result.outcome.trials),
                 "trials": len(result.outcome.trials),
                 "refused": result.outcome.refused,
                 "fragment": str(folder / BEST),
@@ -82,7 +83,10 @@ def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) ->
         console.say(
             f"best     AP {console.percent(best.value)} ({label(best)}), chosen among many: not yet proof"
         )
-        if noise is not None and lead is not None:
+        leads = fresh_leads(result.outcome.trials)
+        if leads:
+            console.say(fresh_in_words(leads))
+        elif noise is not None and lead is not None:
             console.say(lead_in_words(*lead, noise))
         console.say(f"test it: detsearch {search.method.name()} train --study {folder} --baseline --seeds 3")
     console.say(f"wrote {folder / BEST} and {page}")

@@ -64,13 +64,15 @@ def _search(method: type[Method]) -> Callable[..., None]:
     def command(options: RecipeOptions, search: SearchOptions, own: Any) -> None:
         from detsearch_cli.cli import console
         from detsearch_cli.methods.base import load_method
-        from detsearch_cli.session.search import SEARCHED, Settings, new_search, noise_seeds_of
+        from detsearch_cli.session.search import SEARCHED, Settings, new_search, noise_seeds_of, races_of
 
+        seeds = noise_seeds_of(search.trials, search.noise_seeds)
         settings = Settings(
             name=search.name or "",
             storage=search.storage,
             trials=search.trials,
-            noise_seeds=noise_seeds_of(search.trials, search.noise_seeds),
+            noise_seeds=seeds,
+            races=races_of(search.repeats, seeds),
             time_budget=None if search.time_budget is None else search.time_budget * 60,
             jobs=search.jobs,
             executor=search.executor,

@@ -249,6 +249,13 @@ class SearchOptions:
             max=MOST_TRIALS,
         ),
     ] = None
+    repeats: Annotated[
+        str,
+        _option(
+            "auto: a quarter of the trials trains the leaders again, with further seeds; 1: none.",
+            panel="Search",
+        ),
+    ] = "auto"
     time_budget: Annotated[
         float | None,
         _option("Hand out no new trial after this many minutes.", panel="Search", min=0, max=MOST_MINUTES),

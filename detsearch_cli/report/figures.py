@@ -126,17 +126,20 @@ def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]
 
 
 def _best_so_far(done: Sequence[TrialLike]) -> list[float]:
-    """After each scored trial, in points; the baseline counts by the mean over its seeds so far."""
-    seeds: list[float] = []
+    """After each scored trial, in points: `trials.best_of` what was known then, whose rule this follows."""
+    values: dict[int, list[float]] = {}
+    baseline: list[float] = []
     found: list[float] = []
-    top = float("-inf")
+    tops: dict[int, float] = {}  # number of seeds -> highest mean of a candidate that has as many
     for row in done:
-        value = 100 * (row.value or 0.0)
+        own = values.setdefault(row.number if row.again_of is None else row.again_of, [])
+        own.append(100 * (row.value or 0.0))
         if row.candidate is None:
-            seeds.append(value)
+            baseline = own
         else:
-            top = max(top, value)
-        found.append(max(top, sum(seeds) / len(seeds)) if seeds else top)
+            tops[len(own)] = max(tops.get(len(own), float("-inf")), sum(own) / len(own))
+        known_best = [sum(baseline) / len(baseline)] if baseline else []
+        found.append(max([*known_best, *([tops[max(tops)]] if tops else [])]))
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from detsearch_cli.report.figures import points
-from detsearch_cli.trials import TrialLike, baseline_of, best_of, failed, known, scored
+from detsearch_cli.trials import TrialLike, baseline_of, best_of, candidates, failed, known
 from detsearch_cli.verdicts import verdict
 
 UNLEARNED = 0.01  # a detector below this AP is still at the start of its training
@@ -69,23 +69,23 @@ def judge(
     best, baseline = best_of(rows), baseline_of(rows)
     if best is None:
         return _without_scores(rows)
-    candidates = [r for r in scored(rows) if r.candidate is not None]
+    own = candidates(rows)
     if best.candidate is None:
-        return _baseline_won(best, candidates, split, metric)
+        return _baseline_won(best, own, split, metric)
     if comparison is not None:
         return _compared(comparison)
     if baseline is None:
         return Claim(
             "alone",
             f"Best candidate: {metric} {points(best.value)}, with no baseline to compare",
-            f"Trial {best.number} scored highest of {len(candidates)} on {split}, but the baseline has no "
+            f"Trial {best.number} scored highest of {len(own)} on {split}, but the baseline has no "
             "score, so whether this is an improvement is unknown.",
         )
     return Claim(
         "unproven",
         f"A candidate scored {metric} {points(best.value)} in the search, the baseline "
         f"{points(baseline.value)}",
-        f"Trial {best.number} is the highest of {len(candidates)} candidates on {split}. The highest of many "
+        f"Trial {best.number} is the highest of {len(own)} candidates on {split}. The highest of many "
         "noisy scores is flattering by construction, so this is not yet an improvement: train both again "
         "with several seeds and compare them on data that the search has not seen.",
     )
@@ -100,15 +100,15 @@ def _without_scores(rows: Sequence[TrialLike]) -> Claim:
     return Claim("pending", "No trial has finished yet", detail)
 
 
-def _baseline_won(baseline: TrialLike, candidates: Sequence[TrialLike], split: str, metric: str) -> Claim:
-    if not candidates:
+def _baseline_won(baseline: TrialLike, own: Sequence[TrialLike], split: str, metric: str) -> Claim:
+    if not own:
         return Claim(
             "pending",
             f"Only the baseline has a score: {metric} {points(baseline.value)}",
             f"No candidate has finished on {split}, so there is nothing to compare.",
         )
-    highest = max(r.value or 0.0 for r in candidates)
-    tried = "The one candidate" if len(candidates) == 1 else f"The best of {len(candidates)} candidates"
+    highest = max(r.value or 0.0 for r in own)
+    tried = "The one candidate" if len(own) == 1 else f"The best of {len(own)} candidates"
     reach = "tied with" if highest == baseline.value else "stayed below"
     return Claim(
         "same",

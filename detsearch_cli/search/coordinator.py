@@ -21,6 +21,7 @@ from detsearch_cli.search.executors.base import Executor
 from detsearch_cli.search.ledger import Ledger
 from detsearch_cli.search.plan import Event, Kind, Outcome, Plan
 from detsearch_cli.search.proposing import Proposer
+from detsearch_cli.search.racing import PART
 from detsearch_cli.search.signals import interruptible
 from detsearch_cli.search.stages import blocked, length, trains
 from detsearch_cli.search.storage import guarded, sole_writer
@@ -227,6 +228,7 @@ class _Search:
             noise = measured(baseline_scores(rows))
             if noise is not None:
                 candidates = self.plan.trials - (len(rows) - 1)
+                candidates -= self.plan.trials // PART if self.ledger.config.races else 0
                 self._emit("noise", None, in_words(noise, candidates))
 
     def _try_again(self, trial: Trial) -> None:

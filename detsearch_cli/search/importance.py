@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from detsearch_cli.search.study import Study
+from detsearch_cli.trials import by_candidate, mean_of
 
 MIN_TRIALS = 8
 
@@ -18,8 +19,7 @@ def importances(study: Study, seed: int = 0) -> dict[str, float]:
     stopped trials are left out.
     """
     space = study.config.space
-    own = [t for t in study.trials if t.trained and not t.baseline]
-    trials = [t for t in own if t.state == "complete" and t.value is not None]
+    trials = [mean_of(group) for group in by_candidate(study.trials) if group[0].trained]
     if space is None or len(trials) < MIN_TRIALS or len({trial.value for trial in trials}) < 2:
         return {}
     import optuna

@@ -108,6 +108,17 @@ def lead_in_words(lead: float, candidates: int, noise: Noise) -> str:
     return f"{best} leads by {100 * lead:.1f} AP: {judged} on average ({100 * by_luck:.1f})"
 
 
+def fresh_in_words(leads: Sequence[float]) -> str:
+    """The lead with seeds that had no part in the choice. Values are fractions."""
+    mean = 100 * sum(leads) / len(leads)
+    if len(leads) == 1:
+        return f"with the seed that did not choose it, it leads by {mean:+.1f} AP"
+    each = ", ".join(f"{100 * lead:+.1f}" for lead in leads)
+    return (
+        f"with the {len(leads)} seeds that did not choose it, it leads by {mean:+.1f} AP on average ({each})"
+    )
+
+
 def proof_in_words(seeds: int, lead: float, noise: Noise) -> str:
     """What a comparison over so many seeds can show, and how many would show the lead. Values are fractions."""
     if seeds < 2:

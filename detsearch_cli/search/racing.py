@@ -1,7 +1,7 @@
 """Which candidates are trained again with further seeds: sequential halving among the leaders.
 
 A candidate is scored by one training, so that the highest score of many is mostly luck where seeds differ as much as
-candidates do. The last third of a search's trials therefore trains the leaders again: each gets a second seed, the better
+candidates do. The last quarter of a search's trials therefore trains the leaders again: each gets a second seed, the better
 half a third one, and so on, until two are left, which share the rest (Karnin, Koren and Somekh 2013). All candidates and
 the baseline have the same seeds in the same order, so that what a seed does to every recipe cancels. Rounds are played
 in parallel, and nothing but the scores recorded so far decides, so that a killed search goes on as it would have.
@@ -20,8 +20,9 @@ from typing import Literal
 
 from detsearch_cli.search.study import Trial
 
-PART = 3
-"""One in three trials trains a leader again. With fewer the choice stays luck, with more too few candidates are seen."""
+PART = 4
+"""One in four trials trains a leader again. benchmarks/noisy_search.py: a third chooses no better and sees fewer candidates,
+with a fifth loud searches choose worse."""
 FINALISTS = 2
 NEAR = 2 * math.sqrt(2)
 """Standard deviations of one score below the leader: 2 of the difference of two scores."""

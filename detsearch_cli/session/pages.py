@@ -16,6 +16,7 @@ from detsearch_cli.session.runs import BASELINE, COMPARISON
 from detsearch_cli.session.search import (
     BEST,
     SETTINGS,
+    fresh_leads,
     identity_of,
     lead_of,
     noise_of,
@@ -90,7 +91,7 @@ def write_study_page(folder: Path) -> Path:
 def luck(study: Study) -> list[str]:
     """How much of a difference between two trainings of this search may be luck, for a person without statistics."""
     from detsearch_cli.report.figures import points
-    from detsearch_cli.search.noise import findable, lead_in_words
+    from detsearch_cli.search.noise import findable, fresh_in_words, lead_in_words
     from detsearch_cli.search.noise import luck as by_luck
 
     noise, lead = noise_of(study.trials), lead_of(study.trials)
@@ -112,8 +113,14 @@ def luck(study: Study) -> list[str]:
             f"{points(by_luck(count, noise.sd))} AP better, and one that is less than {points(findable(count, noise.sd))} "
             "AP better than the others may be missed."
         )
-    said = lead_in_words(gained, count, noise)
-    told.append(f"Here {said}.")
+    leads = fresh_leads(study.trials)
+    if leads:
+        told.append(
+            "The leaders were therefore trained again with further seeds, and the best is the one of highest mean; "
+            f"{fresh_in_words(leads)}."
+        )
+    else:
+        told.append(f"Here {lead_in_words(gained, count, noise)}.")
     told.append("Whether a lead is true is told by new seeds on images that the search never used.")
     return told
 

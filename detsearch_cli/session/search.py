@@ -53,8 +53,9 @@ class Settings:
     """How a search is run; none of it decides which candidates are proposed first.
 
     trials: trainings beside the baseline's first. noise_seeds: trainings of the baseline, each with another seed; 1: the
-    noise is not measured. time_budget: seconds over all resumptions. storage: database URL, None for a file in
-    the folder. runtime: that section of the recipe, where and how fast a training runs. command: as it was typed.
+    noise is not measured. races: leaders are trained again with further seeds (search/racing.py). time_budget: seconds over
+    all resumptions. storage: database URL, None for a file in the folder. runtime: that section of the recipe, where and
+    how fast a training runs. command: as it was typed.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
@@ -65,6 +66,7 @@ class Settings:
     storage: str | None = None
     trials: int = 100
     noise_seeds: int = 1
+    races: bool = False
     time_budget: float | None = None
     jobs: int = 1
     executor: str = "local"
@@ -94,6 +96,16 @@ def noise_seeds_of(trials: int, given: int | None) -> int:
     if given is not None:
         return given
     return 3 if trials >= ENOUGH_TRIALS else 1
+
+
+def races_of(repeats: str, noise_seeds: int) -> bool:
+    """Whether leaders are trained again: `auto` where the noise is measured, which tells who is near the leader.
+
+    Raises StudyError for what is neither auto nor 1.
+    """
+    if repeats not in ("auto", "1"):
+        raise StudyError(f"--repeats is auto or 1, got {shown(repeats)}")
+    return repeats == "auto" and noise_seeds > 1
 
 
 @dataclass(frozen=True)
@@ -265,6 +277,7 @@ def read_settings(folder: Path) -> Settings:
     if not isinstance(content, dict) or content.pop(SIGNATURE, None) != "search":
         raise StudyError(f"{path} is damaged: it does not say that it is of a search; {remedy}")
     content.setdefault("noise_seeds", 1)  # a search of before 0.2 goes on as it was
+    content.setdefault("races", False)
     missing = [f.name for f in fields(Settings) if f.name not in content]
     if missing:  # a default in its place would go on with another search than was begun
         raise StudyError(f"{path} is damaged: {missing[0]} is missing; {remedy}")
@@ -363,6 +376,7 @@ def _plan(search: Search) -> Plan:
         budget=settings.trials,
         workers=settings.jobs,
         noise_seeds=settings.noise_seeds,
+        races=settings.races,
     )
     return Plan(
         name=settings.name,
@@ -453,10 +467,10 @@ def _write_best(search: Search, outcome: Outcome) -> Fragment:
 
 
 def label(trial: Trial) -> str:
-    """`baseline`, `baseline, seed 1` or `trial 7`."""
-    if not trial.baseline:
-        return f"trial {trial.number}"
-    return "baseline" if trial.again_of is None else f"baseline, seed {trial.seed}"
+    """`baseline`, `trial 7`, or of either with another seed `trial 7, seed 1`."""
+    if trial.again_of is None:
+        return "baseline" if trial.baseline else f"trial {trial.number}"
+    return f"{'baseline' if trial.baseline else f'trial {trial.again_of}'}, seed {trial.seed}"
 
 
 # ---------------------------------------------------------------------- what a study found
@@ -471,14 +485,29 @@ def noise_of(trials: Sequence[Trial]) -> Noise | None:
 
 
 def lead_of(trials: Sequence[Trial]) -> tuple[float, int] | None:
-    """By how much the best candidate's score lies above the baseline's mean, and among how many; None without either."""
-    from detsearch_cli.trials import baseline_of, scored
+    """By how much the best candidate lies above the baseline, means over seeds, and among how many; None without either."""
+    from detsearch_cli.trials import baseline_of, best_of, candidates
 
-    baseline = baseline_of(trials)
-    values = [trial.value or 0.0 for trial in scored(trials) if not trial.baseline]
-    if baseline is None or not values:
+    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
+    if baseline is None or best is None:
         return None
-    return max(values) - (baseline.value or 0.0), len(values)
+    return (best.value or 0.0) - (baseline.value or 0.0), len(candidates(trials))
+
+
+def fresh_leads(trials: Sequence[Trial]) -> list[float]:
+    """The best candidate's lead with each seed by which it was not chosen: nothing in it is the luck of the choice.
+
+    Where the baseline has the same seed the two are a pair, else the baseline's mean stands in. [] without such seeds.
+    """
+    from detsearch_cli.trials import baseline_of, best_of, by_candidate
+
+    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
+    if baseline is None or best is None:
+        return []
+    groups = {group[0].number: group for group in by_candidate(trials)}
+    pairs = {row.seed: row.value or 0.0 for row in groups[baseline.number]}
+    further = groups[best.number][1:]
+    return [(row.value or 0.0) - pairs.get(row.seed, baseline.value or 0.0) for row in further]
 
 
 def unused_seed(folder: Path, given: int) -> int:

@@ -84,7 +84,7 @@ def test_best_so_far_never_falls() -> None:
 def test_the_noise_is_a_band_and_the_baseline_s_seeds_count_by_their_mean() -> None:
     rows = [
         Trial(0, None, "complete", 0.2),
-        Trial(1, None, "complete", 0.4),
+        Trial(1, None, "complete", 0.4, again_of=0),
         Trial(2, {"k": 1}, "complete", 0.35),
     ]
     svg = figures.ap_per_trial(rows, 0.3, noise=0.1)

@@ -25,7 +25,7 @@ from detsearch_cli.search.worker import WorkerSpec, _run, read_task
 from tests.search import fakes, halving
 
 SPACE = Product((Integer("a", 1, 25), Integer("b", 1, 25)))
-CONFIG = ("identity", "space", "sampler", "seed", "budget", "workers", "noise_seeds")
+CONFIG = ("identity", "space", "sampler", "seed", "budget", "workers", "noise_seeds", "races")
 
 
 def prepared(recipe_yaml: str, candidate: Candidate | None) -> Prepared:

@@ -328,6 +328,10 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
     if outcome.all_failed:
         reasons = sorted({t.reason or "unknown" for t in outcome.trials if t.state == "failed"})
         raise CheckFailed(f"every trial of {search.settings.name} failed: {'; '.join(reasons[:3])}")
+    if outcome.best is None:
+        raise CheckFailed(
+            f"no trial of {search.settings.name} was trained to its end, so none is the best; give more --trials"
+        )
     fragment = _write_best(search, outcome)
     if outcome.refused and not any(trial.trained for trial in outcome.trials):
         # else "nothing better was found" would read as if something had been tried

@@ -224,6 +224,13 @@ def test_every_field_of_a_comparison(tmp_path: Path) -> None:
     assert refused > 40
 
 
+def test_a_study_without_a_whole_training_has_no_best(study_folder: Path, capsys: Told) -> None:
+    with sqlite3.connect(study_folder / "study.db") as database:
+        database.execute("UPDATE trials SET state = 'PRUNED'")
+    assert run(["study", "resume", str(study_folder)]) == 1
+    assert "was trained to its end, so none is the best" in capsys.readouterr().err
+
+
 def test_a_damaged_study_is_named_and_the_others_are_listed(study_folder: Path, capsys: Told) -> None:
     root = study_folder.parent
     whole = (study_folder / "study.db").read_bytes()

@@ -28,6 +28,7 @@ from detsearch_cli.session.search import (
     noise_seeds_of,
     races_of,
     run_search,
+    unused_seed,
 )
 
 if TYPE_CHECKING:
@@ -43,9 +44,15 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "SearchFinding", "compare", "evaluate", "predict", "search", "train"]
 
 
+SEEDS_OF_A_TEST = 100
+
+
 @dataclass(frozen=True)
 class SearchFinding:
-    """What a search found, and the two recipes to train next: as given, and with the finding laid over it."""
+    """What a search found, and the two recipes to train next: as given, and with the finding laid over it.
+
+    Their seed, and the hundred from it on, are none that the search has trained with.
+    """
 
     folder: Path
     outcome: Outcome
@@ -164,7 +171,8 @@ def search(
     below = {**SEARCHED, **made.defaults}
     wanted = new_search(made, recipe_of(recipe, below), settings, Path(out), sampler)
     result = run_search(wanted, on_event)
-    whole = final(wanted.recipe)
+    fresh = unused_seed(result.folder, wanted.recipe.seed, SEEDS_OF_A_TEST)
+    whole = with_fragment(final(wanted.recipe), {"seed": fresh})
     return SearchFinding(
         result.folder, result.outcome, result.fragment, whole, with_fragment(whole, result.fragment)
     )

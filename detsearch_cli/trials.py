@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 from detsearch_cli.reading import number
@@ -101,8 +102,8 @@ def mean_of(group: Sequence[T]) -> T:
     """The first trial of a recipe with the mean over its seeds as value."""
     if len(group) == 1:
         return group[0]
-    mean = sum(t.value or 0.0 for t in group) / len(group)
-    return replace(group[0], value=mean)  # type: ignore[type-var]
+    # exact: three equal scores must have themselves as mean, which no sum of floats grants
+    return replace(group[0], value=mean([t.value or 0.0 for t in group]))  # type: ignore[type-var]
 
 
 def baseline_of(trials: Sequence[T]) -> T | None:
@@ -120,3 +121,13 @@ def best_of(trials: Sequence[T]) -> T | None:
     most = max((len(group) for group in groups if group[0].candidate is not None), default=0)
     rivals = [mean_of(g) for g in groups if g[0].candidate is None or len(g) == most]
     return max(rivals, key=lambda t: (t.value or 0.0, -t.number), default=None)
+
+
+def points(fraction: float | None, signed: bool = False) -> str:
+    """AP in points, `38.1` for .381, as papers print it; more digits where one would hide the sign."""
+    if fraction is None or not known(fraction):
+        return "–"
+    value = 100 * fraction
+    digits = 1 if value == 0 or abs(value) >= 0.05 else 2 if abs(value) >= 0.005 else 3
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}") if signed else text

@@ -178,7 +178,9 @@ def _train(
     last = list(every.values())[-1]
     folder = runs.out or (study / "final" if study else api.default_folder(last, method.name()))
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
-    first = unused_seed(study, recipe.seed) if study else recipe.seed
+    first = unused_seed(study, recipe.seed, runs.seeds) if study else recipe.seed
+    if study is not None and first != recipe.seed:
+        console.say(f"note: the seeds are {first} and on: the search has used {recipe.seed} or one after it")
     seeds, placement = [first + i for i in range(runs.seeds)], Placement(runs.jobs, runs.executor)
     if study is not None and len(every) > 1:
         _tell_power(study, runs.seeds)
@@ -211,8 +213,9 @@ def _tell_power(study: Path, seeds: int) -> None:
 
     trials = study_of(study).trials
     noise, lead = noise_of(trials), lead_of(trials)
-    if noise is not None:
-        console.say(f"note: {proof_in_words(seeds, lead[0] if lead else 0.0, noise)}")
+    told = None if noise is None else proof_in_words(seeds, lead[0] if lead else 0.0, noise)
+    if told is not None:
+        console.say(f"note: {told}")
 
 
 def _after(method: Method, recipe: Recipe, runs: list[Path], content: dict[str, Any], as_json: bool) -> None:

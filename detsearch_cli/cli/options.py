@@ -290,7 +290,12 @@ class RunsOptions:
     ] = field(default_factory=list)
     seeds: Annotated[
         int,
-        _option("Trainings of each side, with seeds SEED, SEED+1, ...", panel="Train", min=1, max=MOST_SEEDS),
+        _option(
+            "Trainings of each side, from SEED on, or the next that the search has not used.",
+            panel="Train",
+            min=1,
+            max=MOST_SEEDS,
+        ),
     ] = 1
     jobs: Annotated[int, _option("Trainings at a time.", panel="Train", min=1, max=MOST_JOBS)] = 1
     executor: Annotated[str, _option(f"{EXECUTORS}.", panel="Train")] = "local"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.files import SIGNATURE
 from detsearch_cli.lettering import families, legible, visible
-from detsearch_cli.trials import TrialLike, best_of, failed, known, scored, stopped
+from detsearch_cli.trials import TrialLike, best_of, failed, known, points, scored, stopped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,16 +55,6 @@ class EpochPoint:
     epoch: int
     losses: Mapping[str, float]
     ap: float | None = None
-
-
-def points(fraction: float | None, signed: bool = False) -> str:
-    """AP in points, `38.1` for .381, as papers print it; more digits where one would hide the sign."""
-    if fraction is None or not known(fraction):
-        return "–"
-    value = 100 * fraction
-    digits = 1 if value == 0 or abs(value) >= 0.05 else 2 if abs(value) >= 0.005 else 3
-    text = f"{value:{'+' if signed else ''}.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if signed else text
 
 
 def ap_per_trial(

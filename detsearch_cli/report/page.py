@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from detsearch_cli.files import claim_file, replace_file
 from detsearch_cli.lettering import visible
 from detsearch_cli.report import figures
-from detsearch_cli.report.figures import EpochPoint, Figure, points
+from detsearch_cli.report.figures import EpochPoint, Figure
 from detsearch_cli.report.verdict import SeedComparison, judge
 from detsearch_cli.trials import (
     TrialLike,
@@ -29,6 +29,7 @@ from detsearch_cli.trials import (
     complete,
     failed,
     known,
+    points,
     repeated,
     scored,
     stopped,

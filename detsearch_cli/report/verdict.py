@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from detsearch_cli.report.figures import points
-from detsearch_cli.trials import TrialLike, baseline_of, best_of, candidates, failed, known
+from detsearch_cli.trials import TrialLike, baseline_of, best_of, candidates, failed, known, points
 from detsearch_cli.verdicts import verdict
 
 UNLEARNED = 0.01  # a detector below this AP is still at the start of its training

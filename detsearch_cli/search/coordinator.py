@@ -128,6 +128,7 @@ class _Search:
         done = sum(trial.state != "running" for trial in self.ledger.trials)
         running = len(self.workforce.busy)
         self._emit("resumed", None, f"{done} trials recorded, {running} still running")
+        self._tell_noise()
 
     def _pulse(self) -> None:
         """Ctrl-C is acted on here only, between two writes; workers hear that this process lives."""
@@ -229,7 +230,9 @@ class _Search:
             if noise is not None:
                 candidates = self.plan.trials - (len(rows) - 1)
                 candidates -= self.plan.trials // PART if self.ledger.config.races else 0
-                self._emit("noise", None, in_words(noise, candidates))
+                size = self.plan.config.space.size
+                told = in_words(noise, candidates if size is None else min(candidates, size))
+                self._emit("noise", None, told)
 
     def _try_again(self, trial: Trial) -> None:
         """The worker died in the trial: try once more from its checkpoint, then give it up."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from scipy import optimize, stats
+
+from detsearch_cli.trials import points
 
 POWER = 0.8
 """Of a test that is worth running: it finds what is there in four cases of five."""
@@ -33,7 +36,8 @@ def measured(scores: Sequence[float]) -> Noise | None:
     if len(scores) < 2:
         return None
     free = len(scores) - 1
-    sd = float(np.std(scores, ddof=1))
+    # equal scores have no deviation; the sum of their squares would leave 1e-17
+    sd = float(np.std(scores, ddof=1)) if len(set(scores)) > 1 else 0.0
     low, high = (sd * math.sqrt(free / float(stats.chi2.ppf(part, free))) for part in (0.975, 0.025))
     return Noise(tuple(scores), sd, low, high)
 
@@ -42,6 +46,25 @@ def luck(candidates: int, sd: float) -> float:
     """By how much the best of so many candidates of one value scores above that value, on average."""
     density = candidates * stats.norm.pdf(_GRID) * stats.norm.cdf(_GRID) ** (candidates - 1)
     return sd * float(np.trapezoid(_GRID * density, _GRID))
+
+
+def most_luck(candidates: int, noise: Noise) -> float:
+    """The lead over the baseline's mean that luck alone exceeds in one search of twenty.
+
+    Counts that the mean and the standard deviation are known from the baseline's few seeds only: the studentized maximum of
+    so many candidates of the baseline's value, as t is for one.
+    """
+    seeds = len(noise.scores)
+    free = seeds - 1
+    parts = (np.arange(200) + 0.5) / 200
+    known_sd = np.sqrt(stats.chi2.ppf(parts, free) / free)  # the estimate over the truth, as likely each
+    mean = stats.norm.ppf(parts) / math.sqrt(seeds)
+
+    def within(limit: float) -> float:
+        below = stats.norm.cdf(limit * known_sd[:, None] + mean[None]) ** candidates
+        return float(below.mean()) - 0.95
+
+    return noise.sd * _root(within)
 
 
 def findable(candidates: int, sd: float) -> float:
@@ -87,52 +110,62 @@ def seeds_to_prove(difference: float, sd: float) -> int | None:
 
 def in_words(noise: Noise, candidates: int) -> str:
     """What a person should know before candidates are compared by one training each. Values are fractions."""
-    scores = ", ".join(f"{100 * x:.1f}" for x in noise.scores)
-    told = (
-        f"the recipe as given scores AP {scores} over {len(noise.scores)} seeds, standard deviation "
-        f"{100 * noise.sd:.1f} (95%: {100 * noise.low:.1f} to {100 * noise.high:.1f})"
-    )
+    scores = ", ".join(points(x) for x in noise.scores)
+    told = f"the recipe as given scores AP {scores} over {len(noise.scores)} seeds"
+    if noise.sd == 0:
+        return f"{told}: equal scores say nothing of the noise; train longer"
+    told += f", standard deviation {points(noise.sd)} (95%: {points(noise.low)} to {points(noise.high)})"
     if candidates < 2:
         return told
     return (
-        f"{told}. By luck alone the best of {candidates} equal candidates seems {100 * luck(candidates, noise.sd):.1f} AP "
-        f"better; one that is less than {100 * findable(candidates, noise.sd):.1f} better than the others may not be found"
+        f"{told}. By luck alone the best of {candidates} equal candidates seems {points(luck(candidates, noise.sd))} AP "
+        f"better; one that is less than {points(findable(candidates, noise.sd))} better than the others is missed in one "
+        "search of five. Where that is more than you hope to gain, train longer or hold out more images first"
     )
 
 
 def lead_in_words(lead: float, candidates: int, noise: Noise) -> str:
     """Whether the best candidate's lead over the baseline's mean is more than luck gives. Values are fractions."""
-    by_luck = luck(candidates, noise.sd)
-    judged = "more than luck alone gives" if lead > by_luck else "no more than luck alone gives"
     best = "the only candidate" if candidates == 1 else f"the best of {candidates} candidates"
-    return f"{best} leads by {100 * lead:.1f} AP: {judged} on average ({100 * by_luck:.1f})"
+    if lead <= 0:
+        return f"{best} stays {points(-lead)} AP below the baseline"
+    told = f"{best} leads by {points(lead)} AP"
+    if noise.sd == 0:
+        return f"{told}; how much of it is luck the baseline's equal scores do not tell"
+    limit = most_luck(candidates, noise)
+    judged = "more than" if lead > limit else "no more than"
+    return f"{told}: {judged} luck alone may give (up to {points(limit)} in 19 searches of 20)"
 
 
 def fresh_in_words(leads: Sequence[float]) -> str:
     """The lead with seeds that had no part in the choice. Values are fractions."""
-    mean = 100 * sum(leads) / len(leads)
+    mean = points(fmean(leads), signed=True)
     if len(leads) == 1:
-        return f"with the seed that did not choose it, it leads by {mean:+.1f} AP"
-    each = ", ".join(f"{100 * lead:+.1f}" for lead in leads)
-    return (
-        f"with the {len(leads)} seeds that did not choose it, it leads by {mean:+.1f} AP on average ({each})"
-    )
+        return f"with the seed that did not choose it, its lead is {mean} AP"
+    each = ", ".join(points(lead, signed=True) for lead in leads)
+    return f"with the {len(leads)} seeds that did not choose it, its lead is {mean} AP on average ({each})"
 
 
-def proof_in_words(seeds: int, lead: float, noise: Noise) -> str:
-    """What a comparison over so many seeds can show, and how many would show the lead. Values are fractions."""
+def proof_in_words(seeds: int, lead: float, noise: Noise) -> str | None:
+    """What a comparison over so many seeds can show, and how many would show the lead; None where nothing is known.
+
+    Values are fractions.
+    """
+    if noise.sd == 0:
+        return None
+    judging = f"judging by the noise of the search (standard deviation {points(noise.sd)})"
     if seeds < 2:
-        shown = "one seed a side shows no difference beyond the choice of images"
+        told = "one seed a side shows no difference beyond the choice of images"
     else:
-        shown = f"{seeds} seeds a side show a difference from {100 * provable(seeds, noise.sd):.1f} AP on"
-    told = f"{shown}, in four cases of five, judging by the noise of the search (standard deviation {100 * noise.sd:.1f})"
+        least = points(provable(seeds, noise.sd))
+        told = f"{seeds} seeds a side show a difference from {least} AP on, in four cases of five, {judging}"
     enough = seeds_to_prove(lead, noise.sd)
     if lead <= 0 or (enough is not None and enough <= seeds):
         return told
-    wanted = f"--seeds {enough}" if enough is not None else "no number of seeds"
-    return f"{told}; {wanted} would show the lead of {100 * lead:.1f} that the search saw, were it true"
+    wanted = f"--seeds {enough}" if enough is not None else f"more than {MOST_SEEDS} seeds"
+    return f"{told}; {wanted} would show the lead of {points(lead)} that the search saw, were it true"
 
 
 def _root(rising: Callable[[float], float]) -> float:
     """Where the function of a shift in standard deviations crosses 0."""
-    return float(optimize.brentq(rising, 0.0, 60.0, xtol=1e-6))
+    return float(optimize.brentq(rising, 0.0, 1000.0, xtol=1e-6))

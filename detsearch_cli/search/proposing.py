@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from detsearch_cli.errors import DetsearchError, StorageError, StudyError
 from detsearch_cli.search.ledger import Happening, Ledger, outcome
-from detsearch_cli.search.noise import measured
 from detsearch_cli.search.plan import Emit, Plan, Prepared, Refused
 from detsearch_cli.search.racing import Again, next_step
 from detsearch_cli.search.samplers.base import Proposal, Sampler
@@ -62,8 +61,10 @@ class Proposer:
         so results are heard at the same places among the proposals, however long preparing took.
         """
         seeds = sum(trial.baseline for trial in self.ledger.trials)
+        if seeds == 0:
+            return self._baseline(0)
         if seeds < self.ledger.config.noise_seeds:
-            return self._baseline(seeds)
+            return self._spent() or self._baseline(seeds)
         while True:
             self.pulse()
             why_not = self._spent()
@@ -101,6 +102,8 @@ class Proposer:
         config = self.ledger.config
         if not config.races:
             return "explore"
+        from detsearch_cli.search.noise import measured  # scipy, which starting a search need not wait for
+
         noise = measured(baseline_scores(self.ledger.trials))
         if noise is None:
             return "explore"

@@ -90,9 +90,9 @@ def write_study_page(folder: Path) -> Path:
 
 def luck(study: Study) -> list[str]:
     """How much of a difference between two trainings of this search may be luck, for a person without statistics."""
-    from detsearch_cli.report.figures import points
     from detsearch_cli.search.noise import findable, fresh_in_words, lead_in_words
     from detsearch_cli.search.noise import luck as by_luck
+    from detsearch_cli.trials import points
 
     noise, lead = noise_of(study.trials), lead_of(study.trials)
     if noise is None:
@@ -100,10 +100,14 @@ def luck(study: Study) -> list[str]:
     scores = [points(score) for score in noise.scores]
     told = [
         f"The recipe as given was trained {len(scores)} times, each time with another random seed and nothing else "
-        f"changed, and scored AP {', '.join(scores[:-1])} and {scores[-1]}: that is how far apart equal trainings end.",
-        f"The band in the picture is their standard deviation, {points(noise.sd)}, around their mean; from so few "
-        f"trainings it is known only to lie between {points(noise.low)} and {points(noise.high)}.",
+        f"changed, and scored AP {', '.join(scores[:-1])} and {scores[-1]}: that is how far apart equal trainings end."
     ]
+    if noise.sd == 0:
+        return [*told, "Equal scores say nothing of the noise; train longer."]
+    told.append(
+        f"The band in the picture is their standard deviation, {points(noise.sd)}, around their mean; from so few "
+        f"trainings it is known only to lie between {points(noise.low)} and {points(noise.high)}."
+    )
     if lead is None:
         return told
     gained, count = lead
@@ -111,7 +115,7 @@ def luck(study: Study) -> list[str]:
         told.append(
             f"The luckiest of {count} candidates that are no better than the baseline would seem "
             f"{points(by_luck(count, noise.sd))} AP better, and one that is less than {points(findable(count, noise.sd))} "
-            "AP better than the others may be missed."
+            "AP better than the others is missed in one search of five."
         )
     leads = fresh_leads(study.trials)
     if leads:

@@ -77,11 +77,8 @@ class Settings:
         for name, most in (("trials", MOST_TRIALS), ("jobs", MOST_JOBS)):
             if not 1 <= getattr(self, name) <= most:
                 raise StudyError(f"a search needs 1 to {most} {name}, got {shown(getattr(self, name))}")
-        if not 1 <= self.noise_seeds <= self.trials:
-            raise StudyError(
-                f"the baseline is trained with 1 to {self.trials} seeds, since all but the first count among the "
-                f"{self.trials} trials, got {shown(self.noise_seeds)}"
-            )
+        if self.noise_seeds < 1:
+            raise StudyError(f"the baseline is trained with at least 1 seed, got {shown(self.noise_seeds)}")
         if self.time_budget is not None and not 0 <= self.time_budget <= 60 * MOST_MINUTES:
             raise StudyError(
                 f"a time budget is 0 to {MOST_MINUTES} minutes, got {shown(self.time_budget)} seconds"
@@ -155,6 +152,11 @@ def new_search(
         raise StudyError(
             f"the name of a study is one word of letters, digits, dots, dashes and underscores, at most "
             f"{_NAME_BYTES} bytes and not beginning with a dot or a dash, got {shown(name)}; choose another"
+        )
+    if settings.noise_seeds > settings.trials:
+        raise StudyError(
+            f"the baseline is trained with 1 to {settings.trials} seeds, since all but the first count among the "
+            f"{settings.trials} trials, got {settings.noise_seeds}; give more --trials or fewer --noise-seeds"
         )
     if recipe.seed + settings.noise_seeds - 1 > LARGEST_SEED:
         raise StudyError(
@@ -305,6 +307,7 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
 
     plan = _plan(search)
     _claim(search, plan)
+    search = _as_begun(search)
     data = load_data(search.recipe.data)
     refuse_unscored(data)
     refuse_untrainable(search.recipe, data.train.classes, search.settings.executor == "local")
@@ -337,6 +340,18 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
         # else "nothing better was found" would read as if something had been tried
         raise CheckFailed(f"no candidate of {search.settings.name} was trained: {outcome.reason}")
     return SearchResult(search.folder, outcome, fragment)
+
+
+def _as_begun(search: Search) -> Search:
+    """The search with the seeds that its study began with, which later commands cannot change."""
+    if not (search.folder / SETTINGS).exists():
+        return search
+    try:
+        begun = study_of(search.folder).config
+    except StudyError:  # killed before there was a ledger
+        return search
+    settings = replace(search.settings, noise_seeds=begun.noise_seeds, races=begun.races)
+    return replace(search, settings=settings)
 
 
 def _claim(search: Search, plan: Plan) -> None:
@@ -377,7 +392,7 @@ def _plan(search: Search) -> Plan:
         space=search.method.space(recipe),
         sampler=search.sampler,
         seed=recipe.seed,
-        budget=settings.trials,
+        budget=_candidates(settings),
         workers=settings.jobs,
         noise_seeds=settings.noise_seeds,
         races=settings.races,
@@ -395,6 +410,14 @@ def _plan(search: Search) -> Plan:
         prepare=lambda candidate: _prepare(search, candidate),
         with_seed=_with_seed,
     )
+
+
+def _candidates(settings: Settings) -> int:
+    """How many candidates a sampler may mean to try: the other trials train the baseline and the leaders again."""
+    from detsearch_cli.search.racing import PART
+
+    again = settings.trials // PART if settings.races else 0
+    return max(1, settings.trials - (settings.noise_seeds - 1) - again)
 
 
 def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
@@ -514,15 +537,20 @@ def fresh_leads(trials: Sequence[Trial]) -> list[float]:
     return [(row.value or 0.0) - pairs.get(row.seed, baseline.value or 0.0) for row in further]
 
 
-def unused_seed(folder: Path, given: int) -> int:
-    """The first seed of a test: the one given, or where the search has trained with that, the first that it has not.
+def unused_seed(folder: Path, given: int, count: int = 1) -> int:
+    """The first of `count` seeds for a test: the one given, or the next from which on the search has used none.
 
-    A candidate was chosen for its luck with the search's seed, too; the test must not share it.
+    A candidate was chosen for its luck with the search's seeds, too; the test must not share it.
     """
-    used = {trial.seed for trial in study_of(folder).trials}
-    while given in used:
-        given += 1
-    return given
+    study = study_of(folder)
+    # a row without one is of a version that trained everything with the study's
+    used = {study.config.seed if trial.seed is None else trial.seed for trial in study.trials}
+    first = given
+    while used & set(range(first, first + count)):
+        first += 1
+    if first + count - 1 <= LARGEST_SEED:
+        return first
+    return unused_seed(folder, 0, count)  # the range is used up: from its beginning
 
 
 def finding_of(folder: Path) -> Fragment:

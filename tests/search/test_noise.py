@@ -66,11 +66,41 @@ def test_without_noise_nothing_is_luck() -> None:
     assert noise.seeds_to_prove(0.01, 0.0) == 2
 
 
-def test_a_lead_is_judged_by_what_luck_gives() -> None:
+@pytest.mark.parametrize("candidates", [1, 8, 38])
+def test_luck_alone_exceeds_its_most_in_one_search_of_twenty(candidates: int) -> None:
+    rng = np.random.default_rng(candidates)
+    baseline = rng.normal(0, 1, (DRAWS // 4, 3))
+    highest = rng.normal(0, 1, (DRAWS // 4, candidates)).max(1)
+    factor = noise.most_luck(candidates, noise.Noise((0.0, 1.0, 2.0), 1.0, 0.0, 0.0))
+    exceeded = highest - baseline.mean(1) > factor * baseline.std(1, ddof=1)
+    assert exceeded.mean() == pytest.approx(0.05, abs=0.004)
+
+
+def test_a_lead_is_judged_by_what_luck_may_give() -> None:
     measured = noise.measured([0.136, 0.217, 0.289])
     assert measured is not None
-    assert "leads by 12.4 AP: no more than luck alone gives" in noise.lead_in_words(0.124, 14, measured)
-    assert "leads by 14.4 AP: more than luck alone gives" in noise.lead_in_words(0.144, 14, measured)
+    limit = noise.most_luck(14, measured)
+    assert "no more than luck alone may give" in noise.lead_in_words(0.99 * limit, 14, measured)
+    assert ": more than luck alone may give" in noise.lead_in_words(1.01 * limit, 14, measured)
+    assert (
+        noise.lead_in_words(-0.03, 14, measured)
+        == "the best of 14 candidates stays 3.0 AP below the baseline"
+    )
+
+
+def test_equal_scores_say_nothing_of_the_noise() -> None:
+    measured = noise.measured([0.7, 0.7, 0.7])
+    assert measured is not None and measured.sd == 0
+    assert "equal scores say nothing of the noise; train longer" in noise.in_words(measured, 9)
+    assert "do not tell" in noise.lead_in_words(0.01, 9, measured)
+    assert noise.proof_in_words(3, 0.01, measured) is None
+
+
+def test_small_numbers_keep_the_digits_that_tell_them_apart() -> None:
+    measured = noise.measured([0.1001, 0.1003, 0.1002])
+    assert measured is not None
+    assert "standard deviation 0.01 " in noise.in_words(measured, 9)
+    assert "leads by 0.02 AP" in noise.lead_in_words(0.0002, 9, measured)
 
 
 @pytest.fixture
@@ -114,6 +144,31 @@ def test_a_candidate_must_beat_the_baseline_s_mean_not_its_luckiest_seed(
     worse = Product((Integer("a", 20, 25),))
     lost = search(tmp_path / "t", trials=3, noise_seeds=3, space=worse, sampler="grid")
     assert lost.best == lost.baseline
+
+
+def test_of_equal_means_the_baseline_stays(tmp_path: Path, inline: None) -> None:
+    from dataclasses import replace
+
+    from detsearch_cli.trials import best_of
+
+    rows = [replace(t, value=0.7) for t in search(tmp_path / "s", trials=4, noise_seeds=3).trials]
+    best = best_of(rows)
+    assert best is not None and best.baseline and best.value == 0.7
+
+
+def test_a_time_that_is_spent_ends_the_baseline_s_seeds_too(tmp_path: Path, inline: None) -> None:
+    outcome = search(tmp_path / "s", trials=4, noise_seeds=3, time_budget=0.0)
+    assert len(outcome.trials) == 1 and outcome.reason.startswith("the time budget of 0 s is spent")
+
+
+def test_no_more_candidates_are_told_of_than_the_space_has(tmp_path: Path, inline: None) -> None:
+    from detsearch_cli.search.space import Integer, Product
+
+    events: list[Event] = []
+    space = Product((Integer("a", 1, 3),))
+    search(tmp_path / "s", on_event=events.append, trials=12, noise_seeds=3, space=space)
+    told = [e.message for e in events if e.kind == "noise"]
+    assert "best of 3 equal candidates" in told[0]
 
 
 def test_a_failed_seed_leaves_the_noise_to_the_others(tmp_path: Path, inline: None) -> None:

@@ -15,6 +15,7 @@ from detsearch_cli.option import LARGEST_SEED
 from detsearch_cli.search.study import Trial
 from detsearch_cli.session.pages import luck, write_study_page
 from detsearch_cli.session.search import (
+    SEARCHED,
     Settings,
     fresh_leads,
     lead_of,
@@ -23,16 +24,20 @@ from detsearch_cli.session.search import (
     races_of,
     read_settings,
     reopened,
+    run_search,
     study_of,
     unused_seed,
 )
 from tests.recipes import SMALL
 
 
-@pytest.mark.parametrize("seeds", [0, 6])
-def test_more_seeds_than_trials_are_refused_with_the_rule(seeds: int) -> None:
+def test_more_seeds_than_trials_are_refused_with_the_rule(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="trained with 1 to 5 seeds, since all but the first count among"):
-        Settings("s", trials=5, noise_seeds=seeds)
+        new_search(
+            load_method("assign", {}), api.recipe_of(SMALL), Settings("s", trials=5, noise_seeds=6), tmp_path
+        )
+    with pytest.raises(StudyError, match="at least 1 seed, got 0"):
+        Settings("s", noise_seeds=0)
 
 
 def test_a_short_search_spends_nothing_on_its_noise_unless_told_to() -> None:
@@ -58,12 +63,23 @@ def test_the_test_of_a_finding_takes_seeds_that_the_search_did_not(study: Path) 
     seed = study_of(study).config.seed
     assert unused_seed(study, seed) == seed + 3
     assert unused_seed(study, seed + 50) == seed + 50
+    assert unused_seed(study, LARGEST_SEED - 1, 4) == seed + 3  # the range is used up, so from its beginning
+
+
+def test_what_a_later_command_says_of_the_seeds_changes_nothing(study: Path) -> None:
+    recipe = api.recipe_of(SMALL, SEARCHED)
+    later = Settings("s", trials=3, noise_seeds=2, races=False)
+    run_search(new_search(load_method("assign", {"bins": "1"}), recipe, later, study.parent))
+    kept = read_settings(study)
+    assert (kept.noise_seeds, kept.races) == (3, True)
 
 
 def test_the_page_explains_the_noise(study: Path) -> None:
     told = luck(study_of(study))
     assert told[0].startswith("The recipe as given was trained 3 times, each time with another random seed")
-    assert len(told) == 4 and told[2].startswith("Here the only candidate leads by")
+    assert told[-1].endswith(
+        ("Equal scores say nothing of the noise; train longer.", "that the search never used.")
+    )
     assert "How much of this is luck?" in write_study_page(study).read_text()
 
 

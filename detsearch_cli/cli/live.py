@@ -80,10 +80,9 @@ def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) ->
     if best.baseline:
         console.say("nothing better than the recipe as given was found")
     else:
-        console.say(
-            f"best     AP {console.percent(best.value)} ({label(best)}), chosen among many: not yet proof"
-        )
         leads = fresh_leads(result.outcome.trials)
+        which = label(best) + (f", the mean over {len(leads) + 1} seeds" if leads else "")
+        console.say(f"best     AP {console.percent(best.value)} ({which}), chosen among many: not yet proof")
         if leads:
             console.say(fresh_in_words(leads))
         elif noise is not None and lead is not None:

@@ -90,7 +90,7 @@ def run(search: Search, as_json: bool = False) -> Any:
     from detsearch_cli.cli import console, live
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.session.pages import write_study_page
-    from detsearch_cli.session.search import run_search
+    from detsearch_cli.session.search import as_begun, run_search
 
     folder = search.folder
     console.set_resume_hint(f"the study is saved in {folder}; give the same command again to go on")
@@ -101,6 +101,9 @@ def run(search: Search, as_json: bool = False) -> Any:
     if data.test is not None and data.test.name == "test":
         console.announce_scoring(data.test, "the search goes on, but what it finds cannot be tested there")
     console.announce_start(search.recipe, data.train.classes)
+    kept = as_begun(search).settings.noise_seeds
+    if kept != search.settings.noise_seeds:
+        console.say(f"note: this study keeps the {kept} seeds of the baseline that it began with")
     result = run_search(search, live.Live())
     page = write_study_page(folder)
     live.conclude(search, result, page, as_json)

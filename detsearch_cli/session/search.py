@@ -307,7 +307,7 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
 
     plan = _plan(search)
     _claim(search, plan)
-    search = _as_begun(search)
+    search = as_begun(search)
     data = load_data(search.recipe.data)
     refuse_unscored(data)
     refuse_untrainable(search.recipe, data.train.classes, search.settings.executor == "local")
@@ -342,7 +342,7 @@ def run_search(search: Search, on_event: OnEvent = lambda event: None) -> Search
     return SearchResult(search.folder, outcome, fragment)
 
 
-def _as_begun(search: Search) -> Search:
+def as_begun(search: Search) -> Search:
     """The search with the seeds that its study began with, which later commands cannot change."""
     if not (search.folder / SETTINGS).exists():
         return search

@@ -52,8 +52,8 @@ def in_short(trial: Trial) -> str:
 
 def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) -> None:
     """What was found, and what to do next."""
-    from detsearch_cli.search.noise import fresh_in_words, lead_in_words
-    from detsearch_cli.session.search import BEST, fresh_leads, lead_of, noise_of
+    from detsearch_cli.search.noise import fresh_in_words, fresh_leads, lead_in_words, lead_of, noise_of
+    from detsearch_cli.session.search import BEST
 
     best, baseline, folder = result.best, result.baseline, result.folder
     noise, lead = noise_of(result.outcome.trials), lead_of(result.outcome.trials)

@@ -211,8 +211,8 @@ def _train(
 def _tell_power(study: Path, seeds: int) -> None:
     """What the comparison can show, before it is paid for; nothing where the search did not measure its noise."""
     from detsearch_cli.cli import console
-    from detsearch_cli.search.noise import proof_in_words
-    from detsearch_cli.session.search import lead_of, noise_of, study_of
+    from detsearch_cli.search.noise import lead_of, noise_of, proof_in_words
+    from detsearch_cli.session.search import study_of
 
     trials = study_of(study).trials
     noise, lead = noise_of(trials), lead_of(trials)

@@ -28,7 +28,7 @@ from detsearch_cli.search.storage import guarded, sole_writer
 from detsearch_cli.search.study import Trial
 from detsearch_cli.search.worker import RunTrial, read_result
 from detsearch_cli.search.workforce import Workforce, read_scores
-from detsearch_cli.trials import baseline_scores, best_of
+from detsearch_cli.trials import best_of
 
 POLL_SECONDS = 0.03
 MAX_ATTEMPTS = 2
@@ -222,11 +222,11 @@ class _Search:
 
     def _tell_noise(self) -> None:
         """Once the last seed of the baseline has its outcome."""
-        from detsearch_cli.search.noise import in_words, measured
+        from detsearch_cli.search.noise import in_words, noise_of
 
         rows = [trial for trial in self.ledger.trials if trial.baseline]
         if len(rows) == self.ledger.config.noise_seeds and not any(map(trains, rows)):
-            noise = measured(baseline_scores(rows))
+            noise = noise_of(rows)
             if noise is not None:
                 candidates = self.plan.trials - (len(rows) - 1)
                 candidates -= self.plan.trials // PART if self.ledger.config.races else 0

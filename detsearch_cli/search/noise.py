@@ -13,7 +13,9 @@ from statistics import fmean
 import numpy as np
 from scipy import optimize, stats
 
-from detsearch_cli.trials import points
+from detsearch_cli.search.study import Trial
+from detsearch_cli.trials import baseline_of, baseline_scores, best_of, by_candidate, points
+from detsearch_cli.trials import candidates as candidates_of
 
 POWER = 0.8
 """Of a test that is worth running: it finds what is there in four cases of five."""
@@ -40,6 +42,34 @@ def measured(scores: Sequence[float]) -> Noise | None:
     sd = float(np.std(scores, ddof=1)) if len(set(scores)) > 1 else 0.0
     low, high = (sd * math.sqrt(free / float(stats.chi2.ppf(part, free))) for part in (0.975, 0.025))
     return Noise(tuple(scores), sd, low, high)
+
+
+def noise_of(trials: Sequence[Trial]) -> Noise | None:
+    """How much the baseline's scores differ by seed alone; None where it has fewer than two."""
+    return measured(baseline_scores(trials))
+
+
+def lead_of(trials: Sequence[Trial]) -> tuple[float, int] | None:
+    """By how much the best candidate lies above the baseline, means over seeds, and among how many; None without either."""
+    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
+    if baseline is None or best is None:
+        return None
+    return (best.value or 0.0) - (baseline.value or 0.0), len(candidates_of(trials))
+
+
+def fresh_leads(trials: Sequence[Trial]) -> list[float]:
+    """The best candidate's lead with each seed by which it was not chosen: nothing in it is the luck of the first score.
+
+    Where the baseline has the same seed the two are a pair, else the baseline's mean stands in. [] without such seeds.
+    """
+    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
+    if baseline is None or best is None:
+        return []
+    groups = {group[0].number: group for group in by_candidate(trials)}
+    pairs = {row.seed: row.value or 0.0 for row in groups[baseline.number]}
+    return [
+        (row.value or 0.0) - pairs.get(row.seed, baseline.value or 0.0) for row in groups[best.number][1:]
+    ]
 
 
 def luck(candidates: int, sd: float) -> float:

@@ -15,7 +15,6 @@ from detsearch_cli.search.space import Candidate, key
 from detsearch_cli.search.stages import answering, blocked, first_number, hang_on, length, value_at
 from detsearch_cli.search.study import Trial
 from detsearch_cli.search.worker import reason
-from detsearch_cli.trials import baseline_scores
 
 MAX_KNOWN_IN_A_ROW = 50
 MAX_REFUSED_IN_A_ROW = 10_000
@@ -102,9 +101,9 @@ class Proposer:
         config = self.ledger.config
         if not config.races:
             return "explore"
-        from detsearch_cli.search.noise import measured  # scipy, which starting a search need not wait for
+        from detsearch_cli.search.noise import noise_of  # scipy, which starting a search need not wait for
 
-        noise = measured(baseline_scores(self.ledger.trials))
+        noise = noise_of(self.ledger.trials)
         if noise is None:
             return "explore"
         step = next_step(self.ledger.trials, self.plan.trials, config.seed, noise.sd, explored)

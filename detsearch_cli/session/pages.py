@@ -16,10 +16,7 @@ from detsearch_cli.session.runs import BASELINE, COMPARISON
 from detsearch_cli.session.search import (
     BEST,
     SETTINGS,
-    fresh_leads,
     identity_of,
-    lead_of,
-    noise_of,
     read_settings,
     recipe_of,
     study_of,
@@ -49,6 +46,7 @@ def write_study_page(folder: Path) -> Path:
     """Write the page of the study in `folder`; returns its path. Raises StudyError."""
     from detsearch_cli.engine.versions import versions
     from detsearch_cli.report.page import StudyPage
+    from detsearch_cli.search.noise import noise_of
 
     settings, study = read_settings(folder), study_of(folder)
     recipe, best = recipe_of(study, settings), study.best
@@ -90,7 +88,14 @@ def write_study_page(folder: Path) -> Path:
 
 def luck(study: Study) -> list[str]:
     """How much of a difference between two trainings of this search may be luck, for a person without statistics."""
-    from detsearch_cli.search.noise import findable, fresh_in_words, lead_in_words
+    from detsearch_cli.search.noise import (
+        findable,
+        fresh_in_words,
+        fresh_leads,
+        lead_in_words,
+        lead_of,
+        noise_of,
+    )
     from detsearch_cli.search.noise import luck as by_luck
     from detsearch_cli.trials import points
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from detsearch_cli.fragments import Fragment
     from detsearch_cli.recipe import Recipe
     from detsearch_cli.search.config import SamplerChoice
-    from detsearch_cli.search.noise import Noise
     from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared, Refused
     from detsearch_cli.search.space import Candidate
     from detsearch_cli.search.study import Study, Trial
@@ -501,40 +500,6 @@ def label(trial: Trial) -> str:
 
 
 # ---------------------------------------------------------------------- what a study found
-
-
-def noise_of(trials: Sequence[Trial]) -> Noise | None:
-    """How much the baseline's scores differ by seed alone; None where it has fewer than two."""
-    from detsearch_cli.search.noise import measured
-    from detsearch_cli.trials import baseline_scores
-
-    return measured(baseline_scores(trials))
-
-
-def lead_of(trials: Sequence[Trial]) -> tuple[float, int] | None:
-    """By how much the best candidate lies above the baseline, means over seeds, and among how many; None without either."""
-    from detsearch_cli.trials import baseline_of, best_of, candidates
-
-    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
-    if baseline is None or best is None:
-        return None
-    return (best.value or 0.0) - (baseline.value or 0.0), len(candidates(trials))
-
-
-def fresh_leads(trials: Sequence[Trial]) -> list[float]:
-    """The best candidate's lead with each seed by which it was not chosen: nothing in it is the luck of the choice.
-
-    Where the baseline has the same seed the two are a pair, else the baseline's mean stands in. [] without such seeds.
-    """
-    from detsearch_cli.trials import baseline_of, best_of, by_candidate
-
-    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
-    if baseline is None or best is None:
-        return []
-    groups = {group[0].number: group for group in by_candidate(trials)}
-    pairs = {row.seed: row.value or 0.0 for row in groups[baseline.number]}
-    further = groups[best.number][1:]
-    return [(row.value or 0.0) - pairs.get(row.seed, baseline.value or 0.0) for row in further]
 
 
 def unused_seed(folder: Path, given: int, count: int = 1) -> int:

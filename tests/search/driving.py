@@ -147,6 +147,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
+def killed_at(folder: Path, counts: tuple[int, ...], **changes: Any) -> list[tuple[Any, ...]]:
+    """A search killed when so many trainings have begun, each time begun again; the story of what it ends with."""
+    for count in counts:
+        running = process(folder, "short", **changes)
+        wait_for(lambda count=count: len(begun(folder)) >= count)
+        running.kill()
+        running.join()
+    last = process(folder, "short", **changes)
+    last.join()
+    assert last.exitcode == 0
+    return story(read(folder))
+
+
 def begun(folder: Path) -> list[Path]:
     """Trial folders in which training has begun."""
     return sorted(path.parent for path in folder.glob("trials/*/begun"))

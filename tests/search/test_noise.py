@@ -13,7 +13,7 @@ from scipy import stats
 
 from detsearch_cli.search import coordinator, noise
 from detsearch_cli.search.coordinator import Event
-from tests.search.driving import Inline, begun, process, read, search, story, wait_for
+from tests.search.driving import Inline, killed_at, search, story
 
 DRAWS = 200_000
 
@@ -180,15 +180,7 @@ def test_a_failed_seed_leaves_the_noise_to_the_others(tmp_path: Path, inline: No
 def test_a_killed_search_with_seeds_of_the_baseline_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     changes = {"trials": 8, "noise_seeds": 3, "jobs": 2, "sampler": "dycors"}
     whole = story(search(tmp_path / "whole", "short", **changes).trials)
-    folder = tmp_path / "killed"
-    for count in (2, 3, 6):
-        running = process(folder, "short", **changes)
-        wait_for(lambda count=count: len(begun(folder)) >= count)
-        running.kill()
-        running.join()
-    last = process(folder, "short", **changes)
-    last.join()
-    assert last.exitcode == 0 and story(read(folder)) == whole
+    assert killed_at(tmp_path / "killed", (2, 3, 6), **changes) == whole
 
 
 def test_a_study_of_before_goes_on_with_one_seed(tmp_path: Path, inline: None) -> None:

@@ -14,7 +14,7 @@ from detsearch_cli.search.racing import Again, _starters, next_step
 from detsearch_cli.search.space import Integer, Product
 from detsearch_cli.search.study import Trial
 from detsearch_cli.trials import best_of
-from tests.search.driving import Inline, begun, process, read, search, story, wait_for
+from tests.search.driving import Inline, killed_at, search, story
 
 SD = 0.02
 
@@ -142,15 +142,7 @@ def test_a_search_trains_its_leaders_again_and_the_sampler_never_hears_of_it(
 def test_the_same_trials_whether_killed_or_not_and_with_several_jobs(tmp_path: Path) -> None:
     changes = {"trials": 12, "noise_seeds": 3, "races": True, "jobs": 2, "sampler": "dycors", "space": LINE}
     whole = story(search(tmp_path / "whole", "short", **changes).trials)
-    folder = tmp_path / "killed"
-    for count in (5, 10, 11):
-        running = process(folder, "short", **changes)
-        wait_for(lambda count=count: len(begun(folder)) >= count)
-        running.kill()
-        running.join()
-    last = process(folder, "short", **changes)
-    last.join()
-    assert last.exitcode == 0 and story(read(folder)) == whole
+    assert killed_at(tmp_path / "killed", (5, 10, 11), **changes) == whole
 
 
 def test_an_extended_search_explores_before_it_races_again(tmp_path: Path, inline: None) -> None:

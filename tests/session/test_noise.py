@@ -12,13 +12,12 @@ from detsearch_cli import api
 from detsearch_cli.errors import StudyError
 from detsearch_cli.methods.base import load_method
 from detsearch_cli.option import LARGEST_SEED
+from detsearch_cli.search.noise import fresh_leads, lead_of
 from detsearch_cli.search.study import Trial
 from detsearch_cli.session.pages import luck, write_study_page
 from detsearch_cli.session.search import (
     SEARCHED,
     Settings,
-    fresh_leads,
-    lead_of,
     new_search,
     noise_seeds_of,
     races_of,

@@ -1,28 +1,37 @@
-"""How good is the candidate that a search chooses, where scores differ by seed alone? Simulated, without trainings.
+"""How good is what a search chooses, where scores differ by seed alone? Simulated, without trainings.
 
-    python benchmarks/noisy_search.py                   # 500 searches a line, a minute
+    python benchmarks/noisy_search.py                   # 500 searches a line, some minutes
     python benchmarks/noisy_search.py --searches 50
 
-`highest score`: every trial is a new candidate, the highest score wins. `racing`: three seeds of the baseline and a quarter
-of the trials for the leaders (search/racing.py), the same number of trainings. Candidates are drawn at random from a
-smooth landscape of d numbers whose best value lies `gain` above the baseline's. Values are AP points above the
-baseline: `best seen` of the true values, `chosen` the chosen one's (0 for the baseline), `worse` the part of searches that
-choose something worse than the baseline.
+`highest score`: every trial is a new candidate, the highest score wins. `auto`: three seeds of the baseline, a quarter of
+the trials for the leaders (search/racing.py), and the candidate of highest expected value (detsearch_cli/estimates.py),
+unless that is the baseline; the same number of trainings, `saved` of them by an early end (search/stopping.py). `to the
+end`: without that. Candidates are drawn at random from a smooth landscape of d numbers whose best value lies `gain` above
+the baseline's.
+
+Values are AP points above the baseline, means over the searches. `best seen`: the highest true value among the candidates
+that the first rule trains, the baseline included. `chosen`: the true value of what is chosen. `regret`: what is missing to
+`best seen`. `worse`: in how many searches the chosen one is worse than the baseline. `announced`: in how many a candidate
+is called better than the baseline, `wrongly`: without being so. `held`: how many of the leaders' 95% intervals hold the
+true gain.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from _kernels import columns
 
+from detsearch_cli.estimates import Gain
 from detsearch_cli.search.noise import measured
 from detsearch_cli.search.racing import Again, next_step
+from detsearch_cli.search.stopping import unbeatable
 from detsearch_cli.search.study import Trial
-from detsearch_cli.trials import baseline_scores, best_of
+from detsearch_cli.trials import SURE, baseline_scores, leader_of
 
 SEEDS = 3  # of the baseline
 MOST_SEEDS = 40
@@ -81,42 +90,82 @@ def highest(world: World) -> int:
     return int(world.scores[:, 0].argmax())
 
 
-def race(world: World, trials: int) -> int:
-    """The candidate that a race chooses."""
-    rows = [trial(k, world.scores[0, k], None, k, 0 if k else None) for k in range(SEEDS)]
+@dataclass(frozen=True)
+class Found:
+    """What a search with its noise measured ends with. chosen, leader: candidates, 0 the baseline."""
+
+    chosen: int
+    leader: int
+    gain: Gain
+    saved: int
+
+
+def race(world: World, trials: int, early: bool) -> Found:
+    """The search as the coordinator runs it, one trial after the other."""
+    rows = [trial(k, world.scores[0, k] / 100, None, k, 0 if k else None) for k in range(SEEDS)]
     drawn = 0
     noise = measured(baseline_scores(rows))
     assert noise is not None
-    while sum(row.trained for row in rows) < trials:
+    while (left := trials - sum(row.trained for row in rows)) > 0:
         step = next_step(rows, trials, 0, noise.sd, False)
+        if early and unbeatable(rows, 0 if isinstance(step, Again) else left) is not None:
+            break
         if isinstance(step, Again):
             assert step.first.candidate is not None
             which = step.first.candidate["c"]
-            score = world.scores[which, step.offset]
+            score = world.scores[which, step.offset] / 100
             rows.append(trial(len(rows), score, which, step.offset, step.first.number))
         else:
             drawn += 1
-            rows.append(trial(len(rows), world.scores[drawn, 0], drawn, 0, None))
-    best = best_of(rows)
-    assert best is not None
-    return 0 if best.candidate is None else int(best.candidate["c"])
+            rows.append(trial(len(rows), world.scores[drawn, 0] / 100, drawn, 0, None))
+    found = leader_of(rows)
+    assert found is not None and found.gain is not None and found.trial.candidate is not None
+    leader = int(found.trial.candidate["c"])
+    return Found(leader if found.gain.expected > 0 else 0, leader, found.gain, left)
+
+
+def line(world: Sequence[World], found: Sequence[Found]) -> list[str]:
+    """What `auto` reached."""
+    pairs = list(zip(world, found, strict=True))
+    announced = np.array([f.gain.better >= SURE for f in found])
+    truth = np.array([w.true[f.leader] for w, f in pairs])
+    held = np.array(
+        [f.gain.low - 1e-4 <= t / 100 <= f.gain.high + 1e-4 for f, t in zip(found, truth, strict=True)]
+    )
+    return [
+        f"{100 * announced.mean():.0f}%",
+        f"{100 * (announced & (truth <= 0)).mean():.0f}%",
+        f"{100 * held.mean():.0f}%",
+        f"{np.mean([f.saved for f in found]):.1f}",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--searches", type=int, default=500)
     searches = parser.parse_args().searches
-    lines = [["", "trials", "noise", "rule", "best seen", "chosen", "worse"]]
+    head = ["", "trials", "noise", "rule", "best seen", "chosen", "regret", "worse"]
+    lines = [[*head, "announced", "wrongly", "held", "saved"]]
     for cell in CELLS:
         worlds = [World(cell, seed) for seed in range(searches)]
-        best = np.mean([max(world.true.max(), 0.0) for world in worlds])
-        for rule in ("highest score", "racing"):
-            picked = [highest(w) if rule == "highest score" else race(w, cell.trials) for w in worlds]
+        best = np.mean([world.true.max() for world in worlds])
+        for rule in ("highest score", "auto", "to the end"):
+            found = [race(w, cell.trials, rule == "auto") for w in worlds] if rule != "highest score" else []
+            picked = [f.chosen for f in found] or [highest(w) for w in worlds]
             values = np.array([world.true[i] for world, i in zip(worlds, picked, strict=True)])
-            worse = f"{100 * (values < 0).mean():.0f}%"
-            name, told = (cell.name, f"{best:.1f}") if rule == "highest score" else ("", "")
+            first = rule == "highest score"
             lines.append(
-                [name, str(cell.trials), f"{cell.noise:g}", rule, told, f"{values.mean():+.2f}", worse]
+                [
+                    cell.name if first else "",
+                    str(cell.trials),
+                    f"{cell.noise:g}",
+                    rule,
+                    f"{best:.1f}" if first else "",
+                    f"{values.mean():+.2f}",
+                    f"{best - values.mean():.2f}",
+                    f"{100 * (values < 0).mean():.0f}%",
+                    *(line(worlds, found) if found else ["", "", "", ""]),
+                ]
             )
     columns(lines)
 

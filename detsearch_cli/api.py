@@ -145,6 +145,7 @@ def search(
     trials: int = 20,
     noise_seeds: int | None = None,
     repeats: str = "auto",
+    early_stop: bool | None = None,
     time_budget: float | None = None,
     sampler: str | Mapping[str, Any] | None = None,
     jobs: int = 1,
@@ -157,9 +158,10 @@ def search(
     """Search with a method, "assign" say, for what is laid over the recipe; the same call goes on where it was.
 
     options: the method's own. noise_seeds: trainings of the baseline, each with another seed, which tell what is luck; None:
-    as on the command line. repeats: "auto" to train the leaders again with further seeds, or "1". time_budget: seconds. As
-    on the command line, a training is scored at its end alone and keeps its images in memory unless the recipe says
-    otherwise. Raises what session.search.run_search raises.
+    as on the command line. repeats: "auto" to train the leaders again with further seeds, or "1". early_stop: end where no
+    candidate can overtake the best any more; None: with repeats "auto". time_budget: seconds. As on the command line, a
+    training is scored at its end alone and keeps its images in memory unless the recipe says otherwise. Raises what
+    session.search.run_search raises.
     """
     from detsearch_cli.methods.base import load_method
     from detsearch_cli.recipe import with_fragment
@@ -167,7 +169,17 @@ def search(
     made = load_method(method, options or {})
     seeds = noise_seeds_of(trials, noise_seeds)
     races = races_of(repeats, seeds)
-    settings = Settings(name, storage, trials, seeds, races, time_budget, jobs, executor)
+    settings = Settings(
+        name=name,
+        storage=storage,
+        trials=trials,
+        noise_seeds=seeds,
+        races=races,
+        stops=races if early_stop is None else early_stop,
+        time_budget=time_budget,
+        jobs=jobs,
+        executor=executor,
+    )
     below = {**SEARCHED, **made.defaults}
     wanted = new_search(made, recipe_of(recipe, below), settings, Path(out), sampler)
     result = run_search(wanted, on_event)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeGuard, TypeVar
 
 from detsearch_cli.reading import number
+
+if TYPE_CHECKING:
+    from detsearch_cli.estimates import Estimates, Gain
+
+SURE = 0.8
+"""A candidate is announced as better than the baseline where that is at least so probable."""
 
 
 class TrialLike(Protocol):
@@ -15,7 +21,8 @@ class TrialLike(Protocol):
 
     candidate: None for the baseline, which may be trained with several seeds. state: running, complete, stopped, failed
     or repeat. value: a fraction, None until it is known; that of a stopped trial belongs to a shorter training. reason:
-    why it failed. again_of: the number of the trial of the same recipe with the study's own seed; this one has another.
+    why it failed. again_of: the number of the trial of the same recipe with the study's own seed; this one has another
+    `seed`.
     """
 
     @property
@@ -32,6 +39,8 @@ class TrialLike(Protocol):
     def reason(self) -> str | None: ...
     @property
     def again_of(self) -> int | None: ...
+    @property
+    def seed(self) -> int | None: ...
 
 
 def scores_in(content: Any) -> list[tuple[int, float | None]]:
@@ -86,11 +95,19 @@ def candidates(trials: Sequence[T]) -> list[T]:
 
 
 def by_candidate(trials: Sequence[T]) -> list[list[T]]:
-    """The scored trials of each recipe, its first seed in front; the baseline's among them. By number of the first."""
+    """The scored trials of each recipe, its first seed in front; the baseline's among them. By number of the first.
+
+    A candidate whose training has failed with one of its seeds is left out: it cannot be relied on.
+    """
+    unsteady = {t.again_of for t in trials if failed(t) and t.candidate is not None}
     groups: dict[int, list[T]] = {}
     for trial in scored(trials):
         groups.setdefault(trial.number if trial.again_of is None else trial.again_of, []).append(trial)
-    return [group for number, group in sorted(groups.items()) if group[0].number == number]
+    return [
+        group
+        for number, group in sorted(groups.items())
+        if group[0].number == number and number not in unsteady
+    ]
 
 
 def baseline_scores(trials: Sequence[TrialLike]) -> list[float]:
@@ -111,16 +128,92 @@ def baseline_of(trials: Sequence[T]) -> T | None:
     return next((mean_of(group) for group in by_candidate(trials) if group[0].candidate is None), None)
 
 
-def best_of(trials: Sequence[T]) -> T | None:
-    """The recipe of highest mean over its seeds: the baseline, or one of the candidates with the most seeds.
+@dataclass(frozen=True)
+class Leader(Generic[T]):
+    """The candidate to rely on first. trial: its first one, with the mean over its `seeds` as value.
 
-    Fewer seeds are no equal terms: the highest score of many is luck, which further seeds have taken from the others.
-    Of equals the earliest, so that a tie with the baseline stays the baseline.
+    gain: what is expected of it over the baseline; None where the noise is not measured.
+    """
+
+    trial: T
+    seeds: int
+    gain: Gain | None
+
+
+def estimated(trials: Sequence[T]) -> tuple[list[list[T]], Estimates] | None:
+    """The scored trials of each recipe, the baseline's first, and what they say of the recipes' true values.
+
+    None where that is unknown: the baseline or every candidate is without a score, or no recipe has two seeds.
     """
     groups = by_candidate(trials)
-    most = max((len(group) for group in groups if group[0].candidate is not None), default=0)
-    rivals = [mean_of(g) for g in groups if g[0].candidate is None or len(g) == most]
-    return max(rivals, key=lambda t: (t.value or 0.0, -t.number), default=None)
+    own = [group for group in groups if group[0].candidate is None]
+    groups = own[:1] + [group for group in groups if group[0].candidate is not None]
+    # one without a seed is of a version that trained everything with the study's
+    scores = [{-1 if t.seed is None else t.seed: t.value or 0.0 for t in group} for group in groups]
+    if not own or len(groups) < 2 or all(len(by_seed) < 2 for by_seed in scores):
+        return None
+    from detsearch_cli.estimates import estimate  # numpy and scipy, for which reading trials need not wait
+
+    return groups, estimate(scores)
+
+
+def leader_of(trials: Sequence[T]) -> Leader[T] | None:
+    """The candidate of highest expected value; where the noise is not measured, of highest mean. None without a score.
+
+    Of equals the earliest.
+    """
+    known_values = estimated(trials)
+    if known_values is None:
+        groups = [group for group in by_candidate(trials) if group[0].candidate is not None]
+        means = [mean_of(group) for group in groups]
+        best = max(means, key=lambda t: (t.value or 0.0, -t.number), default=None)
+        return None if best is None else Leader(best, len(groups[means.index(best)]), None)
+    groups, estimates = known_values
+    group = groups[estimates.leader]
+    return Leader(mean_of(group), len(group), estimates.gain(estimates.leader))
+
+
+def gains_of(trials: Sequence[T]) -> list[Leader[T]]:
+    """Every candidate with what is expected of it, the highest first; [] where the noise is not measured."""
+    known_values = estimated(trials)
+    if known_values is None:
+        return []
+    groups, estimates = known_values
+    candidates = [
+        Leader(mean_of(group), len(group), estimates.gain(number))
+        for number, group in enumerate(groups)
+        if number > 0
+    ]
+    return sorted(candidates, key=lambda c: -c.gain.expected if c.gain else 0.0)
+
+
+def best_of(trials: Sequence[T]) -> T | None:
+    """The leader where it is better than the baseline with a probability of 80%, else the baseline.
+
+    Where the noise is not measured it is the recipe of highest value; of equals the earliest, so that a tie with the
+    baseline stays the baseline.
+    """
+    leader, baseline = leader_of(trials), baseline_of(trials)
+    if leader is None or baseline is None:
+        return baseline if leader is None else leader.trial
+    if leader.gain is not None:
+        return leader.trial if leader.gain.better >= SURE else baseline
+    return max((leader.trial, baseline), key=lambda t: (t.value or 0.0, -t.number))
+
+
+def gain_in_words(gain: Gain) -> str:
+    """`expected gain +1.2 AP (95%: −0.5 to +3.1), better than the baseline with 87%`."""
+    reach = f"{points(gain.low, signed=True)} to {points(gain.high, signed=True)}"
+    return (
+        f"expected gain {points(gain.expected, signed=True)} AP (95%: {reach}), better than the baseline with "
+        f"{percent(gain.better)}"
+    )
+
+
+def percent(probability: float) -> str:
+    """`87%`; never 0% or 100%, which nothing is."""
+    whole = round(100 * probability)
+    return "under 1%" if whole < 1 else "over 99%" if whole > 99 else f"{whole}%"
 
 
 def points(fraction: float | None, signed: bool = False) -> str:

@@ -72,7 +72,8 @@ def _search(method: type[Method]) -> Callable[..., None]:
             storage=search.storage,
             trials=search.trials,
             noise_seeds=seeds,
-            races=races_of(search.repeats, seeds),
+            races=(races := races_of(search.repeats, seeds)),
+            stops=races if search.early_stop is None else search.early_stop,
             time_budget=None if search.time_budget is None else search.time_budget * 60,
             jobs=search.jobs,
             executor=search.executor,
@@ -118,31 +119,36 @@ def _train_found(method: type[Method]) -> Callable[..., None]:
 
     @with_options(options=RecipeOptions, study=StudyOptions, runs=RunsOptions)
     def command(options: RecipeOptions, study: StudyOptions, runs: RunsOptions) -> None:
-        train_study(method(), options, study.study, runs)
+        train_study(method(), options, study.study, runs, study.trial)
 
     return command
 
 
-def train_study(method: Method, options: RecipeOptions, study: Path | None, runs: RunsOptions) -> None:
-    """Train the finding of a study, and what --baseline and --against ask for beside it."""
+def train_study(
+    method: Method, options: RecipeOptions, study: Path | None, runs: RunsOptions, trial: int | None = None
+) -> None:
+    """Train the finding of a study, or the candidate of a trial, and what --baseline and --against ask for beside it."""
     from detsearch_cli.cli import console
     from detsearch_cli.errors import RecipeError
-    from detsearch_cli.session.search import final_recipe, finding_of
+    from detsearch_cli.session.search import final_recipe, finding_of, study_of
 
     if study is None and not runs.against:
         raise RecipeError(
             f"{method.name()} train needs something to test: give --study, or --against FILE with a fragment such "
             "as best.yaml; `detsearch train` trains a recipe as it is"
         )
+    if study is None and trial is not None:
+        raise RecipeError("--trial is one of a study; name it by --study")
     below = final_recipe(study).model_dump(mode="json") if study else dict(method.defaults)
-    recipe, finding = options.compose(below), finding_of(study) if study else {}
+    recipe, finding = options.compose(below), finding_of(study, trial) if study else {}
     baseline = runs.baseline
     if study is not None and not finding:
         console.say(
             f"{study} found nothing better than the recipe as given; that is trained, there is no other"
+            f"{' but what --trial names' if study_of(study).leader else ''}"
         )
         baseline = True
-    _train(method, recipe, finding, runs, study, baseline)
+    _train(method, recipe, finding, runs, study, baseline, trial)
 
 
 def _train_own(method: type[Method]) -> Callable[..., None]:
@@ -160,7 +166,13 @@ def _train_own(method: type[Method]) -> Callable[..., None]:
 
 
 def _train(
-    method: Method, recipe: Recipe, finding: Fragment, runs: RunsOptions, study: Path | None, baseline: bool
+    method: Method,
+    recipe: Recipe,
+    finding: Fragment,
+    runs: RunsOptions,
+    study: Path | None,
+    baseline: bool,
+    trial: int | None = None,
 ) -> None:
     from detsearch_cli import api
     from detsearch_cli.cli import console
@@ -179,14 +191,18 @@ def _train(
     for note in method.notes(recipe):
         console.say(f"note: {note}")
     last = list(every.values())[-1]
-    folder = runs.out or (study / "final" if study else api.default_folder(last, method.name()))
+    folder = runs.out or (
+        study / ("final" if trial is None else f"final-trial{trial}")
+        if study
+        else api.default_folder(last, method.name())
+    )
     console.set_resume_hint(f"the runs are saved in {folder}; give the same command again to go on")
     first = unused_seed(study, recipe.seed, runs.seeds) if study else recipe.seed
     if study is not None and first != recipe.seed:
         console.say(f"note: the seeds are {first} and on: the search has used {recipe.seed} or one after it")
     seeds, placement = [first + i for i in range(runs.seeds)], Placement(runs.jobs, runs.executor)
     if study is not None and len(every) > 1:
-        _tell_power(study, runs.seeds)
+        _tell_power(study, runs.seeds, trial)
     content: dict[str, Any] = {"folder": str(folder)}
     with callbacks() as progress:
         if len(every) > 1:
@@ -208,15 +224,18 @@ def _train(
         console.emit_json(content)
 
 
-def _tell_power(study: Path, seeds: int) -> None:
+def _tell_power(study: Path, seeds: int, trial: int | None) -> None:
     """What the comparison can show, before it is paid for; nothing where the search did not measure its noise."""
     from detsearch_cli.cli import console
-    from detsearch_cli.search.noise import lead_of, noise_of, proof_in_words
+    from detsearch_cli.search.noise import noise_of, proof_in_words
     from detsearch_cli.session.search import study_of
+    from detsearch_cli.trials import gains_of
 
     trials = study_of(study).trials
-    noise, lead = noise_of(trials), lead_of(trials)
-    told = None if noise is None else proof_in_words(seeds, lead[0] if lead else 0.0, noise)
+    noise = noise_of(trials)
+    # what is tested by default has the highest
+    tested = [c.gain.expected for c in gains_of(trials) if c.gain and trial in (None, c.trial.number)]
+    told = None if noise is None else proof_in_words(seeds, tested[0] if tested else 0.0, noise)
     if told is not None:
         console.say(f"note: {told}")
 

@@ -249,6 +249,13 @@ class SearchOptions:
             max=MOST_TRIALS,
         ),
     ] = None
+    early_stop: Annotated[
+        bool | None,
+        _option(
+            "End where no candidate can overtake the best any more; default: with --repeats auto.",
+            panel="Search",
+        ),
+    ] = None
     repeats: Annotated[
         str,
         _option(
@@ -328,6 +335,10 @@ class StudyOptions:
         _option(
             "Take recipe and best.yaml from this study; other options lie over the recipe.", panel="Study"
         ),
+    ] = None
+    trial: Annotated[
+        int | None,
+        _option("In the place of best.yaml: the candidate of this trial.", panel="Study", min=1),
     ] = None
 
 

@@ -13,6 +13,7 @@ from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_TRIALS
 
 app = typer.Typer(name="study", cls=Group, no_args_is_help=True, help=__doc__)
 MOST_REASONS = 5
+MOST_GAINS = 10
 Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
 Storage = Annotated[str | None, typer.Option(help="Ledger database URL, where it is not in the folder.")]
 
@@ -87,13 +88,16 @@ def show(
 ) -> None:
     """Every trial of a study."""
     from detsearch_cli.cli import console
-    from detsearch_cli.cli.live import in_short, label
+    from detsearch_cli.cli.live import as_json_of, in_short, label
     from detsearch_cli.search.refusals import reasons
     from detsearch_cli.search.study import to_json
+    from detsearch_cli.session.search import standing
+    from detsearch_cli.trials import gains_of, percent, points
 
     study, refused = _opened(folder, name, storage), reasons(folder)
     if json:
-        console.emit_json({**to_json(study), "refused": refused})
+        gains = [as_json_of(candidate) for candidate in gains_of(study.trials)]
+        console.emit_json({**to_json(study), "gains": gains, "refused": refused})
         return
     rows = [
         [
@@ -110,8 +114,28 @@ def show(
     )
     for reason, count in list(refused.items())[:MOST_REASONS]:
         console.say(f"refused before training: {count} x {reason}")
-    if study.best is not None:
-        console.say(f"best: {label(study.best)}, AP {console.percent(study.best.value)}")
+    expected = [
+        [
+            label(candidate.trial),
+            console.percent(candidate.trial.value),
+            str(candidate.seeds),
+            points(gain.expected, signed=True),
+            f"{points(gain.low, signed=True)} to {points(gain.high, signed=True)}",
+            percent(gain.better),
+        ]
+        for candidate in gains_of(study.trials)[:MOST_GAINS]
+        if (gain := candidate.gain) is not None
+    ]
+    if expected:
+        console.table(
+            "what is expected over the baseline",
+            ["candidate", "AP", "seeds", "gain", "95%", "better with"],
+            expected,
+        )
+    best, leader = study.best, study.leader
+    if best is not None:
+        told = label(best) if best.baseline or leader is None else standing(leader)
+        console.say(f"best: {told}" + (f", AP {console.percent(best.value)}" if best.baseline else ""))
 
 
 @app.command("resume")

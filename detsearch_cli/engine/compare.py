@@ -111,6 +111,20 @@ def _percentiles(metric: str, a: np.ndarray, b: np.ndarray) -> Comparison:
     )
 
 
+def image_variance(split: Split, tables: Sequence[DetectionTable], resamples: int = 100) -> float:
+    """Variance of one detector's AP beside the others', due to the choice of images: half of what differences have.
+
+    tables: of detectors that differ by their seed, at least two. Bootstrap, the same draws for all; the mean over pairs.
+    Raises EvaluationError for detections that do not fit the split.
+    """
+    rng, images = np.random.default_rng(0), len(split)
+    weights = rng.multinomial(images, np.full(images, 1 / images), resamples)
+    scores = np.stack([resampled(split, table, weights) for table in tables])
+    # half the mean square of the differences of all pairs is the variance among the detectors of what they do in a draw
+    varying = scores - np.nanmean(scores, axis=1, keepdims=True)
+    return float(np.nanmean(np.var(varying, axis=0, ddof=1)))
+
+
 def resampled(split: Split, table: DetectionTable, weights: np.ndarray, *, metric: str = "AP") -> np.ndarray:
     """COCO's `metric` with image i counted weights[b, i] times. weights (B, N) integers -> (B,) float64.
 

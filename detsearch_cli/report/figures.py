@@ -7,6 +7,7 @@ Every chart exists at two widths, because text in a picture scaled down to a pho
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.files import SIGNATURE
 from detsearch_cli.lettering import families, legible, visible
-from detsearch_cli.trials import TrialLike, best_of, failed, known, points, scored, stopped
+from detsearch_cli.trials import (
+    Leader,
+    TrialLike,
+    best_of,
+    failed,
+    gain_in_words,
+    gains_of,
+    known,
+    leader_of,
+    points,
+    scored,
+    stopped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,11 +81,15 @@ def ap_per_trial(
     """Score of every trial, best so far, baseline dashed, failed trials on the axis. Returns SVG text.
 
     Source: Tao et al. 2021 (HPS-Det), Figure 2. rows: values as fractions, drawn in points. noise: standard deviation of
-    the baseline over seeds, drawn as a band around its mean.
+    the baseline over seeds, drawn as a band around its mean. Where it is measured, what is expected of each candidate
+    stands in the place of the best so far: a diamond with its 95% interval.
     """
     with _style():
         canvas, ax = _canvas(width, 3.9 if width > 5 else 3.3)
-        labels = _draw_scores(ax, rows)
+        expected = gains_of(rows)
+        labels = _draw_scores(ax, rows, so_far=not expected)
+        if baseline is not None and expected:
+            labels.append(_draw_gains(ax, expected, baseline))
         if baseline is not None and noise is not None:
             band = 100 * (baseline - noise), 100 * (baseline + noise)
             ax.axhspan(*band, color=COLOURS["baseline"], alpha=0.13, lw=0, label="noise of one training")
@@ -90,7 +107,20 @@ def ap_per_trial(
         return _svg(canvas, f"trials-{width:g}", _trials_alt(rows, baseline, metric))
 
 
-def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]:
+def _draw_gains(ax: Axes, expected: Sequence[Leader[Any]], baseline: float) -> tuple[float, str]:
+    """A diamond and an interval for each candidate. Returns the leader's label at the right."""
+    colour = COLOURS["accent"]
+    gains = [(candidate.trial.number, candidate.gain) for candidate in expected if candidate.gain is not None]
+    at = [number for number, _ in gains]
+    middle = [100 * (baseline + gain.expected) for _, gain in gains]
+    for number, gain in gains:
+        reach = [100 * (baseline + gain.low), 100 * (baseline + gain.high)]
+        ax.plot([number, number], reach, lw=2.4, color=colour, alpha=0.35, solid_capstyle="round")
+    ax.plot(at, middle, "D", ms=4.4, mew=0, color=colour, label="expected, 95%")
+    return middle[0], colour
+
+
+def _draw_scores(ax: Axes, rows: Sequence[TrialLike], so_far: bool) -> list[tuple[float, str]]:
     """Dots, the best so far, and hollow dots of stopped trials. Returns the labels at the right: value, colour."""
     done, labels = scored(rows), []
     small = 3.2 if len(rows) > 120 else 4.6
@@ -99,38 +129,22 @@ def _draw_scores(ax: Axes, rows: Sequence[TrialLike]) -> list[tuple[float, str]]
         for kind, colour, label in ((done, "dot", "trial"), (own if len(own) > 1 else [], "baseline", None)):
             at = [r.number for r in kind], [100 * (r.value or 0.0) for r in kind]
             ax.plot(*at, "o", ms=small, color=COLOURS[colour], mew=0, label=label)
-        numbers, best_so_far = [r.number for r in done], _best_so_far(done)
-        # a step, not a slope: nothing was known between two trials
-        ax.step(numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far")
         best = best_of(done)
         if best is not None:
             ring = best.number, 100 * (best.value or 0.0)
             ax.plot(*ring, "o", ms=8.5, mfc="none", mec=COLOURS["accent"], mew=1.8)
-        labels.append((best_so_far[-1], COLOURS["accent"]))
+        if so_far:
+            best_so_far = list(itertools.accumulate((100 * (r.value or 0.0) for r in done), max))
+            # a step, not a slope: nothing was known between two trials
+            numbers = [r.number for r in done]
+            ax.step(numbers, best_so_far, where="post", lw=2, color=COLOURS["accent"], label="best so far")
+            labels.append((best_so_far[-1], COLOURS["accent"]))
     short = [(r.number, 100 * r.value) for r in rows if stopped(r) and known(r.value)]
     if short:
         # hollow: the score of a shorter training is not measured with the others
         style: dict[str, Any] = {"ms": small, "mfc": "none", "mec": COLOURS["muted"], "mew": 1.0}
         ax.plot(*zip(*short, strict=True), "o", label="stopped early", **style)
     return labels
-
-
-def _best_so_far(done: Sequence[TrialLike]) -> list[float]:
-    """After each scored trial, in points: `trials.best_of` what was known then, whose rule this follows."""
-    values: dict[int, list[float]] = {}
-    baseline: list[float] = []
-    found: list[float] = []
-    tops: dict[int, float] = {}  # number of seeds -> highest mean of a candidate that has as many
-    for row in done:
-        own = values.setdefault(row.number if row.again_of is None else row.again_of, [])
-        own.append(100 * (row.value or 0.0))
-        if row.candidate is None:
-            baseline = own
-        else:
-            tops[len(own)] = max(tops.get(len(own), float("-inf")), sum(own) / len(own))
-        known_best = [sum(baseline) / len(baseline)] if baseline else []
-        found.append(max([*known_best, *([tops[max(tops)]] if tops else [])]))
-    return found
 
 
 def _finish_trials(ax: Axes, numbers: Sequence[int], metric: str, scaled: bool, broken: bool) -> None:
@@ -151,6 +165,9 @@ def _trials_alt(rows: Sequence[TrialLike], baseline: float | None, metric: str) 
         text += f", {early} stopped early"
     if best is not None:
         text += f"; best {points(best.value)} at trial {best.number}"
+    leader = leader_of(rows)
+    if leader is not None and leader.gain is not None:
+        text += f"; trial {leader.trial.number} leads, {gain_in_words(leader.gain)}"
     return text + (f"; baseline {points(baseline)}." if known(baseline) else ".")
 
 

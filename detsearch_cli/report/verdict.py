@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from detsearch_cli.trials import TrialLike, baseline_of, best_of, candidates, failed, known, points
+from detsearch_cli.trials import (
+    SURE,
+    Leader,
+    TrialLike,
+    baseline_of,
+    best_of,
+    candidates,
+    failed,
+    gain_in_words,
+    known,
+    leader_of,
+    percent,
+    points,
+)
 from detsearch_cli.verdicts import verdict
 
 UNLEARNED = 0.01  # a detector below this AP is still at the start of its training
@@ -69,8 +82,9 @@ def judge(
     if best is None:
         return _without_scores(rows)
     own = candidates(rows)
+    leader = leader_of(rows)
     if best.candidate is None:
-        return _baseline_won(best, own, split, metric)
+        return _baseline_won(best, own, leader, split, metric)
     if comparison is not None:
         return _compared(comparison)
     if baseline is None:
@@ -79,6 +93,15 @@ def judge(
             f"Best candidate: {metric} {points(best.value)}, with no baseline to compare",
             f"Trial {best.number} scored highest of {len(own)} on {split}, but the baseline has no "
             "score, so whether this is an improvement is unknown.",
+        )
+    if leader is not None and leader.gain is not None:
+        gain = leader.gain
+        return Claim(
+            "unproven",
+            f"A candidate is expected to gain {points(gain.expected, signed=True)} {metric} over the baseline",
+            f"Trial {leader.trial.number} scored {metric} {points(best.value)} on {split}, the mean over "
+            f"{leader.seeds} seeds, the baseline {points(baseline.value)}: {gain_in_words(gain)}. This is not yet an "
+            "improvement: train both again with several new seeds and compare them on data that the search has not seen.",
         )
     return Claim(
         "unproven",
@@ -99,12 +122,21 @@ def _without_scores(rows: Sequence[TrialLike]) -> Claim:
     return Claim("pending", "No trial has finished yet", detail)
 
 
-def _baseline_won(baseline: TrialLike, own: Sequence[TrialLike], split: str, metric: str) -> Claim:
+def _baseline_won(
+    baseline: TrialLike, own: Sequence[TrialLike], leader: Leader[Any] | None, split: str, metric: str
+) -> Claim:
     if not own:
         return Claim(
             "pending",
             f"Only the baseline has a score: {metric} {points(baseline.value)}",
             f"No candidate has finished on {split}, so there is nothing to compare.",
+        )
+    if leader is not None and leader.gain is not None:
+        return Claim(
+            "same",
+            "Nothing better than the baseline was found",
+            f"Of {len(own)} candidates on {split}, trial {leader.trial.number} leads: {gain_in_words(leader.gain)}. "
+            f"Less than {percent(SURE)} is not enough: keep the baseline, or test that trial.",
         )
     highest = max(r.value or 0.0 for r in own)
     tried = "The one candidate" if len(own) == 1 else f"The best of {len(own)} candidates"

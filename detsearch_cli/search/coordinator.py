@@ -21,14 +21,13 @@ from detsearch_cli.search.executors.base import Executor
 from detsearch_cli.search.ledger import Ledger
 from detsearch_cli.search.plan import Event, Kind, Outcome, Plan
 from detsearch_cli.search.proposing import Proposer
-from detsearch_cli.search.racing import PART
 from detsearch_cli.search.signals import interruptible
 from detsearch_cli.search.stages import blocked, length, trains
 from detsearch_cli.search.storage import guarded, sole_writer
 from detsearch_cli.search.study import Trial
 from detsearch_cli.search.worker import RunTrial, read_result
 from detsearch_cli.search.workforce import Workforce, read_scores
-from detsearch_cli.trials import best_of
+from detsearch_cli.trials import best_of, leader_of
 
 POLL_SECONDS = 0.03
 MAX_ATTEMPTS = 2
@@ -137,7 +136,8 @@ class _Search:
         self.executor.beat()
 
     def _emit(self, kind: Kind, trial: Trial | None, message: str = "") -> None:
-        self.on_event(Event(kind, trial, best_of(self.ledger.trials), message))
+        trials = self.ledger.trials
+        self.on_event(Event(kind, trial, best_of(trials), leader_of(trials), message))
 
     def _elapsed(self) -> float:
         return self.spent + time.monotonic() - self.begun
@@ -223,16 +223,19 @@ class _Search:
     def _tell_noise(self) -> None:
         """Once the last seed of the baseline has its outcome."""
         from detsearch_cli.search.noise import in_words, noise_of
+        from detsearch_cli.search.racing import searched
+        from detsearch_cli.search.settling import course_of
 
         rows = [trial for trial in self.ledger.trials if trial.baseline]
-        if len(rows) == self.ledger.config.noise_seeds and not any(map(trains, rows)):
-            noise = noise_of(rows)
-            if noise is not None:
-                candidates = self.plan.trials - (len(rows) - 1)
-                candidates -= self.plan.trials // PART if self.ledger.config.races else 0
-                size = self.plan.config.space.size
-                told = in_words(noise, candidates if size is None else min(candidates, size))
-                self._emit("noise", None, told)
+        config, size = self.ledger.config, self.plan.config.space.size
+        if len(rows) < config.noise_seeds or any(map(trains, rows)):
+            return
+        noise = noise_of(rows)
+        if noise is not None:
+            candidates, again = searched(self.plan.trials, config.noise_seeds, config.races)
+            candidates = candidates if size is None else min(candidates, size)
+            told = in_words(noise, candidates, again, course_of(rows), self.plan.images(rows))
+            self._emit("noise", None, told)
 
     def _try_again(self, trial: Trial) -> None:
         """The worker died in the trial: try once more from its checkpoint, then give it up."""

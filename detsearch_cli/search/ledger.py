@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from detsearch_cli.errors import StudyError
@@ -29,6 +30,7 @@ from detsearch_cli.search.storage import (
     sqlite_file,
 )
 from detsearch_cli.search.study import Score, Trial, read_trials, to_trial
+from detsearch_cli.trials import baseline_scores
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -41,20 +43,37 @@ RECORD, FOLDER = "detsearch", "folder"
 
 @dataclass(frozen=True)
 class Happening:
-    """One event of the sampler's past. value: of a `tell`; reason: of a `refused`."""
+    """One event of the sampler's past. value: of a `tell` or `again` the mean over so many seeds, of a `noise` the standard
+    deviation. reason: of a `refused`.
+    """
 
-    kind: Literal["ask", "tell", "fail", "refused"]
+    kind: Literal["noise", "ask", "tell", "again", "fail", "refused"]
     candidate: Candidate
     epochs: int | None
     value: float = math.nan
+    seeds: int = 1
     reason: str = ""
 
 
-def outcome(trial: Trial, candidate: Candidate) -> Happening:
-    """What the sampler hears at the end of a candidate's trial."""
+def outcome(trial: Trial, trials: Sequence[Trial]) -> Happening:
+    """What the sampler hears at the end of a trial that has an event, given the trials so far.
+
+    Of a candidate: its score, or that it failed; with a further seed the mean. Of the last seed of the baseline: the noise.
+    """
+    if trial.candidate is None:
+        scores = baseline_scores(trials)
+        return Happening("noise", {}, None, stdev(scores) if len(scores) > 1 else 0.0)
     if trial.value is None:
-        return Happening("fail", candidate, trial.epochs)
-    return Happening("tell", candidate, trial.epochs, trial.value)
+        return Happening("fail", trial.candidate, trial.epochs)
+    first = trial.again_of if trial.again_of is not None else trial.repeat_of
+    scores = [trial.value]
+    if first is not None and trial.epochs is None:
+        # of the baseline, which a candidate may be equal to, the sampler hears one score
+        own = [t for t in trials if first in (t.number, t.again_of) and t.candidate is not None]
+        told = [t for t in own if t.value is not None and t.told is not None and t.told <= (trial.told or 0)]
+        scores = [t.value or 0.0 for t in told] or scores
+    kind: Literal["tell", "again"] = "tell" if trial.again_of is None else "again"
+    return Happening(kind, trial.candidate, trial.epochs, fmean(scores), len(scores))
 
 
 class Ledger:
@@ -76,12 +95,10 @@ class Ledger:
         """The sampler's past by number."""
         past: dict[int, Happening] = {}
         for trial in self.trials:
-            if trial.candidate is None:
-                continue
-            if trial.asked is not None:
+            if trial.asked is not None and trial.candidate is not None:
                 past[trial.asked] = Happening("ask", trial.candidate, trial.epochs)
             if trial.told is not None:
-                past[trial.told] = outcome(trial, trial.candidate)
+                past[trial.told] = outcome(trial, self.trials)
         for refusal in self.refusals.entries:
             past[refusal.asked] = Happening("ask", refusal.candidate, refusal.epochs)
             past[refusal.told] = Happening(
@@ -129,7 +146,7 @@ class Ledger:
         if candidate is None:
             kept["kind"] = "baseline"
         else:
-            if attributes.get("again_of") is None:  # the sampler hears of a candidate once, by its first seed
+            if attributes.get("again_of") is None:  # what is trained again was not the sampler's idea
                 kept["asked"] = self._take_event()
             if isinstance(self.config.space, Product):
                 from detsearch_cli.search.samplers._optuna import distributions
@@ -176,7 +193,7 @@ class Ledger:
         if value is not None and not math.isfinite(value):
             raise ValueError(f"a value must be finite, got {value}")
         attributes = dict(facts)
-        if trial.candidate is not None and trial.again_of is None:
+        if self._is_event(trial, value):
             attributes["told"] = self._take_event()
         self._sync_refusals()
         with guarded(self.database_name):
@@ -188,6 +205,16 @@ class Ledger:
             values = None if value is None else [value]
             self._database.set_trial_state_values(trial_id, TrialState[state], values)
         return self._refresh(trial_id)
+
+    def _is_event(self, trial: Trial, value: float | None) -> bool:
+        """Whether the sampler hears of the outcome: see `outcome`."""
+        if trial.candidate is not None:
+            return trial.again_of is None or value is not None
+        baselines = [other for other in self.trials if other.baseline]
+        # the last of several, whose outcome may be a failure: then the others tell the noise
+        return len(baselines) == self.config.noise_seeds > 1 and all(
+            other.number == trial.number or other.state != "running" for other in baselines
+        )
 
     def _sync_refusals(self) -> None:
         """Called before a row gets an event: a power cut keeps the row, which the database syncs. Were refusals

@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 from scipy import optimize, stats
 
+from detsearch_cli.search import settling
+from detsearch_cli.search.racing import FINALISTS, starters_of
+from detsearch_cli.search.settling import Course
 from detsearch_cli.search.study import Trial
-from detsearch_cli.trials import baseline_of, baseline_scores, best_of, by_candidate, points
-from detsearch_cli.trials import candidates as candidates_of
+from detsearch_cli.trials import baseline_scores, percent, points
 
 POWER = 0.8
 """Of a test that is worth running: it finds what is there in four cases of five."""
 MOST_SEEDS = 1000
 _GRID = np.linspace(-8, 8, 4001)  # standard deviations
+_SIMULATED = 1000  # searches
 
 
 @dataclass(frozen=True)
@@ -49,64 +51,40 @@ def noise_of(trials: Sequence[Trial]) -> Noise | None:
     return measured(baseline_scores(trials))
 
 
-def lead_of(trials: Sequence[Trial]) -> tuple[float, int] | None:
-    """By how much the best candidate lies above the baseline, means over seeds, and among how many; None without either."""
-    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
-    if baseline is None or best is None:
-        return None
-    return (best.value or 0.0) - (baseline.value or 0.0), len(candidates_of(trials))
-
-
-def fresh_leads(trials: Sequence[Trial]) -> list[float]:
-    """The best candidate's lead with each seed by which it was not chosen: nothing in it is the luck of the first score.
-
-    Where the baseline has the same seed the two are a pair, else the baseline's mean stands in. [] without such seeds.
-    """
-    baseline, best = baseline_of(trials), best_of([trial for trial in trials if not trial.baseline])
-    if baseline is None or best is None:
-        return []
-    groups = {group[0].number: group for group in by_candidate(trials)}
-    pairs = {row.seed: row.value or 0.0 for row in groups[baseline.number]}
-    return [
-        (row.value or 0.0) - pairs.get(row.seed, baseline.value or 0.0) for row in groups[best.number][1:]
-    ]
-
-
 def luck(candidates: int, sd: float) -> float:
     """By how much the best of so many candidates of one value scores above that value, on average."""
     density = candidates * stats.norm.pdf(_GRID) * stats.norm.cdf(_GRID) ** (candidates - 1)
     return sd * float(np.trapezoid(_GRID * density, _GRID))
 
 
-def most_luck(candidates: int, noise: Noise) -> float:
-    """The lead over the baseline's mean that luck alone exceeds in one search of twenty.
+def findable(candidates: int, again: int, sd: float) -> float:
+    """How much better than all the others one candidate must be to come out first in four searches of five.
 
-    Counts that the mean and the standard deviation are known from the baseline's few seeds only: the studentized maximum of
-    so many candidates of the baseline's value, as t is for one.
+    again: trials that train the leaders again, as search/racing.py does. Simulated, with the same draws each time.
     """
-    seeds = len(noise.scores)
-    free = seeds - 1
-    parts = (np.arange(200) + 0.5) / 200
-    known_sd = np.sqrt(stats.chi2.ppf(parts, free) / free)  # the estimate over the truth, as likely each
-    mean = stats.norm.ppf(parts) / math.sqrt(seeds)
-
-    def within(limit: float) -> float:
-        below = stats.norm.cdf(limit * known_sd[:, None] + mean[None]) ** candidates
-        return float(below.mean()) - 0.95
-
-    return noise.sd * _root(within)
-
-
-def findable(candidates: int, sd: float) -> float:
-    """How much better than all the others one candidate must be to score highest in four searches of five."""
     if candidates < 2 or sd == 0:
         return 0.0
-    density, others = stats.norm.pdf(_GRID), stats.norm.cdf
+    count, again = min(candidates, 1000), min(again, 300)  # for larger searches it is nearly the same
+    starters = max(1, min(starters_of(again), count))
+    others = np.sort(np.random.default_rng(0).normal(0, 1, (_SIMULATED, count - 1)), axis=1)[:, ::-1]
 
-    def highest(gain: float) -> float:
-        return float(np.trapezoid(density * others(_GRID + gain) ** (candidates - 1), _GRID))
+    def first(gain: float) -> float:
+        rng = np.random.default_rng(1)
+        shift = np.array([gain] + [0.0] * (starters - 1))
+        own = rng.normal(gain, 1, _SIMULATED)
+        started = own > others[:, starters - 1] if starters < count else np.ones(_SIMULATED, bool)
+        sums = np.concatenate([own[:, None], others[:, : starters - 1]], 1)
+        left, size = again, starters
+        for _ in range(12 if starters > 1 else 0):  # further seeds of two finalists change nothing
+            if left < size:
+                break
+            sums += rng.normal(shift, 1, sums.shape)  # of those that are out the sum stays at minus infinity
+            left, size = left - size, max(min(FINALISTS, size), size // 2)
+            out = (-sums).argsort(1)[:, size:]
+            np.put_along_axis(sums, out, -np.inf, 1)
+        return float((started & (sums.argmax(1) == 0)).mean()) - POWER
 
-    return sd * _root(lambda gain: highest(gain) - POWER)
+    return sd * _root(first)
 
 
 def provable(seeds: int, sd: float) -> float:
@@ -138,48 +116,50 @@ def seeds_to_prove(difference: float, sd: float) -> int | None:
     return high
 
 
-def in_words(noise: Noise, candidates: int) -> str:
-    """What a person should know before candidates are compared by one training each. Values are fractions."""
+def in_words(noise: Noise, candidates: int, again: int, course: Course | None, images: float | None) -> str:
+    """What a person should know before candidates are compared. Values are fractions.
+
+    candidates, again: see `racing.searched`. images: the part of the variance that the choice of held-out images explains.
+    """
     scores = ", ".join(points(x) for x in noise.scores)
-    told = f"the recipe as given scores AP {scores} over {len(noise.scores)} seeds"
+    told = [f"the recipe as given scores AP {scores} over {len(noise.scores)} seeds"]
+    short = None if course is None else settling.in_words(course)
     if noise.sd == 0:
-        return f"{told}: equal scores say nothing of the noise; train longer"
-    told += f", standard deviation {points(noise.sd)} (95%: {points(noise.low)} to {points(noise.high)})"
-    if candidates < 2:
-        return told
-    return (
-        f"{told}. By luck alone the best of {candidates} equal candidates seems {points(luck(candidates, noise.sd))} AP "
-        f"better; one that is less than {points(findable(candidates, noise.sd))} better than the others is missed in one "
-        "search of five. Where that is more than you hope to gain, train longer or hold out more images first"
-    )
+        told[0] += ": equal scores say nothing of the noise; train longer"
+        return ". ".join(told + ([_sentence(short)] if short else []))
+    told[0] += f", standard deviation {points(noise.sd)} (95%: {points(noise.low)} to {points(noise.high)})"
+    if candidates > 1:
+        told.append(
+            f"By luck alone the best of {candidates} equal candidates seems {points(luck(candidates, noise.sd))} AP "
+            f"better; this search finds one that is {points(findable(candidates, again, noise.sd))} better than the "
+            "others, in four cases of five"
+        )
+    if images is not None:
+        told.append(
+            f"The choice of the held-out images explains {percent(images)} of that noise, the seeds the rest"
+        )
+    told.append(f"Where that is too coarse: {lever(course, images, short)}")
+    return ". ".join(told)
 
 
-def lead_in_words(lead: float, candidates: int, noise: Noise) -> str:
-    """Whether the best candidate's lead over the baseline's mean is more than luck gives. Values are fractions."""
-    best = "the only candidate" if candidates == 1 else f"the best of {candidates} candidates"
-    if lead <= 0:
-        return f"{best} stays {points(-lead)} AP below the baseline"
-    told = f"{best} leads by {points(lead)} AP"
-    if noise.sd == 0:
-        return f"{told}; how much of it is luck the baseline's equal scores do not tell"
-    limit = most_luck(candidates, noise)
-    judged = "more than" if lead > limit else "no more than"
-    return f"{told}: {judged} luck alone may give (up to {points(limit)} in 19 searches of 20)"
+def lever(course: Course | None, images: float | None, short: str | None) -> str:
+    """Which of more epochs, more held-out images and more trainings makes the noise smaller, from what was seen."""
+    if short is not None:
+        return short
+    if images is not None and images > 0.5:
+        return "hold out more images (--val-fraction), since most of the noise is theirs"
+    settled = "the trainings are long enough, so " if course is not None else ""
+    return f"{settled}give more --trials, which train the leaders with more seeds"
 
 
-def fresh_in_words(leads: Sequence[float]) -> str:
-    """The lead with seeds that had no part in the choice. Values are fractions."""
-    mean = points(fmean(leads), signed=True)
-    if len(leads) == 1:
-        return f"with the seed that did not choose it, its lead is {mean} AP"
-    each = ", ".join(points(lead, signed=True) for lead in leads)
-    return f"with the {len(leads)} seeds that did not choose it, its lead is {mean} AP on average ({each})"
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def proof_in_words(seeds: int, lead: float, noise: Noise) -> str | None:
-    """What a comparison over so many seeds can show, and how many would show the lead; None where nothing is known.
+def proof_in_words(seeds: int, gain: float, noise: Noise) -> str | None:
+    """What a comparison over so many seeds can show, and how many would show the gain; None where nothing is known.
 
-    Values are fractions.
+    gain: what the search expects. Values are fractions.
     """
     if noise.sd == 0:
         return None
@@ -189,11 +169,11 @@ def proof_in_words(seeds: int, lead: float, noise: Noise) -> str | None:
     else:
         least = points(provable(seeds, noise.sd))
         told = f"{seeds} seeds a side show a difference from {least} AP on, in four cases of five, {judging}"
-    enough = seeds_to_prove(lead, noise.sd)
-    if lead <= 0 or (enough is not None and enough <= seeds):
+    enough = seeds_to_prove(gain, noise.sd)
+    if gain <= 0 or (enough is not None and enough <= seeds):
         return told
     wanted = f"--seeds {enough}" if enough is not None else f"more than {MOST_SEEDS} seeds"
-    return f"{told}; {wanted} would show the lead of {points(lead)} that the search saw, were it true"
+    return f"{told}; {wanted} would show the gain of {points(gain)} that the search expects"
 
 
 def _root(rising: Callable[[float], float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from detsearch_cli.search.config import StudyConfig
 from detsearch_cli.search.space import Candidate
 from detsearch_cli.search.study import Trial, all_failed
-from detsearch_cli.trials import baseline_of, best_of
+from detsearch_cli.trials import Leader, baseline_of, best_of, leader_of
 
 Kind = Literal[
     "resumed", "started", "scored", "finished", "failed", "repeated", "refused", "retried", "waiting", "noise"
@@ -46,7 +46,9 @@ class Plan:
     before extends a study. time_budget: seconds over all resumptions; no trial begins after it. jobs: trials
     at a time. epochs: the whole length of a training. prepare: the candidate's recipe, the baseline's for
     None; it is deterministic and cheap, since a search may refuse ten thousand candidates. with_seed: the same recipe
-    with another seed; needed for several `noise_seeds`, which count among the trials but for the first.
+    with another seed; needed for several `noise_seeds`, which count among the trials but for the first. stops: end early
+    where nothing can overtake the best any more. images: of the baseline's trials, the part of their variance that the
+    choice of the held-out images explains, None where that is unknown.
     """
 
     name: str
@@ -60,11 +62,14 @@ class Plan:
     epochs: int
     prepare: Callable[[Candidate | None], Prepared | Refused]
     with_seed: Callable[[Prepared, int], Prepared] | None = None
+    stops: bool = False
+    images: Callable[[Sequence[Trial]], float | None] = lambda trials: None
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened. trial: the one concerned; best: the best so far, the baseline included.
+    """Something happened. trial: the one concerned; best: the best so far, the baseline included; leader: the candidate to
+    rely on first.
 
     A `finished` trial whose state is `stopped` was asked for at fewer epochs than the whole training has.
     `refused` sums up: its message says how many candidates were refused so far; at most one event a second. `noise` comes
@@ -74,11 +79,12 @@ class Event:
     kind: Kind
     trial: Trial | None
     best: Trial | None
+    leader: Leader[Trial] | None
     message: str = ""
 
 
 class Emit(Protocol):
-    """Tells whoever watches the search; the best so far is added."""
+    """Tells whoever watches the search; the best so far and the leader are added."""
 
     def __call__(self, kind: Kind, trial: Trial | None, message: str = "") -> None: ...
 
@@ -94,6 +100,10 @@ class Outcome:
     @property
     def best(self) -> Trial | None:
         return best_of(self.trials)
+
+    @property
+    def leader(self) -> Leader[Trial] | None:
+        return leader_of(self.trials)
 
     @property
     def baseline(self) -> Trial | None:

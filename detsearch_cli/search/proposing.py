@@ -70,9 +70,14 @@ class Proposer:
             if why_not is not None:
                 return why_not
             why_not = self._exhausted()
-            step = self._race(why_not is not None)
-            if isinstance(step, Trial) or step == "wait":
-                return step if isinstance(step, Trial) else None
+            step = self._step(why_not is not None)
+            if step == "wait":
+                return None
+            settled = self._settled(isinstance(step, Again))
+            if settled is not None:
+                return settled
+            if isinstance(step, Again):
+                return self._again(step)
             if why_not is not None:
                 return why_not
             if self._waiting() >= jobs:
@@ -96,8 +101,8 @@ class Proposer:
         seed = self.ledger.config.seed + number
         return self._add(None, self.plan.with_seed(prepared, seed), seed=seed, again_of=0)
 
-    def _race(self, explored: bool) -> Trial | str:
-        """A leader to train again, recorded; or to wait, or to explore."""
+    def _step(self, explored: bool) -> Again | str:
+        """A leader to train again; or to wait, or to explore."""
         config = self.ledger.config
         if not config.races:
             return "explore"
@@ -106,12 +111,12 @@ class Proposer:
         noise = noise_of(self.ledger.trials)
         if noise is None:
             return "explore"
-        step = next_step(self.ledger.trials, self.plan.trials, config.seed, noise.sd, explored)
-        if not isinstance(step, Again):
-            return step
+        return next_step(self.ledger.trials, self.plan.trials, config.seed, noise.sd, explored)
+
+    def _again(self, step: Again) -> Trial:
         prepared = self._prepare(step.first.candidate)
         assert isinstance(prepared, Prepared) and self.plan.with_seed is not None  # it was trained before
-        seed = config.seed + step.offset
+        seed = self.ledger.config.seed + step.offset
         return self._add(
             step.first.candidate, self.plan.with_seed(prepared, seed), seed=seed, again_of=step.first.number
         )
@@ -125,6 +130,21 @@ class Proposer:
         if sum(trial.trained for trial in self.ledger.trials) >= self.plan.trials:
             return f"all {self.plan.trials} trials are done"
         return None
+
+    def _settled(self, racing: bool) -> str | None:
+        if not self.plan.stops:
+            return None
+        from detsearch_cli.search.stopping import CHANCE, unbeatable
+
+        left = self.plan.trials - sum(trial.trained for trial in self.ledger.trials)
+        best = unbeatable(self.ledger.trials, 0 if racing else left)
+        if best is None:
+            return None
+        which = "the baseline" if best.baseline else f"trial {best.number}"
+        return (
+            f"the search ended early and saved {left} of {self.plan.trials} trainings: that another candidate, seen or "
+            f"new, would still overtake {which} has a probability under {CHANCE:.0%}"
+        )
 
     def _exhausted(self) -> str | None:
         size = self.plan.config.space.size
@@ -265,8 +285,8 @@ class Proposer:
 
     def tell(self, trial: Trial) -> None:
         """The sampler hears of a trial's outcome; one not built yet hears of it in the replay."""
-        if trial.candidate is not None and trial.again_of is None and self._sampler is not None:
-            _replay(self._sampler, outcome(trial, trial.candidate))
+        if trial.told is not None and self._sampler is not None:
+            _replay(self._sampler, outcome(trial, self.ledger.trials))
 
     # the sampler
 
@@ -287,10 +307,14 @@ class Proposer:
 
 def _replay(sampler: Sampler, happening: Happening) -> None:
     proposal = Proposal(happening.candidate, happening.epochs)
-    if happening.kind == "ask":
+    if happening.kind == "noise":
+        sampler.measured(happening.value)
+    elif happening.kind == "ask":
         sampler.restore(proposal)
     elif happening.kind == "tell":
-        sampler.tell(proposal, happening.value)
+        sampler.tell(proposal, happening.value, happening.seeds)
+    elif happening.kind == "again":
+        sampler.tell_again(proposal, happening.value, happening.seeds)
     elif happening.kind == "refused":
         sampler.refused(proposal, happening.reason)
     else:

@@ -28,6 +28,12 @@ NEAR = 2 * math.sqrt(2)
 """Standard deviations of one score below the leader: 2 of the difference of two scores."""
 
 
+def searched(trials: int, noise_seeds: int, races: bool) -> tuple[int, int]:
+    """Of a search's trials: how many are for candidates, and how many train the leaders again."""
+    again = trials // PART if races else 0
+    return max(1, trials - (noise_seeds - 1) - again), again
+
+
 @dataclass(frozen=True)
 class Again:
     """Train the candidate of trial `first` with the study's seed plus `offset`."""
@@ -52,7 +58,7 @@ def next_step(
         return "wait"
     scored = sorted((t for t in firsts if t.state == "complete"), key=lambda t: (-(t.value or 0.0), t.number))
     rivals = [t for t in scored if (t.value or 0.0) >= (scored[0].value or 0.0) - NEAR * sd]
-    racing = rivals[: _starters(again)]
+    racing = rivals[: starters_of(again)]
     if len(racing) < 2:
         return "explore"
     rows = {(t.again_of, (t.seed or 0) - seed): t for t in trials if t.again_of is not None}
@@ -73,7 +79,7 @@ def next_step(
     return "explore"  # every one has failed with a further seed
 
 
-def _starters(trials: int) -> int:
+def starters_of(trials: int) -> int:
     """The most candidates that so many trainings take down to the finalists."""
 
     def needed(count: int) -> int:

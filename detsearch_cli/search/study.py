@@ -19,7 +19,7 @@ from detsearch_cli.search.config import RecordedConfig
 from detsearch_cli.search.documents import TrialDocument
 from detsearch_cli.search.space import Candidate, Product
 from detsearch_cli.search.storage import connect, database_url, display_name, reading_rows
-from detsearch_cli.trials import baseline_of, best_of, known
+from detsearch_cli.trials import Leader, baseline_of, best_of, known, leader_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,8 +102,12 @@ class Study:
 
     @property
     def best(self) -> Trial | None:
-        """The highest value, the baseline included: then nothing better was found. Ties go to the earlier."""
+        """See `trials.best_of`; the baseline where nothing better was found."""
         return best_of(self.trials)
+
+    @property
+    def leader(self) -> Leader[Trial] | None:
+        return leader_of(self.trials)
 
     @property
     def all_failed(self) -> bool:

@@ -21,6 +21,7 @@ from detsearch_cli.session.search import (
     recipe_of,
     study_of,
 )
+from detsearch_cli.trials import candidates
 
 if TYPE_CHECKING:
     from detsearch_cli.data.types import Split
@@ -88,49 +89,43 @@ def write_study_page(folder: Path) -> Path:
 
 def luck(study: Study) -> list[str]:
     """How much of a difference between two trainings of this search may be luck, for a person without statistics."""
-    from detsearch_cli.search.noise import (
-        findable,
-        fresh_in_words,
-        fresh_leads,
-        lead_in_words,
-        lead_of,
-        noise_of,
-    )
+    from detsearch_cli.search import settling
     from detsearch_cli.search.noise import luck as by_luck
-    from detsearch_cli.trials import points
+    from detsearch_cli.search.noise import noise_of
+    from detsearch_cli.trials import SURE, percent, points
 
-    noise, lead = noise_of(study.trials), lead_of(study.trials)
+    noise, leader = noise_of(study.trials), study.leader
     if noise is None:
         return []
     scores = [points(score) for score in noise.scores]
     told = [
         f"The recipe as given was trained {len(scores)} times, each time with another random seed and nothing else "
-        f"changed, and scored AP {', '.join(scores[:-1])} and {scores[-1]}: that is how far apart equal trainings end."
+        f"changed, and scored AP {', '.join(scores[:-1])} and {scores[-1]}: that is how far apart equal trainings end, and "
+        "the band in the picture."
     ]
-    if noise.sd == 0:
-        return [*told, "Equal scores say nothing of the noise; train longer."]
-    told.append(
-        f"The band in the picture is their standard deviation, {points(noise.sd)}, around their mean; from so few "
-        f"trainings it is known only to lie between {points(noise.low)} and {points(noise.high)}."
-    )
-    if lead is None:
+    course = settling.course_of(study.trials)
+    short = settling.in_words(course) if course is not None else None
+    if short is not None:
+        told.append(f"Beware: {short}.")
+    if leader is None or leader.gain is None:
         return told
-    gained, count = lead
-    if count > 1:
+    count, gain = len(candidates(study.trials)), leader.gain
+    if count > 1 and noise.sd > 0:
         told.append(
-            f"The luckiest of {count} candidates that are no better than the baseline would seem "
-            f"{points(by_luck(count, noise.sd))} AP better, and one that is less than {points(findable(count, noise.sd))} "
-            "AP better than the others is missed in one search of five."
+            f"The luckiest of {count} candidates that are no better than the baseline would score "
+            f"{points(by_luck(count, noise.sd))} above it, so the highest score is not believed: every score is drawn "
+            "towards the others', the more the fewer seeds it rests on."
         )
-    leads = fresh_leads(study.trials)
-    if leads:
-        told.append(
-            "The leaders were therefore trained again with further seeds, and the best is the one of highest mean; "
-            f"{fresh_in_words(leads)}."
-        )
-    else:
-        told.append(f"Here {lead_in_words(gained, count, noise)}.")
-    told.append("Whether a lead is true is told by new seeds on images that the search never used.")
+    told.append(
+        "What is left is the gain that can be expected, a diamond in the picture, and the bar through it holds the true one "
+        "with 95%; where a bar reaches below the dashed line, the candidate may be worse than the baseline."
+    )
+    verdict = "enough" if gain.better >= SURE else f"less than the {percent(SURE)} asked for"
+    told.append(
+        f"Of trial {leader.trial.number} a gain of {points(gain.expected, signed=True)} AP is expected, and it is better "
+        f"than the baseline with a probability of {percent(gain.better)}: {verdict} to call it found."
+    )
+    told.append("Whether that is true is told by new seeds on images that the search never used.")
     return told
 
 

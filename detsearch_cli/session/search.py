@@ -10,6 +10,7 @@ and is kept in search.json, the first file of the study's folder.
 
 from __future__ import annotations
 
+import statistics
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,6 +31,7 @@ from detsearch_cli.files import (
 from detsearch_cli.fragments import shown
 from detsearch_cli.methods.base import Method, load_method
 from detsearch_cli.option import LARGEST_SEED, MOST_JOBS, MOST_MINUTES, MOST_TRIALS
+from detsearch_cli.trials import gain_in_words, points
 
 if TYPE_CHECKING:
     from detsearch_cli.data.splits import Resolved
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from detsearch_cli.search.plan import Event, Outcome, Plan, Prepared, Refused
     from detsearch_cli.search.space import Candidate
     from detsearch_cli.search.study import Study, Trial
+    from detsearch_cli.trials import Leader
 
 SETTINGS, BEST, LEDGER = "search.json", "best.yaml", "study.db"
 SEARCHED = {"schedule": {"eval_every": 0}, "runtime": {"cache": "ram"}}
@@ -52,9 +55,10 @@ class Settings:
     """How a search is run; none of it decides which candidates are proposed first.
 
     trials: trainings beside the baseline's first. noise_seeds: trainings of the baseline, each with another seed; 1: the
-    noise is not measured. races: leaders are trained again with further seeds (search/racing.py). time_budget: seconds over
-    all resumptions. storage: database URL, None for a file in the folder. runtime: that section of the recipe, where and
-    how fast a training runs. command: as it was typed.
+    noise is not measured. races: leaders are trained again with further seeds (search/racing.py). stops: the search ends
+    early where nothing can overtake the best any more (search/stopping.py). time_budget: seconds over all resumptions.
+    storage: database URL, None for a file in the folder. runtime: that section of the recipe, where and how fast a training
+    runs. command: as it was typed.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
@@ -66,6 +70,7 @@ class Settings:
     trials: int = 100
     noise_seeds: int = 1
     races: bool = False
+    stops: bool = False
     time_budget: float | None = None
     jobs: int = 1
     executor: str = "local"
@@ -279,6 +284,7 @@ def read_settings(folder: Path) -> Settings:
         raise StudyError(f"{path} is damaged: it does not say that it is of a search; {remedy}")
     content.setdefault("noise_seeds", 1)  # a search of before 0.2 goes on as it was
     content.setdefault("races", False)
+    content.setdefault("stops", False)
     missing = [f.name for f in fields(Settings) if f.name not in content]
     if missing:  # a default in its place would go on with another search than was begun
         raise StudyError(f"{path} is damaged: {missing[0]} is missing; {remedy}")
@@ -383,6 +389,7 @@ def _plan(search: Search) -> Plan:
     """The coordinator's plan. Raises SpaceError where the method does not fit the recipe."""
     from detsearch_cli.search.config import StudyConfig
     from detsearch_cli.search.plan import Plan
+    from detsearch_cli.search.racing import searched
 
     settings, recipe = search.settings, search.recipe
     method: dict[str, Any] = {"method": search.method.name(), "options": asdict(search.method.options)}
@@ -391,7 +398,7 @@ def _plan(search: Search) -> Plan:
         space=search.method.space(recipe),
         sampler=search.sampler,
         seed=recipe.seed,
-        budget=_candidates(settings),
+        budget=searched(settings.trials, settings.noise_seeds, settings.races)[0],
         workers=settings.jobs,
         noise_seeds=settings.noise_seeds,
         races=settings.races,
@@ -408,15 +415,9 @@ def _plan(search: Search) -> Plan:
         epochs=recipe.schedule.epochs,
         prepare=lambda candidate: _prepare(search, candidate),
         with_seed=_with_seed,
+        stops=settings.stops,
+        images=lambda trials: image_noise(recipe, trials),
     )
-
-
-def _candidates(settings: Settings) -> int:
-    """How many candidates a sampler may mean to try: the other trials train the baseline and the leaders again."""
-    from detsearch_cli.search.racing import PART
-
-    again = settings.trials // PART if settings.races else 0
-    return max(1, settings.trials - (settings.noise_seeds - 1) - again)
 
 
 def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
@@ -425,7 +426,11 @@ def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
     from detsearch_cli.search.plan import Prepared, Refused
 
     if candidate is None:
-        recipe, fragment = search.method.baseline(search.recipe), {}
+        recipe = search.method.baseline(search.recipe)
+        if search.settings.noise_seeds > 1:
+            # named by what it trains, so that a candidate that is the same is known again
+            return Prepared(_scored_on_the_way(recipe).to_yaml(), recipe.hash(), {})
+        fragment: Fragment = {}
     else:
         reason = search.method.refuse(search.recipe, candidate)
         if reason is not None:
@@ -433,6 +438,42 @@ def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
         fragment = search.method.fragment(search.recipe, candidate)
         recipe = with_fragment(search.recipe, fragment)
     return Prepared(recipe.to_yaml(), recipe.hash(), fragment)
+
+
+def _scored_on_the_way(recipe: Recipe) -> Recipe:
+    """The recipe with four or five scores within its training, three in one of three epochs: what shows whether it is
+    long enough. They change nothing in the training."""
+    from detsearch_cli.recipe import with_fragment
+
+    if recipe.schedule.eval_every:
+        return recipe  # as the user wants it
+    return with_fragment(recipe, {"schedule": {"eval_every": max(1, round(recipe.schedule.epochs / 4))}})
+
+
+def image_noise(recipe: Recipe, trials: Sequence[Trial]) -> float | None:
+    """The part of the variance of scores over seeds that the choice of the held-out images explains.
+
+    trials: of one recipe with several seeds. Bootstrap over images, the same draws for all: what two detectors' scores
+    differ by from draw to draw is the images', and what is left of the variance is the seeds'. None where a trial's
+    detections are gone, or scores are equal.
+    """
+    from detsearch_cli.engine.checkpoint import DETECTIONS
+    from detsearch_cli.engine.compare import image_variance
+    from detsearch_cli.engine.detections import DetectionTable
+    from detsearch_cli.engine.trial import load_data
+    from detsearch_cli.trials import scored
+
+    rows = scored(trials)
+    values = [trial.value or 0.0 for trial in rows]
+    files = [trial.folder / DETECTIONS for trial in rows]
+    if len(set(values)) < 2 or not all(path.is_file() for path in files):
+        return None
+    split = load_data(recipe.data).val
+    try:
+        tables = [DetectionTable.load(path, split) for path in files]
+    except DetsearchError:  # of other data than are there now, which the search itself does not read
+        return None
+    return min(1.0, image_variance(split, tables) / statistics.variance(values))
 
 
 def _with_seed(prepared: Prepared, seed: int) -> Prepared:
@@ -479,14 +520,18 @@ def _write_best(search: Search, outcome: Outcome) -> Fragment:
 
     best = outcome.best
     assert best is not None and best.value is not None
+    leader = outcome.leader
     about = (
         f"{search.method.name()} search {search.settings.name}: {label(best)}, "
         f"AP {100 * best.value:.1f} on held-out images"
     )
     if best.baseline:
-        body = "# Nothing better than the recipe as given was found, so this fragment changes nothing.\n{}\n"
+        body = "# Nothing better than the recipe as given was found, so this fragment changes nothing.\n"
+        body += f"# Ahead lies {standing(leader)}.\n{{}}\n" if leader is not None and leader.gain else "{}\n"
     else:
         body = yaml.safe_dump(dict(best.fragment), sort_keys=False, default_flow_style=None)
+        if leader is not None and leader.gain:
+            body = f"# {standing(leader)}\n{body}"
     # it was claimed before the search: what is there is that of an earlier end of this search
     write_text(search.folder / BEST, signed_yaml(about, body))
     return dict(best.fragment)
@@ -497,6 +542,13 @@ def label(trial: Trial) -> str:
     if trial.again_of is None:
         return "baseline" if trial.baseline else f"trial {trial.number}"
     return f"{'baseline' if trial.baseline else f'trial {trial.again_of}'}, seed {trial.seed}"
+
+
+def standing(leader: Leader[Trial]) -> str:
+    """`trial 7, AP 33.8 over 4 seeds, expected gain ...`."""
+    seeds = "1 seed" if leader.seeds == 1 else f"{leader.seeds} seeds"
+    told = f"{label(leader.trial)}, AP {points(leader.trial.value)} over {seeds}"
+    return told if leader.gain is None else f"{told}, {gain_in_words(leader.gain)}"
 
 
 # ---------------------------------------------------------------------- what a study found
@@ -518,10 +570,22 @@ def unused_seed(folder: Path, given: int, count: int = 1) -> int:
     return unused_seed(folder, 0, count)  # the range is used up: from its beginning
 
 
-def finding_of(folder: Path) -> Fragment:
-    """What a finished search has found, {} for nothing better. Raises StudyError where it has not ended."""
+def finding_of(folder: Path, trial: int | None = None) -> Fragment:
+    """What a finished search has found, {} for nothing better. Raises StudyError where it has not ended.
+
+    trial: its candidate instead, whether the search has ended or not.
+    """
     from detsearch_cli.recipe import read_fragment
 
+    if trial is not None:
+        row = next((t for t in study_of(folder).trials if t.number == trial), None)
+        if row is None or row.candidate is None:
+            which = "is the baseline" if row is not None else "is none of its trials"
+            raise StudyError(
+                f"{trial} {which}, so there is no candidate to take from {folder}; `detsearch study show {folder}` lists "
+                "them"
+            )
+        return dict(row.fragment)
     if not (folder / BEST).is_file():
         raise StudyError(
             f"the search in {folder} has not ended, it holds no {BEST} yet; go on with it by "

@@ -84,13 +84,25 @@ def test_best_so_far_never_falls() -> None:
 def test_the_noise_is_a_band_and_the_baseline_s_seeds_count_by_their_mean() -> None:
     rows = [
         Trial(0, None, "complete", 0.2),
-        Trial(1, None, "complete", 0.4, again_of=0),
+        Trial(1, None, "complete", 0.4, again_of=0, seed=1),
         Trial(2, {"k": 1}, "complete", 0.35),
     ]
     svg = figures.ap_per_trial(rows, 0.3, noise=0.1)
     assert "noise of one training" in texts(svg)
-    assert "best 35.0 at trial 2; baseline 30.0." in (ET.fromstring(svg).get("aria-label") or "")
+    said = ET.fromstring(svg).get("aria-label") or ""
+    assert "best 30.0 at trial 0; trial 2 leads, expected gain" in said and said.endswith("; baseline 30.0.")
     assert "noise of one training" not in texts(figures.ap_per_trial(rows, 0.3))
+
+
+def test_where_the_noise_is_measured_each_candidate_has_what_is_expected_of_it() -> None:
+    rows = [
+        Trial(0, None, "complete", 0.2),
+        Trial(1, None, "complete", 0.4, again_of=0, seed=1),
+        *(Trial(2 + k, {"k": k}, "complete", 0.3 + 0.01 * k) for k in range(3)),
+    ]
+    assert "expected, 95%" in texts(figures.ap_per_trial(rows, 0.3))
+    assert "best so far" not in texts(figures.ap_per_trial(rows, 0.3))
+    assert "best so far" in texts(figures.ap_per_trial(rows[2:], None))
 
 
 def test_charts_are_deterministic_and_ask_nothing_of_the_network() -> None:

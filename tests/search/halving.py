@@ -25,7 +25,7 @@ class Scripted(ProductSampler):
     def propose(self) -> Proposal | None:
         return None if self.exhausted else self.script[self.asked]
 
-    def tell(self, proposal: Proposal, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float, seeds: int = 1) -> None:
         self.heard.append((proposal.candidate, proposal.epochs, value))
 
     def fail(self, proposal: Proposal) -> None:
@@ -53,7 +53,7 @@ class Halving(ProductSampler):
             return Proposal(self.space.sample(stream(self.seed, self.asked)), RUNGS[0])
         return None  # the rung is not over
 
-    def tell(self, proposal: Proposal, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float, seeds: int = 1) -> None:
         self._values.append((value, -len(self._values), proposal))
         self._under_way -= 1
         if self._under_way or self._left or self._next:

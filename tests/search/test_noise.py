@@ -13,6 +13,8 @@ from scipy import stats
 
 from detsearch_cli.search import coordinator, noise
 from detsearch_cli.search.coordinator import Event
+from detsearch_cli.search.settling import Course
+from detsearch_cli.trials import SURE
 from tests.search.driving import Inline, killed_at, search, story
 
 DRAWS = 200_000
@@ -39,8 +41,25 @@ def test_luck_is_the_mean_of_the_highest_of_so_many_draws(candidates: int) -> No
 
 def test_a_candidate_that_much_better_is_highest_in_four_searches_of_five() -> None:
     scores = np.random.default_rng(0).normal(0, 2, (DRAWS, 8))
-    scores[:, 3] += noise.findable(8, 2.0)
-    assert (scores.argmax(1) == 3).mean() == pytest.approx(0.8, abs=0.005)
+    scores[:, 3] += noise.findable(8, 0, 2.0)
+    assert (scores.argmax(1) == 3).mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_candidate_that_much_better_wins_the_race_in_four_searches_of_five() -> None:
+    """14 candidates and 6 trainings of the leaders, played by the rules of racing.py."""
+    rng, won = np.random.default_rng(0), 0
+    gain = noise.findable(14, 6, 1.0)
+    assert gain < noise.findable(14, 0, 1.0)
+    for _ in range(2000):
+        truth = np.zeros(14)
+        truth[5] = gain
+        sums = truth + rng.normal(0, 1, 14)
+        four = np.argsort(-sums)[:4]  # 4 + 2 trainings
+        sums[four] += truth[four] + rng.normal(0, 1, 4)
+        two = four[np.argsort(-sums[four])[:2]]
+        sums[two] += truth[two] + rng.normal(0, 1, 2)
+        won += two[sums[two].argmax()] == 5
+    assert won / 2000 == pytest.approx(0.8, abs=0.03)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 12])
@@ -62,45 +81,36 @@ def test_so_many_seeds_prove_a_difference_and_one_fewer_does_not() -> None:
 
 
 def test_without_noise_nothing_is_luck() -> None:
-    assert (noise.luck(9, 0.0), noise.findable(9, 0.0), noise.provable(2, 0.0)) == (0, 0, 0)
+    assert (noise.luck(9, 0.0), noise.findable(9, 3, 0.0), noise.provable(2, 0.0)) == (0, 0, 0)
     assert noise.seeds_to_prove(0.01, 0.0) == 2
-
-
-@pytest.mark.parametrize("candidates", [1, 8, 38])
-def test_luck_alone_exceeds_its_most_in_one_search_of_twenty(candidates: int) -> None:
-    rng = np.random.default_rng(candidates)
-    baseline = rng.normal(0, 1, (DRAWS // 4, 3))
-    highest = rng.normal(0, 1, (DRAWS // 4, candidates)).max(1)
-    factor = noise.most_luck(candidates, noise.Noise((0.0, 1.0, 2.0), 1.0, 0.0, 0.0))
-    exceeded = highest - baseline.mean(1) > factor * baseline.std(1, ddof=1)
-    assert exceeded.mean() == pytest.approx(0.05, abs=0.004)
-
-
-def test_a_lead_is_judged_by_what_luck_may_give() -> None:
-    measured = noise.measured([0.136, 0.217, 0.289])
-    assert measured is not None
-    limit = noise.most_luck(14, measured)
-    assert "no more than luck alone may give" in noise.lead_in_words(0.99 * limit, 14, measured)
-    assert ": more than luck alone may give" in noise.lead_in_words(1.01 * limit, 14, measured)
-    assert (
-        noise.lead_in_words(-0.03, 14, measured)
-        == "the best of 14 candidates stays 3.0 AP below the baseline"
-    )
 
 
 def test_equal_scores_say_nothing_of_the_noise() -> None:
     measured = noise.measured([0.7, 0.7, 0.7])
     assert measured is not None and measured.sd == 0
-    assert "equal scores say nothing of the noise; train longer" in noise.in_words(measured, 9)
-    assert "do not tell" in noise.lead_in_words(0.01, 9, measured)
+    assert "equal scores say nothing of the noise; train longer" in noise.in_words(measured, 9, 3, None, None)
     assert noise.proof_in_words(3, 0.01, measured) is None
 
 
 def test_small_numbers_keep_the_digits_that_tell_them_apart() -> None:
     measured = noise.measured([0.1001, 0.1003, 0.1002])
     assert measured is not None
-    assert "standard deviation 0.01 " in noise.in_words(measured, 9)
-    assert "leads by 0.02 AP" in noise.lead_in_words(0.0002, 9, measured)
+    assert "standard deviation 0.01 " in noise.in_words(measured, 9, 3, None, None)
+
+
+def test_the_lever_is_what_makes_the_noise() -> None:
+    measured = noise.measured([0.30, 0.34, 0.32])
+    assert measured is not None
+    flat = Course(((5, 0.31), (10, 0.32)), 0.01, (0.3, 0.34, 0.32))
+    steep = Course(((5, 0.1), (10, 0.32)), 0.1, (0.3, 0.34, 0.32))
+    told = noise.in_words(measured, 9, 3, flat, 0.8)
+    assert "The choice of the held-out images explains 80% of that noise" in told
+    assert told.endswith("hold out more images (--val-fraction), since most of the noise is theirs")
+    assert "the trainings are long enough, so give more --trials" in noise.in_words(measured, 9, 3, flat, 0.2)
+    assert "AP still climbs at the end, by 10.0 of 32.0" in noise.in_words(measured, 9, 3, steep, 0.8)
+    assert noise.in_words(measured, 9, 3, None, None).endswith(
+        "give more --trials, which train the leaders with more seeds"
+    )
 
 
 @pytest.fixture
@@ -126,24 +136,23 @@ def test_the_baseline_s_seeds_come_first_and_count_among_the_trials(tmp_path: Pa
     assert outcome.baseline is not None and outcome.baseline.value == pytest.approx(np.mean(values))
     told = [e.message for e in events if e.kind == "noise"]
     assert len(told) == 1 and "over 3 seeds" in told[0] and "best of 4 equal candidates" in told[0]
-    assert all(t.asked is None and t.told is None for t in rows[:3])
+    # the sampler hears of the noise once the last seed is there
+    assert all(t.asked is None for t in rows[:3]) and [t.told for t in rows[:3]] == [None, None, 0]
 
 
-def test_a_candidate_must_beat_the_baseline_s_mean_not_its_luckiest_seed(
-    tmp_path: Path, inline: None
-) -> None:
+def test_a_candidate_must_be_surely_better_than_the_baseline_s_mean(tmp_path: Path, inline: None) -> None:
     from detsearch_cli.search.space import Integer, Product
 
-    # 3 scores 464, the baseline 451 and by its seeds 455, 447 and 450: its mean is 450.7
-    outcome = search(
-        tmp_path / "s", trials=3, noise_seeds=3, space=Product((Integer("a", 2, 3),)), sampler="grid"
-    )
-    best = outcome.best
-    assert best is not None and outcome.baseline is not None
-    assert best.value == max(t.value or 0.0 for t in outcome.trials if not t.baseline)
+    # the baseline scores .451 and by its seeds .455, .447 and .450; candidates from 5 to 14 at most .47
+    near = Product((Integer("a", 5, 14),))
+    found = search(tmp_path / "s", trials=6, noise_seeds=3, space=near)
+    leader = found.leader
+    assert leader is not None and leader.gain is not None and found.baseline is not None
+    assert (found.best == found.baseline) == (leader.gain.better < SURE)
     worse = Product((Integer("a", 20, 25),))
-    lost = search(tmp_path / "t", trials=3, noise_seeds=3, space=worse, sampler="grid")
+    lost = search(tmp_path / "t", trials=6, noise_seeds=3, space=worse)
     assert lost.best == lost.baseline
+    assert lost.leader is not None and lost.leader.gain is not None and lost.leader.gain.better < 0.01
 
 
 def test_of_equal_means_the_baseline_stays(tmp_path: Path, inline: None) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from detsearch_cli.search import coordinator
-from detsearch_cli.search.racing import Again, _starters, next_step
+from detsearch_cli.search.racing import Again, next_step, starters_of
+from detsearch_cli.search.samplers.random import Random
 from detsearch_cli.search.space import Integer, Product
 from detsearch_cli.search.study import Trial
-from detsearch_cli.trials import best_of
+from detsearch_cli.trials import leader_of
 from tests.search.driving import Inline, killed_at, search, story
 
 SD = 0.02
@@ -64,15 +65,16 @@ def test_a_quarter_of_the_trials_goes_to_leaders_and_the_better_half_goes_on() -
     played = raced(trials, 28, lambda number, offset: further.get(number, 0.3))
     # 7 trainings: five begin, two go on; of means .3225, .35, .3425, .32 and .31 those of 6 and 7 are highest
     assert played == [(4, 1), (6, 1), (7, 1), (2, 1), (9, 1), (6, 2), (7, 2)]
-    best = best_of(trials)
-    assert best is not None and best.number == 6 and best.value == pytest.approx((0.34 + 2 * 0.36) / 3)
+    leader = leader_of(trials)
+    assert leader is not None and (leader.trial.number, leader.seeds) == (6, 3)
+    assert leader.trial.value == pytest.approx((0.34 + 2 * 0.36) / 3)
 
 
 @pytest.mark.parametrize(
     "again, starters", [(1, 1), (2, 2), (3, 2), (4, 2), (5, 3), (6, 4), (13, 7), (33, 18)]
 )
 def test_so_many_begin_that_the_halves_fit(again: int, starters: int) -> None:
-    assert _starters(again) == starters
+    assert starters_of(again) == starters
 
 
 def test_where_no_other_is_near_the_leader_the_trials_go_on_exploring() -> None:
@@ -92,8 +94,8 @@ def test_a_leader_that_fails_with_another_seed_is_out() -> None:
     trials = explored(0.30, 0.33, 0.31, 0.34, 0.29, 0.3, 0.3, 0.3, 0.3)
     played = raced(trials, 12, lambda number, offset: None if number == 4 else 0.32)
     assert played == [(4, 1), (2, 1), (2, 2)]
-    best = best_of(trials)
-    assert best is not None and best.number == 2
+    leader = leader_of(trials)
+    assert leader is not None and leader.trial.number == 2
 
 
 def test_racing_chooses_better_than_the_highest_score_where_seeds_matter_as_much_as_candidates() -> None:
@@ -106,9 +108,9 @@ def test_racing_chooses_better_than_the_highest_score_where_seeds_matter_as_much
         chosen[False].append(truth[scores[:40, 0].argmax()])
         trials = explored(*scores[:30, 0])[1:]
         raced(trials, 40, lambda number, offset, scores=scores: float(scores[number - 1, offset]))
-        best = best_of(trials)
-        assert best is not None
-        chosen[True].append(truth[best.number - 1])
+        leader = leader_of([replace(row(0, 0.3), candidate=None), *trials])
+        assert leader is not None
+        chosen[True].append(truth[leader.trial.number - 1])
     assert np.mean(chosen[True]) > np.mean(chosen[False]) + 0.1 * SD
 
 
@@ -122,21 +124,31 @@ LINE = Product((Integer("a", 5, 14),))
 """Whose scores differ by less than the seeds'."""
 
 
-def test_a_search_trains_its_leaders_again_and_the_sampler_never_hears_of_it(
-    tmp_path: Path, inline: None
+def test_a_search_trains_its_leaders_again_and_its_sampler_hears_the_means(
+    tmp_path: Path, inline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(Random, "measured", lambda self, noise: heard.append(noise))
+    monkeypatch.setattr(
+        Random, "tell_again", lambda self, p, value, seeds: heard.append((p.candidate, value, seeds))
+    )
     outcome = search(tmp_path / "s", trials=12, noise_seeds=3, races=True, space=LINE)
     again = [t for t in outcome.trials if t.again_of is not None and not t.baseline]
     assert [t.number for t in again] == [10, 11, 12]
-    assert all(t.asked is None and t.told is None for t in again)
     firsts = {t.number: t for t in outcome.trials}
     for t in again:
-        assert (
-            t.candidate == firsts[t.again_of or 0].candidate
-            and t.fragment == firsts[t.again_of or 0].fragment
-        )
-        assert t.seed in (2, 3) and f'"seed": {t.seed}' in t.recipe_yaml
-    assert outcome.best is not None and outcome.best.number in {t.again_of for t in again}
+        first = firsts[t.again_of or 0]
+        assert (t.candidate, t.fragment) == (first.candidate, first.fragment)
+        assert t.seed in (2, 3) and f'"seed": {t.seed}' in t.recipe_yaml and t.asked is None
+    leader = outcome.leader
+    assert leader is not None and leader.seeds > 1
+    noise, *means = heard
+    assert noise == pytest.approx(np.std([t.value for t in outcome.trials if t.baseline], ddof=1))
+    for number, (candidate, value, seeds) in zip((10, 11, 12), means, strict=True):
+        own = [t for t in outcome.trials if again[number - 10].again_of in (t.number, t.again_of)]
+        own = [t for t in own if t.number <= number]
+        assert candidate == again[number - 10].candidate and seeds == len(own)
+        assert value == pytest.approx(np.mean([t.value for t in own]))
 
 
 def test_the_same_trials_whether_killed_or_not_and_with_several_jobs(tmp_path: Path) -> None:

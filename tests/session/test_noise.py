@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,8 +11,6 @@ from detsearch_cli import api
 from detsearch_cli.errors import StudyError
 from detsearch_cli.methods.base import load_method
 from detsearch_cli.option import LARGEST_SEED
-from detsearch_cli.search.noise import fresh_leads, lead_of
-from detsearch_cli.search.study import Trial
 from detsearch_cli.session.pages import luck, write_study_page
 from detsearch_cli.session.search import (
     SEARCHED,
@@ -86,27 +83,6 @@ def test_leaders_are_trained_again_where_the_noise_is_measured_unless_told_other
     assert races_of("auto", 3) and not races_of("auto", 1) and not races_of("1", 3)
     with pytest.raises(StudyError, match="--repeats is auto or 1, got 'always'"):
         races_of("always", 3)
-
-
-def test_a_finding_s_lead_is_told_with_the_seeds_that_did_not_choose_it() -> None:
-    def row(number: int, seed: int, value: float, again_of: int | None, candidate: Any) -> Trial:
-        return Trial(
-            number, candidate, "complete", value, 1.0, None, Path(), "", {}, again_of=again_of, seed=seed
-        )
-
-    trials = [
-        row(0, 5, 0.30, None, None),
-        row(1, 6, 0.34, 0, None),
-        row(2, 5, 0.40, None, {"a": 1}),
-        row(3, 5, 0.45, None, {"a": 2}),
-        row(4, 6, 0.36, 3, {"a": 2}),
-        row(5, 7, 0.35, 3, {"a": 2}),
-    ]
-    # seed 6 is a pair; of seed 7 the baseline has none, so that its mean .32 stands in
-    assert fresh_leads(trials) == pytest.approx([0.02, 0.03])
-    gained, count = lead_of(trials) or (0.0, 0)
-    assert (gained, count) == (pytest.approx((0.45 + 0.36 + 0.35) / 3 - 0.32), 2)
-    assert fresh_leads(trials[:4]) == []
 
 
 def test_settings_of_before_have_one_seed(study: Path) -> None:

@@ -31,7 +31,7 @@ from threadpoolctl import ThreadpoolController
 from detsearch_cli.option import MOST_TRIALS
 from detsearch_cli.parts import Part
 from detsearch_cli.search.samplers._box import Box
-from detsearch_cli.search.samplers.base import ProductSampler, Proposal, stream
+from detsearch_cli.search.samplers.base import ProductSampler, Proposal, stream, trusted
 from detsearch_cli.search.space import Candidate, Product, key
 
 
@@ -59,6 +59,8 @@ class PySOT(ProductSampler):
         self._records: dict[str, list[Any]] = {}
         self._failed: list[Any] = []
         self._values: list[float] = []
+        self._told: dict[bytes, tuple[float, int]] = {}  # point -> mean, over so many seeds
+        self._trained_again = False
         self._seen: set[str] = set()
         self._refused: set[str] = set()
         self._method: Any = None  # stays None for a space of one candidate
@@ -94,7 +96,11 @@ class PySOT(ProductSampler):
                 if self._waiting():
                     return None
                 return Proposal(self._accept(None))
+            self._learn_anew()
             try:
+                if self.noise > 0 and hasattr(self._method.surrogate, "noise"):
+                    # the lowest of noisy values is no measure of improvement, the lowest expected one is
+                    self._method._fX = self._method.surrogate.predict(self._method.surrogate.X)
                 action = self._method.propose_action()
             except Exception:  # whatever pySOT raises, a search goes on with a random candidate
                 action = None
@@ -103,6 +109,29 @@ class PySOT(ProductSampler):
                 self._method.surrogate.c = None
             self._method.converged = False
             return Proposal(self._accept(self._without_refused(action)))
+
+    def _learn_anew(self) -> None:
+        """Give the surrogate what is known of its points by now: further seeds change a mean, and how far it is trusted.
+
+        A Gaussian process is given the noise of each. Radial basis functions go through every point, so they are given
+        shrunken means.
+        """
+        surrogate = self._method.surrogate
+        if self.noise == 0 or not self._adaptive() or not self._told:
+            return
+        rows = [self._told.get(x.tobytes()) for x in surrogate.X]  # None for failed ones
+        known = np.array([row is not None for row in rows])
+        means, seeds = np.array([row or (0.0, 1) for row in rows]).T
+        if hasattr(surrogate, "noise"):
+            surrogate.noise = self.noise / np.sqrt(seeds)
+        elif self._trained_again:
+            means[known] = trusted(means[known], seeds[known], self.noise)
+            surrogate.c = None  # else it would only learn what new points add
+        else:
+            return
+        surrogate.fX = np.where(known[:, None], -means[:, None], surrogate.fX)
+        surrogate.updated = False
+        self._method._fX = surrogate.fX.copy()
 
     def _without_refused(self, action: Any) -> Any:
         """None in place of a point that was refused: the surrogate has not learned that and insists on it.
@@ -164,15 +193,21 @@ class PySOT(ProductSampler):
                 break
         return candidate
 
-    def tell(self, proposal: Proposal, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float, seeds: int = 1) -> None:
         if self._method is None:
             return
         record = self._take(proposal)
         self._values.append(-value)
+        self._told[self._box.encode(proposal.candidate).tobytes()] = value, seeds
         with self._fence(-2):
             record.complete(-value)
             while self._failed:
                 self._failed.pop(0).complete(self._penalty())
+
+    def tell_again(self, proposal: Proposal, value: float, seeds: int) -> None:
+        if self._method is not None:
+            self._told[self._box.encode(proposal.candidate).tobytes()] = value, seeds
+            self._trained_again = True
 
     def fail(self, proposal: Proposal) -> None:
         if self._method is None:

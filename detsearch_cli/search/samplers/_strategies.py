@@ -74,7 +74,19 @@ class _Problem(OptimizationProblem):
 
 
 class _Gaussian(GPRegressor):
-    """scikit-learn predicts (N,) since 1.1 where pySOT expects (N, 1)."""
+    """With the noise of each point, and of the shape that pySOT expects: scikit-learn predicts (N,) since 1.1, not (N, 1).
+
+    noise: (N,) standard deviations of the values, in their units, or 0 for all.
+    """
+
+    noise: Any = 0.0
+
+    def _fit(self) -> None:
+        if (
+            not self.updated
+        ):  # pySOT fits standardised values; 1e-10 is scikit-learn's own, for the sake of rounding
+            self.model.alpha = 1e-10 + (self.noise / max(np.std(self.fX), 1e-6)) ** 2
+            super()._fit()
 
     def predict(self, xx: np.ndarray) -> np.ndarray:
         return np.asarray(super().predict(xx)).reshape(-1, 1)

@@ -1,7 +1,8 @@
 """What a sampler is: a deterministic ask/tell object, rebuilt after a restart by replaying its events.
 
-Given the same space, budget, seed, workers, options and the same sequence of events (ask, tell, fail, refused), a
-sampler proposes the same candidates. It keeps no state on disk and touches no global random state. It maximises.
+Given the same space, budget, seed, workers, options and the same sequence of events (measured, ask, tell, tell_again,
+fail, refused), a sampler proposes the same candidates. It keeps no state on disk and touches no global random state.
+It maximises.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Sampler(ABC):
         self.workers = max(1, workers)
         self.options = self.Options() if options is None else options
         self.asked = 0
+        self.noise = 0.0
 
     @classmethod
     def accepts(cls, space: Space) -> bool:
@@ -72,9 +74,19 @@ class Sampler(ABC):
     def propose(self) -> Proposal | None:
         """The proposal number `self.asked`, or None to wait."""
 
+    def measured(self, noise: float) -> None:
+        """The standard deviation of one candidate's scores over seeds, in units of value; `self.noise` is 0 before.
+
+        It may come between a proposal and its value.
+        """
+        self.noise = noise
+
     @abstractmethod
-    def tell(self, proposal: Proposal, value: float) -> None:
-        """The finite value of a proposal that was asked; higher is better."""
+    def tell(self, proposal: Proposal, value: float, seeds: int = 1) -> None:
+        """The finite value of a proposal that was asked, its mean over so many seeds; higher is better."""
+
+    def tell_again(self, proposal: Proposal, value: float, seeds: int) -> None:  # noqa: B027
+        """A candidate that was told has more seeds by now, and this mean. Nothing, for a sampler that learns nothing."""
 
     @abstractmethod
     def fail(self, proposal: Proposal) -> None:
@@ -106,6 +118,19 @@ class ProductSampler(Sampler):
     """A sampler that needs the parameters of a product."""
 
     space: Product
+
+
+def trusted(values: np.ndarray, seeds: np.ndarray, noise: float) -> np.ndarray:
+    """Means over seeds on one scale, for what takes a value for the truth. values, seeds (n,) -> (n,).
+
+    Each is drawn towards the mean of all, the more the fewer seeds it has (Efron and Morris 1975); then all are stretched,
+    so that those of one seed are as they were told: only the differences between many and few seeds matter.
+    """
+    import numpy as np
+
+    spread2 = max(float(np.var(values) - (noise**2 / seeds).mean()), (0.1 * noise) ** 2, 1e-12)
+    center = values.mean()
+    return np.asarray(center + (values - center) * (spread2 + noise**2) / (spread2 + noise**2 / seeds))
 
 
 def stream(seed: int, index: int) -> np.random.Generator:

@@ -40,7 +40,7 @@ class Grid(ProductSampler):
         parts = zip(self.space.parameters, reversed(indices), self.levels, strict=True)
         return Proposal({p.name: p.level(index, count) for p, index, count in parts})
 
-    def tell(self, proposal: Proposal, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float, seeds: int = 1) -> None:
         """A grid learns nothing."""
 
     def fail(self, proposal: Proposal) -> None:

@@ -29,7 +29,7 @@ class Random(Sampler):
         self._seen.add(name)
         return Proposal(candidate)
 
-    def tell(self, proposal: Proposal, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float, seeds: int = 1) -> None:
         """Random search learns nothing."""
 
     def fail(self, proposal: Proposal) -> None:

@@ -20,7 +20,7 @@ class Halving(Sampler):
             return None
         return Proposal(max(self.values)[2])
 
-    def tell(self, proposal: Proposal, value: float) -> None:
+    def tell(self, proposal: Proposal, value: float, seeds: int = 1) -> None:
         self.values.append((value, -len(self.values), proposal.candidate))
 
     def fail(self, proposal: Proposal) -> None:

@@ -20,16 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.session.runs import Callbacks, Placement, TrainedRun, compare_sides
-from detsearch_cli.session.search import (
-    SEARCHED,
-    Settings,
-    final,
-    new_search,
-    noise_seeds_of,
-    races_of,
-    run_search,
-    unused_seed,
-)
+from detsearch_cli.session.search import SEARCHED, new_search, run_search
+from detsearch_cli.session.study import Settings, final, noise_seeds_of, races_of, unused_seed
 
 if TYPE_CHECKING:
     import numpy as np

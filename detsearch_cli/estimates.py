@@ -76,8 +76,12 @@ class Estimates:
     @cached_property
     def expected(self) -> np.ndarray:
         """(n,) expected gain over the baseline; 0 for the baseline itself. A fraction."""
-        mean, _ = self._gains(0)
+        mean, _ = self._over_baseline
         return np.asarray(self.unit * (self.weights @ mean))[:-1]
+
+    @cached_property
+    def _over_baseline(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._gains(0)
 
     @property
     def leader(self) -> int:
@@ -86,7 +90,7 @@ class Estimates:
 
     def gain(self, recipe: int) -> Gain:
         """Of a candidate over the baseline."""
-        mean, sd = (part[:, recipe] for part in self._gains(0))
+        mean, sd = (part[:, recipe] for part in self._over_baseline)
         low, high = (self._quantile(mean, sd, part) for part in (0.025, 0.975))
         better = float(self.weights @ ndtr((mean - EQUAL) / sd))
         return Gain(float(self.expected[recipe]), self.unit * low, self.unit * high, better)

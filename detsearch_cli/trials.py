@@ -221,6 +221,7 @@ def points(fraction: float | None, signed: bool = False) -> str:
     if fraction is None or not known(fraction):
         return "–"
     value = 100 * fraction
+    value = 0.0 if abs(value) < 0.0005 else value
     digits = 1 if value == 0 or abs(value) >= 0.05 else 2 if abs(value) >= 0.005 else 3
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     return text.replace("-", "\N{MINUS SIGN}") if signed else text

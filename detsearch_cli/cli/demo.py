@@ -45,7 +45,8 @@ def demo(
     from detsearch_cli.cli.options import RecipeOptions, RunsOptions
     from detsearch_cli.methods.base import load_method
     from detsearch_cli.recipe import compose
-    from detsearch_cli.session.search import Settings, new_search
+    from detsearch_cli.session.search import new_search
+    from detsearch_cli.session.study import Settings
 
     out = out if out.name else out.resolve()  # `--out .` has no name of its own
     recipe = compose([("demo", {**RECIPE, "seed": seed})])

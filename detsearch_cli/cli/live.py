@@ -56,7 +56,7 @@ def _so_far(event: Event) -> str:
 
 def label(trial: Trial) -> str:
     """`baseline` or `trial 7`."""
-    from detsearch_cli.session.search import label as labelled
+    from detsearch_cli.session.study import label as labelled
 
     return labelled(trial)
 
@@ -71,7 +71,7 @@ def in_short(trial: Trial) -> str:
 def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) -> None:
     """What was found, and what to do next."""
     from detsearch_cli.search.noise import noise_of
-    from detsearch_cli.session.search import BEST, standing
+    from detsearch_cli.session.study import BEST, standing
 
     best, baseline, folder = result.best, result.baseline, result.folder
     noise, leader = noise_of(result.outcome.trials), result.outcome.leader

@@ -64,7 +64,8 @@ def _search(method: type[Method]) -> Callable[..., None]:
     def command(options: RecipeOptions, search: SearchOptions, own: Any) -> None:
         from detsearch_cli.cli import console
         from detsearch_cli.methods.base import load_method
-        from detsearch_cli.session.search import SEARCHED, Settings, new_search, noise_seeds_of, races_of
+        from detsearch_cli.session.search import SEARCHED, new_search
+        from detsearch_cli.session.study import Settings, noise_seeds_of, races_of
 
         seeds = noise_seeds_of(search.trials, search.noise_seeds)
         settings = Settings(
@@ -130,7 +131,7 @@ def train_study(
     """Train the finding of a study, or the candidate of a trial, and what --baseline and --against ask for beside it."""
     from detsearch_cli.cli import console
     from detsearch_cli.errors import RecipeError
-    from detsearch_cli.session.search import final_recipe, finding_of, study_of
+    from detsearch_cli.session.study import final_recipe, finding_of, study_of
 
     if study is None and not runs.against:
         raise RecipeError(
@@ -179,7 +180,7 @@ def _train(
     from detsearch_cli.cli.comparison import callbacks, print_comparison, print_runs
     from detsearch_cli.engine.trial import load_data
     from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
-    from detsearch_cli.session.search import unused_seed
+    from detsearch_cli.session.study import unused_seed
 
     every = sides(method, recipe, finding, runs.fragments_against(), baseline)
     data = load_data(recipe.data)
@@ -228,7 +229,7 @@ def _tell_power(study: Path, seeds: int, trial: int | None) -> None:
     """What the comparison can show, before it is paid for; nothing where the search did not measure its noise."""
     from detsearch_cli.cli import console
     from detsearch_cli.search.noise import noise_of, proof_in_words
-    from detsearch_cli.session.search import study_of
+    from detsearch_cli.session.study import study_of
     from detsearch_cli.trials import gains_of
 
     trials = study_of(study).trials
@@ -285,7 +286,7 @@ def _below(method: type[Method], study: Path | None, runs: list[Path]) -> Fragme
     from detsearch_cli.engine.checkpoint import read_recipe
     from detsearch_cli.errors import StudyError
     from detsearch_cli.recipe import with_fragment
-    from detsearch_cli.session.search import final_recipe, finding_of
+    from detsearch_cli.session.study import final_recipe, finding_of
 
     if study is not None:
         finding = finding_of(study)

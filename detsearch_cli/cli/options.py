@@ -338,7 +338,9 @@ class StudyOptions:
     ] = None
     trial: Annotated[
         int | None,
-        _option("In the place of best.yaml: the candidate of this trial.", panel="Study", min=1),
+        _option(
+            "In the place of best.yaml: the candidate of this trial.", panel="Study", min=1, max=MOST_TRIALS
+        ),
     ] = None
 
 

@@ -27,7 +27,7 @@ def list_(
     """Every study below a folder, with its baseline and best."""
     from detsearch_cli.cli import console
     from detsearch_cli.search.study import Study, list_studies
-    from detsearch_cli.session.search import studies_elsewhere
+    from detsearch_cli.session.study import studies_elsewhere
 
     if storage is None and not root.is_dir():
         raise StudyError(f"there is no folder {root}; give the folder that holds the studies")
@@ -72,7 +72,7 @@ def _summary(study: Any) -> dict[str, Any]:
 def _opened(folder: Path, name: str | None, storage: str | None) -> Any:
     """The study in a folder, which says itself where its ledger is, or by name in a database."""
     from detsearch_cli.search.study import open_study
-    from detsearch_cli.session.search import SETTINGS, study_of
+    from detsearch_cli.session.study import SETTINGS, study_of
 
     if name is None and storage is None and (folder / SETTINGS).is_file():
         return study_of(folder)
@@ -91,7 +91,7 @@ def show(
     from detsearch_cli.cli.live import as_json_of, in_short, label
     from detsearch_cli.search.refusals import reasons
     from detsearch_cli.search.study import to_json
-    from detsearch_cli.session.search import standing
+    from detsearch_cli.session.study import standing
     from detsearch_cli.trials import gains_of, percent, points
 
     study, refused = _opened(folder, name, storage), reasons(folder)

@@ -127,7 +127,9 @@ def _draw_scores(ax: Axes, rows: Sequence[TrialLike], so_far: bool) -> list[tupl
     if done:
         own = [r for r in done if r.candidate is None]
         for kind, colour, label in ((done, "dot", "trial"), (own if len(own) > 1 else [], "baseline", None)):
-            at = [r.number for r in kind], [100 * (r.value or 0.0) for r in kind]
+            # where further seeds are no candidates of their own, they stand above the first
+            numbers = [r.number if so_far or r.again_of is None else r.again_of for r in kind]
+            at = numbers, [100 * (r.value or 0.0) for r in kind]
             ax.plot(*at, "o", ms=small, color=COLOURS[colour], mew=0, label=label)
         best = best_of(done)
         if best is not None:

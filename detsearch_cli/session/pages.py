@@ -13,14 +13,7 @@ from detsearch_cli.files import finite
 from detsearch_cli.methods.base import method_class, methods
 from detsearch_cli.reading import whole
 from detsearch_cli.session.runs import BASELINE, COMPARISON
-from detsearch_cli.session.search import (
-    BEST,
-    SETTINGS,
-    identity_of,
-    read_settings,
-    recipe_of,
-    study_of,
-)
+from detsearch_cli.session.study import BEST, SETTINGS, identity_of, read_settings, recipe_of, study_of
 from detsearch_cli.trials import candidates
 
 if TYPE_CHECKING:
@@ -123,9 +116,9 @@ def luck(study: Study) -> list[str]:
     verdict = "enough" if gain.better >= SURE else f"less than the {percent(SURE)} asked for"
     told.append(
         f"Of trial {leader.trial.number} a gain of {points(gain.expected, signed=True)} AP is expected, and it is better "
-        f"than the baseline with a probability of {percent(gain.better)}: {verdict} to call it found."
+        f"than the baseline with a probability of {percent(gain.better)}: {verdict} to call it found. "
+        "Whether that is true is told by new seeds on images that the search never used."
     )
-    told.append("Whether that is true is told by new seeds on images that the search never used.")
     return told
 
 

@@ -20,7 +20,7 @@ from detsearch_cli.errors import CheckpointError, StudyError
 from detsearch_cli.report.page import RunPage, StudyPage
 from detsearch_cli.search.study import open_study
 from detsearch_cli.session import pages
-from detsearch_cli.session.search import read_settings, recipe_of
+from detsearch_cli.session.study import read_settings, recipe_of
 from tests.cli.damaging import answer, damaged
 
 Told = pytest.CaptureFixture[str]

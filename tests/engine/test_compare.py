@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from detsearch_cli.data.types import Split
-from detsearch_cli.engine.compare import paired_bootstrap, resampled, seed_interval
+from detsearch_cli.engine.compare import image_variance, paired_bootstrap, resampled, seed_interval
 from detsearch_cli.engine.detections import DetectionTable
 from detsearch_cli.engine.evaluate import evaluate
 from detsearch_cli.errors import EvaluationError
@@ -128,6 +128,25 @@ def test_interval_covers_the_spread_of_fresh_samples() -> None:
     parts = [DetectionTable(np.searchsorted(rows, t.image), t.boxes, t.scores, t.labels) for t in parts]
     result = paired_bootstrap(sample, *parts)
     assert (result.high - result.low) / (2 * 1.96) == pytest.approx(true_spread, rel=0.4)
+
+
+def test_the_images_part_of_the_seeds_variance_is_half_that_of_differences_between_fresh_samples() -> None:
+    split, table = random_case(5, num_images=600, classes=2)
+    tables = [degraded(table, seed) for seed in range(3)]
+    generator = np.random.default_rng(0)
+    picks = np.zeros((200, 600), int)
+    for row in picks:
+        row[generator.choice(600, 60, replace=False)] = 1
+    a, b, c = (resampled(split, one, picks) for one in tables)
+    fresh = np.mean([np.var(x - y) for x, y in ((a, b), (a, c), (b, c))]) / 2
+    found = []
+    for row in picks[:5]:
+        rows = np.flatnonzero(row)
+        sample = [one.select(np.isin(one.image, rows)) for one in tables]
+        sample = [DetectionTable(np.searchsorted(rows, t.image), t.boxes, t.scores, t.labels) for t in sample]
+        found.append(image_variance(split.take(rows.tolist()), sample))
+    assert np.mean(found) == pytest.approx(fresh, rel=0.4)
+    assert image_variance(split, [table, table]) == 0
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

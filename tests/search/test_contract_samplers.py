@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from detsearch_cli import parts
 from detsearch_cli.errors import StudyError
+from detsearch_cli.search import coordinator
 from detsearch_cli.search.config import SamplerChoice
-from detsearch_cli.search.samplers.base import Proposal, Sampler
+from detsearch_cli.search.samplers.base import Proposal, Sampler, trusted
 from detsearch_cli.search.space import Candidate, Choice, Integer, Product, Real, key
+from tests.search.driving import Inline, search
 from tests.search.words import Words
 
 NAMES = parts.names("search.samplers")
@@ -58,12 +61,18 @@ def drive(
     events: list[Event],
     flying: list[Proposal],
     refuses: bool = False,
+    noisy: bool = False,
 ) -> None:
     """Ask and tell like a coordinator with `workers` workers; every seventh trial fails, the second first.
 
-    refuses: every third proposal is refused.
+    refuses: every third proposal is refused. noisy: the noise is told after the first proposals, and every third candidate
+    gets a second seed.
     """
     for _ in range(steps):
+        kinds = [kind for kind, _, _ in events]
+        if noisy and kinds.count("ask") >= 2 and "measured" not in kinds:
+            sampler.measured(0.05)
+            events.append(("measured", Proposal({}), 0.05))
         while len(flying) < workers and (proposal := sampler.ask()) is not None:
             events.append(("ask", proposal, 0.0))
             if refuses and sum(kind == "ask" for kind, _, _ in events) % 3 == 0:
@@ -81,6 +90,9 @@ def drive(
         else:
             sampler.tell(done, value(done.candidate))
             events.append(("tell", done, value(done.candidate)))
+            if noisy and told % 3 == 2:
+                sampler.tell_again(done, value(done.candidate) - 0.01, 2)
+                events.append(("again", done, value(done.candidate) - 0.01))
 
 
 def replay(sampler: Sampler, events: list[Event]) -> None:
@@ -91,6 +103,10 @@ def replay(sampler: Sampler, events: list[Event]) -> None:
             sampler.tell(proposal, told)
         elif kind == "refused":
             sampler.refused(proposal, "no")
+        elif kind == "measured":
+            sampler.measured(told)
+        elif kind == "again":
+            sampler.tell_again(proposal, told, 2)
         else:
             sampler.fail(proposal)
 
@@ -111,20 +127,21 @@ def test_proposals_lie_in_the_space_even_beyond_the_budget(name: str, space: Pro
         assert asked
 
 
-@pytest.mark.parametrize("refuses", [False, True])
+@pytest.mark.parametrize("how", ["plain", "refuses", "noisy"])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("space", ["five counts", "mixed", "one count", "tiny"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replayed_sampler_goes_on_like_the_uninterrupted_one(
-    name: str, space: str, workers: int, refuses: bool
+    name: str, space: str, workers: int, how: str
 ) -> None:
+    more = how == "refuses", how == "noisy"
     total = 10 if name in ("ei", "lcb") else 30
     events: list[Event] = []
     flying: list[Proposal] = []
     whole = make(name, SPACES[space], total, 3, workers)
     states: dict[int, list[Proposal]] = {}
     for _ in range(total):
-        drive(whole, 1, workers, events, flying, refuses)
+        drive(whole, 1, workers, events, flying, *more)
         states[len(events)] = list(flying)
     for cut in list(states)[total // 5 :: max(1, len(states) // 3)]:
         resumed = make(name, SPACES[space], total, 3, workers)
@@ -132,8 +149,74 @@ def test_a_replayed_sampler_goes_on_like_the_uninterrupted_one(
         replay(resumed, again)
         under_way = list(states[cut])
         while len(again) < len(events):
-            drive(resumed, 1, workers, again, under_way, refuses)
+            drive(resumed, 1, workers, again, under_way, *more)
         assert again[: len(events)] == events
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_search_that_knows_its_noise_runs_with_every_sampler(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "executor_class", lambda name: Inline)
+    monkeypatch.setattr(coordinator, "POLL_SECONDS", 0.0)
+    changes = {"noise_seeds": 3, "races": True, "stops": True, "sampler": name}
+    space = Product((Integer("a", 5, 14), Integer("b", 5, 14)))  # where seeds matter as much as candidates
+    found = search(tmp_path / "s", trials=16, space=space, budget=12, **changes)
+    assert sum(t.trained for t in found.trials) == 16 or "ended early" in found.reason
+    leader = found.leader
+    assert leader is not None and leader.gain is not None and leader.seeds > 1
+    # the sampler is rebuilt from all events, those of further seeds among them, and goes on
+    longer = search(tmp_path / "s", trials=24, space=space, budget=12, **changes)
+    assert longer.trials[: len(found.trials)] == found.trials
+    assert len(longer.trials) > len(found.trials) or "ended early" in longer.reason or name == "grid"
+
+
+def test_a_gaussian_process_follows_a_mean_of_many_seeds_more_closely_than_one_score() -> None:
+    """The value that stands out is followed to the part that is left of it: closer, the more seeds it has."""
+    followed = []
+    for seeds in (1, 4, 100):
+        sampler = make("lcb", SPACES["one count"], 40)
+        sampler.measured(0.1)
+        for _ in range(8):
+            proposal = sampler.ask()
+            assert proposal is not None
+            sampler.tell(proposal, 0.3 + 0.001 * proposal.candidate["c"])
+        sampler.tell_again(proposal, 0.8, seeds)
+        sampler.ask()
+        surrogate = sampler._method.surrogate  # type: ignore[attr-defined]
+        told = surrogate.predict(np.array([[proposal.candidate["c"]]])).item()
+        followed.append(-told)
+    assert followed[0] < followed[1] < followed[2]
+    assert followed[2] == pytest.approx(0.8, abs=0.05) and followed[0] < 0.7
+
+
+def test_a_mean_of_more_seeds_is_trusted_as_far_as_a_normal_model_trusts_it() -> None:
+    """Up to one scale for all, which ranks and surrogates ignore, it is the posterior mean of each."""
+    values, seeds = np.array([0.30, 0.34, 0.26, 0.40, 0.28, 0.31]), np.array([1, 4, 1, 2, 1, 16])
+    noise = 0.02
+    found = trusted(values, seeds, noise)
+    spread2 = values.var() - (noise**2 / seeds).mean()
+    center = values.mean()
+    posterior = center + (values - center) * spread2 / (spread2 + noise**2 / seeds)
+    slope = (found[0] - center) / (posterior[0] - center)
+    assert found - center == pytest.approx(slope * (posterior - center))
+    assert found[seeds == 1] == pytest.approx(values[seeds == 1])
+
+
+def test_what_optuna_was_told_changes_with_further_seeds() -> None:
+    sampler = make("tpe", SPACES["five counts"], 12)
+    sampler.measured(0.05)
+    asked = [sampler.ask() for _ in range(4)]
+    for proposal, told in zip(asked, (0.30, 0.50, 0.32, 0.28), strict=True):
+        assert proposal is not None
+        sampler.tell(proposal, told)
+    assert asked[1] is not None
+    sampler.tell_again(asked[1], 0.35, 3)
+    values = [t.value for t in sampler._study.trials]  # type: ignore[attr-defined]
+    assert values[0] == pytest.approx(0.30) and values[2:] == pytest.approx([0.32, 0.28])
+    assert (
+        0.35 < values[1] < 0.45
+    )  # three seeds are trusted more than one, so it stands out more than .35 would
 
 
 @pytest.mark.parametrize("name", NAMES)

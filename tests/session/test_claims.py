@@ -11,7 +11,8 @@ import pytest
 
 from detsearch_cli import api
 from detsearch_cli.errors import DetsearchError, OutputError, RecipeError, StudyError
-from detsearch_cli.session.search import Settings, new_search, read_settings, reopened, run_search
+from detsearch_cli.session.search import new_search, reopened, run_search
+from detsearch_cli.session.study import Settings, read_settings
 from tests.test_api import RECIPE
 
 BINS = {"bins": "1"}

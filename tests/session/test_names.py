@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from detsearch_cli.errors import StudyError
 from detsearch_cli.methods.base import load_method
 from detsearch_cli.recipe import validate
-from detsearch_cli.session.search import Settings, default_name, new_search
+from detsearch_cli.session.search import default_name, new_search
+from detsearch_cli.session.study import Settings
 
 METHOD = load_method("assign", {})
 RECIPE = validate({"data": {"source": "shapes:images=4,val=2,test=2,size=64"}})

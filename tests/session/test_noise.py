@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from detsearch_cli import api
+from detsearch_cli.data.types import Split
+from detsearch_cli.engine.train import train
+from detsearch_cli.engine.trial import load_data
 from detsearch_cli.errors import StudyError
 from detsearch_cli.methods.base import load_method
 from detsearch_cli.option import LARGEST_SEED
+from detsearch_cli.recipe import Recipe
 from detsearch_cli.session.pages import luck, write_study_page
 from detsearch_cli.session.search import (
     SEARCHED,
-    Settings,
+    image_noise,
     new_search,
+    reopened,
+    run_search,
+    scored_apart,
+    scored_on_the_way,
+)
+from detsearch_cli.session.study import (
+    Settings,
+    finding_of,
     noise_seeds_of,
     races_of,
     read_settings,
-    reopened,
-    run_search,
+    recipe_of,
     study_of,
     unused_seed,
 )
@@ -77,6 +89,54 @@ def test_the_page_explains_the_noise(study: Path) -> None:
         ("Equal scores say nothing of the noise; train longer.", "that the search never used.")
     )
     assert "How much of this is luck?" in write_study_page(study).read_text()
+
+
+def test_the_baseline_is_scored_on_the_way_and_nothing_of_its_training_changes(study: Path) -> None:
+    trials = study_of(study).trials
+    assert [[epoch for epoch, _ in t.scores] for t in trials] == [[1, 2], [1, 2], [1, 2], [2]]
+    # named as what it is, so that a candidate of the same recipe is known again
+    recipe = api.recipe_of(SMALL, SEARCHED)
+    assert trials[0].recipe_hash == scored_apart(recipe).hash()
+    alone = train(scored_apart(recipe), *both(recipe), study.parent / "alone")
+    assert alone["AP"] == trials[0].value
+
+
+def both(recipe: Recipe) -> tuple[Split, Split]:
+    data = load_data(scored_apart(recipe).data)
+    return data.train, data.val
+
+
+def test_longer_trainings_are_scored_four_or_five_times_on_the_way() -> None:
+    for epochs, every in ((1, 1), (2, 1), (4, 1), (5, 1), (6, 2), (10, 2), (12, 3), (24, 6), (100, 25)):
+        recipe = api.recipe_of({**SMALL, "schedule": {"epochs": epochs}}, SEARCHED)
+        assert scored_on_the_way(recipe).schedule.eval_every == every
+        scores = len({*range(every, epochs + 1, every), epochs})
+        assert scores == epochs if epochs < 4 else 3 <= scores <= 5
+    own = api.recipe_of({**SMALL, "schedule": {"epochs": 10, "eval_every": 3}}, SEARCHED)
+    assert scored_on_the_way(own) == own
+
+
+def test_the_images_part_of_the_noise_is_a_part_and_unknown_without_detections(study: Path) -> None:
+    found = study_of(study)
+    recipe, rows = recipe_of(found, read_settings(study)), [t for t in found.trials if t.baseline]
+    part = image_noise(recipe, rows)
+    if len({t.value for t in rows}) == 1:
+        assert part is None
+    else:
+        assert part is not None and 0 <= part <= 1
+    gone = [replace(t, folder=t.folder / "gone", value=0.1 * t.number) for t in rows]
+    assert image_noise(recipe, gone) is None
+    equal = [replace(t, value=0.1) for t in rows]
+    assert image_noise(recipe, equal) is None
+
+
+def test_the_candidate_of_any_trial_can_be_taken_from_a_study(study: Path) -> None:
+    trial = study_of(study).trials[3]
+    assert finding_of(study, 3) == trial.fragment != {}
+    with pytest.raises(StudyError, match="0 is the baseline, so there is no candidate to take"):
+        finding_of(study, 0)
+    with pytest.raises(StudyError, match="99 is none of its trials"):
+        finding_of(study, 99)
 
 
 def test_leaders_are_trained_again_where_the_noise_is_measured_unless_told_otherwise() -> None:

@@ -11,7 +11,7 @@ CHANCE = 0.05
 """That the best would be overtaken, by a candidate seen or by one of the trainings left; their sum, which is more."""
 MARGIN = 0.25
 """Standard deviations of the noise that overtaking must amount to, to be worth a training."""
-FEWEST = 5
+FEWEST = 8
 """Candidates, before anything is said of those to come."""
 
 

@@ -32,18 +32,18 @@ def rows(baseline: list[float], candidates: list[float]) -> list[Trial]:
 
 
 def test_a_baseline_far_above_all_candidates_is_not_overtaken() -> None:
-    trials = rows([0.40, 0.41, 0.405], [0.25, 0.27, 0.26, 0.24, 0.28, 0.26])
+    trials = rows([0.40, 0.41, 0.405], [0.25, 0.27, 0.26, 0.24, 0.28, 0.26, 0.25, 0.27])
     best = unbeatable(trials, 3)
     assert best is not None and best.baseline
-    assert unbeatable(trials[:7], 3) is None  # four candidates say nothing of those to come
-    assert unbeatable(rows([0.40, 0.41, 0.405], [0.39, 0.42, 0.40, 0.38, 0.41, 0.40]), 10) is None
+    assert unbeatable(trials[:10], 3) is None  # seven candidates say nothing of those to come
+    assert unbeatable(rows([0.40, 0.41, 0.405], [0.39, 0.42, 0.40, 0.38, 0.41, 0.40, 0.39, 0.42]), 10) is None
 
 
 def test_the_best_candidate_may_be_overtaken_by_new_ones_but_a_race_may_be_decided() -> None:
-    trials = rows([0.40, 0.41, 0.405], [0.25, 0.27, 0.60, 0.24, 0.28, 0.26])
+    trials = rows([0.40, 0.41, 0.405], [0.25, 0.27, 0.60, 0.24, 0.28, 0.26, 0.25, 0.27])
     best = unbeatable(trials, 0)
     assert best is not None and best.candidate == {"a": 2}
-    assert unbeatable(trials, 1) is None  # the best of six is overtaken by the next one with 1 / 7
+    assert unbeatable(trials, 1) is None  # the best of eight is overtaken by the next one with 1 / 9
 
 
 def test_without_several_seeds_nothing_ends_early() -> None:
@@ -58,7 +58,7 @@ def test_where_candidates_are_drawn_around_the_baseline_a_search_seldom_ends_bef
         truth = np.sort(rng.normal(0, 0.03, 12))
         base, scores = 0.3 + rng.normal(0, 0.01, 3), 0.3 + truth + rng.normal(0, 0.01, 12)
         ended = next(
-            (n for n in range(5, 12) if unbeatable(rows([*base], [*scores[:n]]), 12 - n) is not None), 12
+            (n for n in range(8, 12) if unbeatable(rows([*base], [*scores[:n]]), 12 - n) is not None), 12
         )
         missed += ended < 12 and truth[-1] > 0.005
     assert missed <= 10

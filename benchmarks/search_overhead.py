@@ -4,6 +4,7 @@
     python benchmarks/search_overhead.py --trials 39 --data path/to/set
     python benchmarks/search_overhead.py --train               # real trainings through `detsearch assign search`
     python benchmarks/search_overhead.py --refuse 10000        # candidates that are refused: seconds
+    python benchmarks/search_overhead.py --noise 100           # what knowing its noise costs a search: seconds
 
 overhead = workers x wall time of the search's process / sum of the trials' own time - 1. Start-up is paid once a
 worker, so longer searches have less of it. Exits 1 above a tenth.
@@ -18,6 +19,10 @@ trial. Spread .25: uniform in 15..25 s.
 
 Real trainings: a trial's own time is the median of its worker's later trials, which find everything imported and
 decoded; best.yaml and the report are counted as overhead too.
+
+Noise: the same search of instant trials twice, with one seed each, and with three seeds of the baseline, leaders that are
+trained again, expected values after every event and the question whether to end early. Processor time of the
+coordinator, a trial. Exits 1 where the difference is above 20 ms.
 
 Refused candidates are drawn at random from fifteen counts; each is proposed, refused, logged and told. Exits 1 above
 1 ms of the processor each; other programs do not change that.
@@ -34,7 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
 
 LIMIT = 0.10
 MILLISECOND = 1e-3
+MOST_OF_NOISE = 0.020
 SIZE = {
     "detector": "fcos",
     "backbone": "tiny",
@@ -97,14 +103,17 @@ def sleeping_trial(recipe_yaml: str, folder: str, epochs: int | None = None) -> 
 _DECODED: list[bool] = []
 
 
-def plan(folder: Path, args: argparse.Namespace, sampler: str, trials: int, prepare: Any) -> Plan:
+def plan(
+    folder: Path, args: argparse.Namespace, sampler: str, trials: int, prepare: Any, noisy: bool = False
+) -> Plan:
     """A search over fifteen counts, three for each of five pyramid levels, as HPS-Det's."""
     from detsearch_cli.search.config import SamplerChoice, StudyConfig
     from detsearch_cli.search.plan import Plan
     from detsearch_cli.search.space import Integer, Product
 
     space = Product(tuple(Integer(f"c{i}", 1, 25) for i in range(15)))
-    config = StudyConfig({}, space, SamplerChoice.parse(sampler), 0, trials, args.jobs)
+    choice = SamplerChoice.parse(sampler)
+    config = StudyConfig({}, space, choice, 0, trials, args.jobs, 3 if noisy else 1, noisy)
     return Plan(
         name="overhead",
         folder=folder,
@@ -116,12 +125,14 @@ def plan(folder: Path, args: argparse.Namespace, sampler: str, trials: int, prep
         executor="local",
         epochs=1,
         prepare=prepare,
+        with_seed=lambda prepared, seed: replace(prepared, recipe_yaml=f"{prepared.recipe_yaml} {seed}"),
+        stops=noisy,
     )
 
 
 def search_asleep(folder: Path, args: argparse.Namespace) -> None:
     """The coordinator of the sleeping trials; runs in a process of its own, so that its start is counted."""
-    from detsearch_cli.recipe import compose
+    from detsearch_cli.recipe import compose, with_fragment
     from detsearch_cli.search.coordinator import run
     from detsearch_cli.search.plan import Prepared
 
@@ -135,7 +146,7 @@ def search_asleep(folder: Path, args: argparse.Namespace) -> None:
         numbers = list(candidate.values())
         counts = [numbers[level : level + 3] for level in range(0, 15, 3)]
         fragment = {"assign": {"name": "dynamic", "counts": counts, "edges": [[0.5, 2.0]] * 5}}
-        made = recipe.with_(fragment)
+        made = with_fragment(recipe, fragment)
         return Prepared(made.to_yaml(), made.hash(), fragment)
 
     run(plan(folder, args, "dycors", args.trials, prepare), "search_overhead:sleeping_trial")
@@ -145,6 +156,45 @@ def search_asleep(folder: Path, args: argparse.Namespace) -> None:
 def instant_trial(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """The baseline's training, where only refusals are measured."""
     return {"AP": 0.3}
+
+
+def noisy_trial(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
+    """A score of the recipe and its seed alone, around .3."""
+    return {"AP": random.Random(recipe_yaml).gauss(0.3, 0.02)}
+
+
+def measure_noise(folder: Path, args: argparse.Namespace) -> int:
+    """Prints what knowing its noise costs a search; 1 where it is too much."""
+    from detsearch_cli.search.coordinator import run
+    from detsearch_cli.search.plan import Prepared
+
+    def prepare(candidate: dict[str, int] | None) -> Prepared:
+        text = json.dumps(candidate)
+        return Prepared(text, f"{hash(text):x}", {})
+
+    each = {}
+    for name, noisy, trials in (
+        ("first", True, 10),
+        ("plain", False, args.noise),
+        ("noisy", True, args.noise),
+    ):
+        begun = time.process_time()  # the first search pays for the imports, and is not told
+        outcome = run(
+            plan(folder / name, args, args.sampler, trials, prepare, noisy), "search_overhead:noisy_trial"
+        )
+        trained = sum(trial.trained for trial in outcome.trials)
+        each[noisy] = (time.process_time() - begun) / trained
+    cells = {
+        "sampler": args.sampler,
+        "trials": trained,
+        "ms, one seed each": f"{1000 * each[False]:.1f}",
+        "ms, with noise": f"{1000 * each[True]:.1f}",
+        "difference": f"{1000 * (each[True] - each[False]):.1f}",
+        "machine load": f"{os.getloadavg()[0]:.1f}",
+    }
+    print("  ".join(f"{c:>17}" for c in cells))
+    print("  ".join(f"{c:>17}" for c in cells.values()))
+    return int(each[True] - each[False] > MOST_OF_NOISE)
 
 
 def measure_refusals(folder: Path, args: argparse.Namespace) -> int:
@@ -257,7 +307,10 @@ def main() -> int:
     parser.add_argument("--data", default="shapes:images=400,size=192")
     parser.add_argument("--train", action="store_true", help="real trainings instead of sleeps")
     parser.add_argument("--refuse", type=int, help="measure so many refused candidates instead")
-    parser.add_argument("--sampler", default="random", help="of refused candidates")
+    parser.add_argument(
+        "--noise", type=int, help="measure what knowing its noise costs so many trials instead"
+    )
+    parser.add_argument("--sampler", default="random", help="of these two")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside is not None:
@@ -266,6 +319,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made:
         if args.refuse is not None:
             return measure_refusals(Path(made), args)
+        if args.noise is not None:
+            return measure_noise(Path(made), args)
         found = (measure_training if args.train else measure_asleep)(Path(made), args)
     count, total = len(found.own), sum(found.own)
     overhead = args.jobs * found.wall / total - 1

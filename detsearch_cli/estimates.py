@@ -161,16 +161,16 @@ def _estimate(scores: tuple[tuple[tuple[int, float], ...], ...]) -> Estimates:
     log = evidence + np.log(within * parts)
     weights = np.exp(log - log.max())
     weights /= weights.sum()
-    # a thousandth of the posterior may be left out: most points of the grid have none
+    # a ten-thousandth of the posterior may be left out: most points of the grid have no part in it
     order = np.argsort(-weights)
     kept = order[: 1 + int(np.searchsorted(np.cumsum(weights[order]), 0.9999))]
-    constant, linear, own_variance = model.values(table)
+    constant, linear, own_variance = model.at(kept).values(table)
     return Estimates(
         unit=unit,
         weights=weights[kept] / weights[kept].sum(),
-        constant=constant[kept],
-        linear=linear[kept],
-        own=own_variance[kept],
+        constant=constant,
+        linear=linear,
+        own=own_variance,
         mean=mean[kept],
         chol=chol[kept],
     )
@@ -205,6 +205,10 @@ class _Model:
     common: np.ndarray
     spread: np.ndarray
     wide: np.ndarray
+
+    def at(self, points: np.ndarray) -> _Model:
+        """The model at some of its points."""
+        return _Model(self.noise[points], self.common[points], self.spread[points], self.wide[points])
 
     def posterior(self, table: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log evidence (g,), mean (g, d) and Cholesky factor of the precision (g, d, d) of what recipes share.

@@ -80,12 +80,13 @@ class Integer:
 
 @dataclass(frozen=True)
 class Real:
-    """Real numbers low..high; uniform in the logarithm where `log`."""
+    """Real numbers low..high; uniform in the logarithm where `log`. start: where a sampler that moves begins."""
 
     name: str
     low: float
     high: float
     log: bool = False
+    start: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
@@ -94,6 +95,9 @@ class Real:
             raise SpaceError(
                 f"{self.name} is searched in the logarithm, so low must be above 0, got {self.low}"
             )
+
+        if self.start is not None and not self.holds(self.start):
+            raise SpaceError(f"{self.name} must start in {self.low:g}..{self.high:g}, got {self.start:g}")
 
     @property
     def size(self) -> int | None:
@@ -202,7 +206,12 @@ class Product:
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back."""
         kinds = {cls: kind for kind, cls in _KINDS.items()}
-        listed = [{"kind": kinds[type(p)], **json.loads(json.dumps(asdict(p)))} for p in self.parameters]
+        # what is not set is left out, so that spaces of before it existed are the same
+        set_ = [
+            {name: value for name, value in asdict(p).items() if value is not None} for p in self.parameters
+        ]
+        kind_of = [kinds[type(p)] for p in self.parameters]
+        listed = [{"kind": k, **json.loads(json.dumps(s))} for k, s in zip(kind_of, set_, strict=True)]
         return {"kind": self.kind, "parameters": listed}
 
     @classmethod

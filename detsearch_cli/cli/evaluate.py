@@ -171,6 +171,11 @@ def show(subject: Subject, report: dict[str, Any]) -> None:
     console.coco_table(title, report["coco"])
     voc = report["voc"]
     console.table("", ["VOC07 mAP@0.5", "VOC mAP@0.5"], [[console.percent(v) for v in voc.values()]])
+    point = report["operating_point"]
+    if point["F1"] is not None:
+        console.say(
+            f"highest F1 {console.percent(point['F1'])}, of detections with score {point['score']:.3g} or more"
+        )
     if "proposals" in report:
         console.proposal_table(report["proposals"])
     console.class_table(report["per_class"])
@@ -207,15 +212,18 @@ def claim_plots(folder: Path) -> None:
 def write_plots(subject: Subject, precision: np.ndarray, folder: Path) -> list[Path]:
     """Write both PLOTS. precision (10, 101, C): `Evaluation.precision`."""
     from detsearch_cli.engine.confusion import confusion_matrix
+    from detsearch_cli.engine.voc import Claims
     from detsearch_cli.report import curves
 
     classes = subject.split.classes
+    score = Claims.of(subject.split, subject.table).operating_point().score
+    least = score if score > 0 else CONFUSED_SCORE  # NaN is not
     pictures = (
         curves.precision_recall(precision, classes, title=subject.name),
         curves.confusion(
-            confusion_matrix(subject.split, subject.table, min_iou=CONFUSED_IOU, min_score=CONFUSED_SCORE),
+            confusion_matrix(subject.split, subject.table, min_iou=CONFUSED_IOU, min_score=least),
             classes,
-            title=f"{subject.name}\nscore from {CONFUSED_SCORE} on, IoU from {CONFUSED_IOU} on",
+            title=f"{subject.name}\nscore from {least:.2g} on, IoU from {CONFUSED_IOU} on",
         ),
     )
     for name, figure in zip(PLOTS, pictures, strict=True):

@@ -13,6 +13,7 @@ from detsearch_cli.errors import CheckFailed, DataError
 if TYPE_CHECKING:
     from detsearch_cli.engine.predict import DetectedFiles
 
+FROM = 0.3  # score
 NAMED = 5  # lines for files that cannot be read; their number comes last
 
 
@@ -26,8 +27,13 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
     score_threshold: Annotated[
-        float, typer.Option(help="Draw boxes from this score on.", min=0, max=1)
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            help="Draw boxes from this score on; default: the run's of the highest F1, else 0.3.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="COCO results on stdout instead of pictures.")] = False,
 ) -> None:
@@ -44,6 +50,7 @@ def predict(
     places = {} if json else dict(enumerate(claim_pictures(out, files), 1))
     model, recipe, classes = load_detector(run)
     where = pick_device(device)
+    least = operating_score(run) if score_threshold is None else score_threshold
     unread: list[tuple[Path, str]] = []
     document: dict[str, list[Any]] = {"images": [], "categories": [], "annotations": [], "unreadable": []}
     for part in detect_files(model.to(where), files, recipe, classes, where):
@@ -54,7 +61,7 @@ def predict(
         if json:
             add_to_document(document, part)
         else:
-            draw_pictures(part, places, score_threshold)
+            draw_pictures(part, places, least)
     if len(unread) == len(files):
         raise DataError(
             f"none of the {len(files)} files can be read as an image; the first, {unread[0][0]}: {unread[0][1]}"
@@ -67,6 +74,15 @@ def predict(
             f"{len(unread)} of {len(files)} files cannot be read as images and were passed over; "
             "the others were predicted"
         )
+
+
+def operating_score(run: Path) -> float:
+    """The score of the highest F1 on the run's validation split; FROM where it is unknown, as of a weights file."""
+    from detsearch_cli.engine.checkpoint import read_metrics
+
+    metrics = read_metrics(run) if run.is_dir() else None
+    point = (metrics or {}).get("operating_point") or {}
+    return FROM if point.get("score") is None else float(point["score"])
 
 
 def add_to_document(document: dict[str, list[Any]], part: DetectedFiles) -> None:

@@ -24,6 +24,13 @@ class ClassRow(Document):
     AP50: Score
 
 
+class OperatingPoint(Document):
+    """The score from which on detections have the highest F1."""
+
+    F1: Score
+    score: Score
+
+
 class Metrics(Document):
     """metrics.json: what is read of it. Further keys stay."""
 
@@ -36,6 +43,7 @@ class Metrics(Document):
     train_seconds: float
     versions: dict[str, str]
     proposals: dict[str, Score] | None = None
+    operating_point: OperatingPoint | None = None  # runs of before have none
 
 
 Marks = Annotated[list[str], Field(min_length=2, max_length=2)]

@@ -14,6 +14,7 @@ import numpy as np
 from detsearch_cli.data.types import Split
 from detsearch_cli.engine import coco, voc
 from detsearch_cli.engine.detections import DetectionTable
+from detsearch_cli.engine.voc import OperatingPoint
 from detsearch_cli.errors import EvaluationError
 from detsearch_cli.files import finite
 
@@ -24,7 +25,10 @@ COCO_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: its objects that count (neither crowd nor difficult), the images they are in, its scores."""
+    """One class: its objects that count (neither crowd nor difficult), the images they are in, its scores.
+
+    F1: the highest, by VOC's rules at IoU .5, of the detections from the score F1_score on.
+    """
 
     name: str
     images: int
@@ -33,6 +37,8 @@ class ClassRow:
     AP50: float
     voc07_AP50: float
     voc_AP50: float
+    F1: float
+    F1_score: float
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,15 @@ class Evaluation:
     """What `evaluate` found.
 
     coco: the twelve numbers under COCO_KEYS. voc: voc07_mAP50 (11 points), voc_mAP50 (area).
-    per_class: one row a class. precision (10, 101, C), for the curves: interpolated precision at
+    operating_point: the highest F1 over all classes, and the score from which on detections have it. per_class: one row a
+    class. precision (10, 101, C), for the curves: interpolated precision at
     IoU .5:.05:.95, recall 0:.01:1, all areas, 100 detections an image; NaN for classes without objects.
     proposals: recall of a first stage (see ProposalRecall.to_json), None without one.
     """
 
     coco: dict[str, float]
     voc: dict[str, float]
+    operating_point: OperatingPoint
     per_class: list[ClassRow]
     precision: np.ndarray
     proposals: dict[str, float] | None = None
@@ -56,6 +64,7 @@ class Evaluation:
         return {
             "coco": finite(self.coco),
             "voc": finite(self.voc),
+            "operating_point": finite(asdict(self.operating_point)),
             "per_class": [finite(asdict(row)) for row in self.per_class],
             **({} if self.proposals is None else {"proposals": finite(self.proposals)}),
         }
@@ -71,11 +80,13 @@ def evaluate(split: Split, table: DetectionTable, evaluator: str = "faster") -> 
         raise EvaluationError(f"split {split.name!r} has no images to score on; choose another split")
     table.check(split)  # what fits by chance would be scored without a word
     tables = coco.accumulate(split, table, evaluator)
-    eleven, area = voc.average_precisions(split, table)
+    claims = voc.Claims.of(split, table)
+    eleven, area = claims.average_precisions()
     return Evaluation(
         coco=_twelve(tables),
         voc={"voc07_mAP50": _mean(eleven), "voc_mAP50": _mean(area)},
-        per_class=_rows(split, tables, eleven, area),
+        operating_point=claims.operating_point(),
+        per_class=_rows(split, tables, claims),
         precision=tables.precision[:, :, :, ALL, -1],
         proposals=None if table.proposals is None else table.proposals.to_json(),
     )
@@ -95,12 +106,13 @@ def _twelve(tables: coco.Accumulated) -> dict[str, float]:
     return {key: _mean(value) for key, value in zip(COCO_KEYS, values, strict=True)}
 
 
-def _rows(split: Split, tables: coco.Accumulated, eleven: np.ndarray, area: np.ndarray) -> list[ClassRow]:
+def _rows(split: Split, tables: coco.Accumulated, claims: voc.Claims) -> list[ClassRow]:
     objects = voc.Objects.of(split)
+    eleven, area = claims.average_precisions()
     rows = []
     for label, name in enumerate(split.classes):
         mine = (objects.labels == label) & ~objects.ignored
-        precision = tables.precision[:, :, label, ALL, -1]
+        precision, point = tables.precision[:, :, label, ALL, -1], claims.operating_point(label)
         rows.append(
             ClassRow(
                 name,
@@ -110,6 +122,8 @@ def _rows(split: Split, tables: coco.Accumulated, eleven: np.ndarray, area: np.n
                 AP50=_mean(precision[AP50_AT]),
                 voc07_AP50=float(eleven[label]),
                 voc_AP50=float(area[label]),
+                F1=point.F1,
+                F1_score=point.score,
             )
         )
     return rows

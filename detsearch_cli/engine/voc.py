@@ -1,4 +1,5 @@
-"""Average precision by Pascal VOC's rules: VOC2007's 11 points, and the area under the curve since 2010.
+"""Average precision by Pascal VOC's rules, VOC2007's 11 points and the area under the curve since 2010; and the score
+from which on a detector is best used.
 
 Each detection claims the object of its class that it overlaps most. It is correct if that overlap reaches
 `min_iou` and no surer detection claimed the object before; a claim on a `difficult` object (or a crowd)
@@ -51,20 +52,63 @@ def average_precisions(
     development kit does. The default is for coordinates between pixels, which is what Record.boxes are.
     Detections of equal score keep the table's order.
     """
-    objects = Objects.of(split)
-    # stable, so that equal scores keep the table's order
-    table = table.select(np.argsort(-table.scores, kind="stable"))
-    correct, wrong = outcomes(objects, table, min_iou=min_iou, inclusive=inclusive)
-    num_objects = np.bincount(objects.labels[~objects.ignored], minlength=len(split.classes))
-    eleven, area = np.full(len(split.classes), np.nan), np.full(len(split.classes), np.nan)
-    for label in np.flatnonzero(num_objects):
-        rows = table.labels == label
-        true_positives = np.cumsum(correct[rows])
-        recall = true_positives / num_objects[label]
-        precision = true_positives / np.maximum(true_positives + np.cumsum(wrong[rows]), 1)
-        eleven[label] = eleven_point(recall, precision)
-        area[label] = all_point(recall, precision)
-    return eleven, area
+    return Claims.of(split, table, min_iou=min_iou, inclusive=inclusive).average_precisions()
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The score from which on detections have the highest F1, and that F1; NaN without an object, or a correct detection."""
+
+    F1: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What each detection, best first, is worth. scores, labels (D,); correct, wrong (D,) bool, neither: ignored; objects
+    (C,): of each class."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    correct: np.ndarray
+    wrong: np.ndarray
+    objects: np.ndarray
+
+    @staticmethod
+    def of(split: Split, table: DetectionTable, *, min_iou: float = 0.5, inclusive: bool = False) -> Claims:
+        """See `average_precisions`."""
+        objects = Objects.of(split)
+        # stable, so that equal scores keep the table's order
+        table = table.select(np.argsort(-table.scores, kind="stable"))
+        correct, wrong = outcomes(objects, table, min_iou=min_iou, inclusive=inclusive)
+        num_objects = np.bincount(objects.labels[~objects.ignored], minlength=len(split.classes))
+        return Claims(table.scores, table.labels, correct, wrong, num_objects)
+
+    def average_precisions(self) -> tuple[np.ndarray, np.ndarray]:
+        """VOC2007 11-point and all-point AP: two (C,), NaN for a class without objects."""
+        eleven, area = np.full(len(self.objects), np.nan), np.full(len(self.objects), np.nan)
+        for label in np.flatnonzero(self.objects):
+            rows = self.labels == label
+            true_positives = np.cumsum(self.correct[rows])
+            recall = true_positives / self.objects[label]
+            precision = true_positives / np.maximum(true_positives + np.cumsum(self.wrong[rows]), 1)
+            eleven[label] = eleven_point(recall, precision)
+            area[label] = all_point(recall, precision)
+        return eleven, area
+
+    def operating_point(self, label: int | None = None) -> OperatingPoint:
+        """Of one class, or of all with one score. Of equal F1 the highest score."""
+        rows = np.ones(len(self.labels), bool) if label is None else self.labels == label
+        objects = int(self.objects.sum() if label is None else self.objects[label])
+        scores = self.scores[rows]
+        right, wrong = np.cumsum(self.correct[rows]), np.cumsum(self.wrong[rows])
+        if objects == 0 or len(scores) == 0 or right[-1] == 0:
+            return OperatingPoint(np.nan, np.nan)
+        # a threshold takes all of one score or none
+        ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        f1 = 2 * right[ends] / (objects + right[ends] + wrong[ends])
+        best = int(f1.argmax())
+        return OperatingPoint(float(f1[best]), float(scores[ends][best]))
 
 
 def outcomes(

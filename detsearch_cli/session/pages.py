@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 SAMPLES = 4
-SHOWN_SCORE = 0.3
+SHOWN_SCORE = 0.3  # where no detection is right
 
 
 def write_page(folder: Path) -> Path:
@@ -251,11 +251,20 @@ def pictures(split: Split, index: int, tables: Mapping[str, DetectionTable]) -> 
     record, image = split.records[index], split.read(index)
     drawn = {f"ground truth: {_boxes(record)}": draw(image, record.boxes, record.labels, split.classes)}
     for name, table in tables.items():
-        own = table.select((table.image == index) & (table.scores >= SHOWN_SCORE))
-        drawn[f"{name}: {_boxes(own)} with score {SHOWN_SCORE:g} or more"] = draw(
+        least = shown_from(split, table)
+        own = table.select((table.image == index) & (table.scores >= least))
+        drawn[f"{name}: {_boxes(own)} with score {least:.2g} or more"] = draw(
             image, own.boxes, own.labels, split.classes, own.scores
         )
     return drawn
+
+
+def shown_from(split: Split, table: DetectionTable) -> float:
+    """The score of the highest F1 on the split, from which on detections are drawn."""
+    from detsearch_cli.engine.voc import Claims
+
+    score = Claims.of(split, table).operating_point().score
+    return score if score > 0 else SHOWN_SCORE  # NaN is not
 
 
 def _boxes(of: Any) -> str:

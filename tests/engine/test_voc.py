@@ -28,11 +28,14 @@ def test_eleven_point_ap_agrees_with_the_published_fixture(shared_data: Path) ->
     assert eleven[0] == pytest.approx(0.268398, abs=1e-6)
 
 
-def by_the_kit(split: Split, table: DetectionTable, label: int, end_pixel: float) -> tuple[float, float]:
-    """One class, detection by detection, in the development kit's order of steps."""
-    total = sum(int(((r.labels == label) & ~r.difficult & ~r.crowd).sum()) for r in split.records)
-    if total == 0:
-        return np.nan, np.nan
+def objects_of(split: Split, label: int) -> int:
+    return sum(int(((r.labels == label) & ~r.difficult & ~r.crowd).sum()) for r in split.records)
+
+
+def claims_by_the_kit(
+    split: Split, table: DetectionTable, label: int, end_pixel: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right and wrong detections of one class, best first, in the development kit's order of steps."""
     taken = [np.zeros(len(r.labels), bool) for r in split.records]
     rows = [i for i in np.argsort(-table.scores, kind="stable") if table.labels[i] == label]
     tp, fp = np.zeros(len(rows)), np.zeros(len(rows))
@@ -56,6 +59,15 @@ def by_the_kit(split: Split, table: DetectionTable, label: int, end_pixel: float
                 taken[table.image[i]][chosen] = True
         else:
             fp[d] = 1
+    return tp, fp
+
+
+def by_the_kit(split: Split, table: DetectionTable, label: int, end_pixel: float) -> tuple[float, float]:
+    """One class's 11-point and area AP."""
+    total = objects_of(split, label)
+    if total == 0:
+        return np.nan, np.nan
+    tp, fp = claims_by_the_kit(split, table, label, end_pixel)
     recall, precision = np.cumsum(tp) / total, np.cumsum(tp) / np.maximum(np.cumsum(tp) + np.cumsum(fp), 1e-9)
     eleven = sum(max(precision[recall >= t - 1e-12], default=0.0) / 11 for t in np.linspace(0, 1, 11))
     padded_recall, padded = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
@@ -74,6 +86,36 @@ def test_vectorised_ap_equals_the_kits_loop(seed: int, inclusive: bool) -> None:
         np.testing.assert_allclose(
             (eleven[label], area[label]), by_the_kit(split, table, label, float(inclusive))
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_operating_point_has_the_highest_f1_of_all_thresholds(seed: int) -> None:
+    """Every distinct score tried as a threshold, each class alone and all with one."""
+    split, table = random_case(seed, ties=seed % 2 == 1)
+    claims = voc.Claims.of(split, table)
+    labels = range(len(split.classes))
+    for group in (*([label] for label in labels), list(labels)):
+        tried = {}
+        for least in np.unique(table.scores):
+            kept = table.select(table.scores >= least)
+            outcomes = [claims_by_the_kit(split, kept, label, 0.0) for label in group]
+            right, wrong = (sum(o[i].sum() for o in outcomes) for i in (0, 1))
+            total = sum(objects_of(split, label) for label in group)
+            if total and right:
+                tried[float(least)] = 2 * right / (total + right + wrong)
+        point = claims.operating_point(group[0] if len(group) == 1 else None)
+        if not tried:
+            assert np.isnan(point.F1) and np.isnan(point.score)
+            continue
+        assert pytest.approx(max(tried.values())) == point.F1
+        assert tried[point.score] == pytest.approx(point.F1)
+
+
+def test_nothing_right_has_no_operating_point() -> None:
+    split = split_of(record(1, [BOX], [0]), classes=1)
+    away = table_of((0, [300, 300, 400, 400], 0.9, 0))
+    for table in (away, away.select(np.zeros(1, bool))):
+        assert np.isnan(voc.Claims.of(split, table).operating_point().score)
 
 
 def test_pieces_of_the_pair_list_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

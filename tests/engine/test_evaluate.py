@@ -148,7 +148,7 @@ def test_class_without_objects_is_undefined_and_null_in_json(evaluator: str) -> 
     assert found.coco["AP"] == pytest.approx(1.0)
     row = json.loads(json.dumps(found.to_json(), allow_nan=False))["per_class"][1]
     assert row == {"name": "class1", "images": 0, "boxes": 0} | dict.fromkeys(
-        ("AP", "AP50", "voc07_AP50", "voc_AP50")
+        ("AP", "AP50", "voc07_AP50", "voc_AP50", "F1", "F1_score")
     )
 
 

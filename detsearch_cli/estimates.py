@@ -147,7 +147,9 @@ def _estimate(scores: tuple[tuple[tuple[int, float], ...], ...]) -> Estimates:
     table = (table - table[0][~np.isnan(table[0])][0]) / unit
     means = np.nanmean(table, axis=1)
     told = _telling(means)
-    apart = max(float(means[1:][told[1:]].std()) if told[1:].any() else 0.0, 0.25)
+    # from each other and from the baseline: one candidate, or several equal ones, may lie far above it
+    own = means[1:][told[1:]]
+    apart = max(float(own.std()), abs(float(own.mean() - means[0])), 0.25)
     slab = np.stack(np.meshgrid(_NOISE, apart * _SPREAD, _SHARED, indexing="ij"), -1).reshape(-1, 3)
     spike = np.stack(np.meshgrid(_NOISE, [0.0], _SHARED, indexing="ij"), -1).reshape(-1, 3)
     noise, spread, shared = np.concatenate([slab, spike]).T

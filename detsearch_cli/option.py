@@ -28,6 +28,8 @@ MOST_IMAGES = 65_536
 """In a batch; the largest published trainings on ImageNet have 65,536 small ones."""
 MOST_TRIALS = 100_000
 """Samplers rebuild their model from every trial so far, so a search slows down long before."""
+MOST_NOISE_SEEDS = 100
+"""Trainings of a baseline: its noise is then known to 7%."""
 MOST_JOBS = 1024
 """Processes at a time; each imports torch, half a gigabyte."""
 MOST_SHAPES = 64

@@ -95,19 +95,11 @@ def candidates(trials: Sequence[T]) -> list[T]:
 
 
 def by_candidate(trials: Sequence[T]) -> list[list[T]]:
-    """The scored trials of each recipe, its first seed in front; the baseline's among them. By number of the first.
-
-    A candidate whose training has failed with one of its seeds is left out: it cannot be relied on.
-    """
-    unsteady = {t.again_of for t in trials if failed(t) and t.candidate is not None}
+    """The scored trials of each recipe, its first seed in front; the baseline's among them. By number of the first."""
     groups: dict[int, list[T]] = {}
     for trial in scored(trials):
         groups.setdefault(trial.number if trial.again_of is None else trial.again_of, []).append(trial)
-    return [
-        group
-        for number, group in sorted(groups.items())
-        if group[0].number == number and number not in unsteady
-    ]
+    return [group for number, group in sorted(groups.items()) if group[0].number == number]
 
 
 def baseline_scores(trials: Sequence[TrialLike]) -> list[float]:
@@ -132,25 +124,29 @@ def baseline_of(trials: Sequence[T]) -> T | None:
 class Leader(Generic[T]):
     """The candidate to rely on first. trial: its first one, with the mean over its `seeds` as value.
 
-    gain: what is expected of it over the baseline; None where the noise is not measured.
+    gain: what is expected of it over the baseline; None where the noise is not measured. failed: further seeds with which
+    its training has failed.
     """
 
     trial: T
     seeds: int
     gain: Gain | None
+    failed: int = 0
 
 
 def estimated(trials: Sequence[T]) -> tuple[list[list[T]], Estimates] | None:
     """The scored trials of each recipe, the baseline's first, and what they say of the recipes' true values.
 
-    None where that is unknown: the baseline or every candidate is without a score, or no recipe has two seeds.
+    None where that is unknown: the baseline or every candidate is without a score, or no recipe has two scores that differ.
     """
     groups = by_candidate(trials)
     own = [group for group in groups if group[0].candidate is None]
     groups = own[:1] + [group for group in groups if group[0].candidate is not None]
     # one without a seed is of a version that trained everything with the study's
     scores = [{-1 if t.seed is None else t.seed: t.value or 0.0 for t in group} for group in groups]
-    if not own or len(groups) < 2 or all(len(by_seed) < 2 for by_seed in scores):
+    # equal scores of one recipe, such as AP 0 with every seed, do not tell its noise either
+    noisy = any(len(set(by_seed.values())) > 1 for by_seed in scores)
+    if not own or len(groups) < 2 or not noisy:
         return None
     from detsearch_cli.estimates import estimate  # numpy and scipy, for which reading trials need not wait
 
@@ -169,8 +165,12 @@ def leader_of(trials: Sequence[T]) -> Leader[T] | None:
         best = max(means, key=lambda t: (t.value or 0.0, -t.number), default=None)
         return None if best is None else Leader(best, len(groups[means.index(best)]), None)
     groups, estimates = known_values
-    group = groups[estimates.leader]
-    return Leader(mean_of(group), len(group), estimates.gain(estimates.leader))
+    return _leader(trials, groups[estimates.leader], estimates.gain(estimates.leader))
+
+
+def _leader(trials: Sequence[T], group: Sequence[T], gain: Gain) -> Leader[T]:
+    lost = sum(failed(t) and t.again_of == group[0].number for t in trials)
+    return Leader(mean_of(group), len(group), gain, lost)
 
 
 def gains_of(trials: Sequence[T]) -> list[Leader[T]]:
@@ -180,9 +180,7 @@ def gains_of(trials: Sequence[T]) -> list[Leader[T]]:
         return []
     groups, estimates = known_values
     candidates = [
-        Leader(mean_of(group), len(group), estimates.gain(number))
-        for number, group in enumerate(groups)
-        if number > 0
+        _leader(trials, group, estimates.gain(number)) for number, group in enumerate(groups) if number > 0
     ]
     return sorted(candidates, key=lambda c: -c.gain.expected if c.gain else 0.0)
 

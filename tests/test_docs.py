@@ -96,7 +96,12 @@ def test_the_check_of_command_lines_notices_what_does_not_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_and_options_named_in_the_text_exist(page: Path) -> None:
-    known = {option for command in every_command() for p in command.params for option in p.opts}
+    known = {
+        option
+        for command in every_command()
+        for p in command.params
+        for option in [*p.opts, *p.secondary_opts]
+    }
     for script in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'add_argument\("(--[\w-]+)"', script.read_text(encoding="utf-8")))
     for code in re.findall(r"`([^`\n]+)`", without_fences(page.read_text(encoding="utf-8"))):

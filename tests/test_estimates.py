@@ -34,7 +34,7 @@ def brute_force(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     unit = np.sqrt(sum(((v - v.mean()) ** 2).sum() for v in several) / sum(len(v) - 1 for v in several))
     y = (y - y[0]) / unit
     means = np.array([y[who == i].mean() for i in range(len(scores))])
-    apart = max(means[1:].std(), 0.25)
+    apart = max(means[1:].std(), abs(means[1:].mean() - means[0]), 0.25)
     n = len(scores)
     together = seed[:, None] == seed
     logs, gains, chances = [], [], []
@@ -87,6 +87,19 @@ def test_the_highest_score_is_drawn_towards_the_others_and_less_with_more_seeds(
     assert once.leader == thrice.leader == 9
     assert 0 < once.gain(9).expected < thrice.gain(9).expected < 0.05
     assert once.gain(9).better < thrice.gain(9).better
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 3])
+def test_the_better_a_few_candidates_are_the_more_they_are_believed(candidates: int) -> None:
+    """Also where nothing but the baseline tells how far apart recipes may lie."""
+    believed = []
+    for gain in (0.02, 0.05, 0.1, 0.2, 0.3):
+        scores = [{0: 0.30 + gain + 0.002 * k} for k in range(candidates)]
+        found = estimate([{0: 0.30, 1: 0.31, 2: 0.29}, *scores])
+        best = found.gain(found.leader)
+        believed.append((best.better, best.expected / gain))
+    assert believed == sorted(believed)
+    assert believed[0][0] < 0.8 < 0.97 < believed[-1][0] and 0.9 < believed[-1][1] < 1.1
 
 
 def test_pairs_with_the_same_seeds_tell_more_than_as_many_with_others() -> None:

@@ -131,7 +131,7 @@ def train_study(
     """Train the finding of a study, or the candidate of a trial, and what --baseline and --against ask for beside it."""
     from detsearch_cli.cli import console
     from detsearch_cli.errors import RecipeError
-    from detsearch_cli.session.study import final_recipe, finding_of, study_of
+    from detsearch_cli.session.study import candidate_of, final_recipe, finding_of, study_of
 
     if study is None and not runs.against:
         raise RecipeError(
@@ -141,7 +141,13 @@ def train_study(
     if study is None and trial is not None:
         raise RecipeError("--trial is one of a study; name it by --study")
     below = final_recipe(study).model_dump(mode="json") if study else dict(method.defaults)
-    recipe, finding = options.compose(below), finding_of(study, trial) if study else {}
+    recipe = options.compose(below)
+    finding: Fragment = {}
+    if study is not None and trial is not None:
+        chosen = candidate_of(study, trial)  # one of its further seeds may have been named
+        trial, finding = chosen.number, dict(chosen.fragment)
+    elif study is not None:
+        finding = finding_of(study)
     baseline = runs.baseline
     if study is not None and not finding:
         console.say(
@@ -179,10 +185,11 @@ def _train(
     from detsearch_cli.cli import console
     from detsearch_cli.cli.comparison import callbacks, print_comparison, print_runs
     from detsearch_cli.engine.trial import load_data
-    from detsearch_cli.session.runs import Placement, compare_sides, sides, train_seeds
+    from detsearch_cli.session.runs import Placement, compare_sides, comparison_file, sides, train_seeds
     from detsearch_cli.session.study import unused_seed
 
-    every = sides(method, recipe, finding, runs.fragments_against(), baseline)
+    side = method.side if trial is None else f"trial{trial}"
+    every = sides(side, method.baseline(recipe), recipe, finding, runs.fragments_against(), baseline)
     data = load_data(recipe.data)
     console.announce_load()
     console.announce_data(data)
@@ -207,7 +214,8 @@ def _train(
     content: dict[str, Any] = {"folder": str(folder)}
     with callbacks() as progress:
         if len(every) > 1:
-            outcome = compare_sides(every, seeds, folder, placement, progress, study)
+            kept = comparison_file(study, trial) if study else None
+            outcome = compare_sides(every, seeds, folder, placement, progress, kept)
             content |= outcome.to_json()
         else:
             ((side, only),) = every.items()
@@ -215,7 +223,7 @@ def _train(
             content["runs"] = [{"run": str(done.folder), **done.metrics} for done in alone]
     if not runs.json:
         print_comparison(outcome) if len(every) > 1 else print_runs(alone)
-    told = [folder / f"{method.side}-seed{seed}" for seed in seeds] if method.side in every else []
+    told = [folder / f"{side}-seed{seed}" for seed in seeds] if side in every else []
     _after(method, recipe, told, content, runs.json)
     if study is not None and len(every) > 1:
         from detsearch_cli.session.pages import write_study_page

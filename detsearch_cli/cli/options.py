@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from detsearch_cli.discovery import names
-from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_TRIALS
+from detsearch_cli.option import MOST_JOBS, MOST_MINUTES, MOST_NOISE_SEEDS, MOST_TRIALS
 
 if typing.TYPE_CHECKING:
     from detsearch_cli.recipe import Fragment, Recipe
@@ -246,7 +246,7 @@ class SearchOptions:
             "Trainings of the baseline, which tell what is luck; default: 3, below 10 trials 1.",
             panel="Search",
             min=1,
-            max=MOST_TRIALS,
+            max=MOST_NOISE_SEEDS,
         ),
     ] = None
     early_stop: Annotated[

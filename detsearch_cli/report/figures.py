@@ -174,7 +174,13 @@ def _trials_alt(rows: Sequence[TrialLike], baseline: float | None, metric: str) 
 
 
 def interval(
-    difference: float, low: float, high: float, per_seed: Sequence[float] = (), *, width: float = WIDE
+    difference: float,
+    low: float,
+    high: float,
+    per_seed: Sequence[float] = (),
+    *,
+    side: str = "searched",
+    width: float = WIDE,
 ) -> str:
     """A difference, its interval and each seed's difference against zero. Fractions; returns SVG text."""
     with _style():
@@ -192,7 +198,7 @@ def interval(
         pad = 0.08 * (max(drawn) - min(drawn) or 1.0)
         ax.set(xlim=(min(drawn) - pad, max(drawn) + pad), ylim=(-0.6, 1.0), yticks=[])
         ax.spines["left"].set_visible(False)
-        ax.set_xlabel("searched \N{MINUS SIGN} baseline, AP points")
+        ax.set_xlabel(f"{side} \N{MINUS SIGN} baseline, AP points")
         ax.annotate(
             "no difference", (0, 1), xycoords=("data", "axes fraction"), xytext=(3, -2), va="top",
             textcoords="offset points", fontsize=9, color=COLOURS["baseline"],

@@ -202,7 +202,9 @@ class StudyPage(_Page):
         if self.importances:
             charts["importances"] = Chart.of(partial(figures.importances, self.importances))
         if c is not None and c.bounds is not None:
-            charts["interval"] = Chart.of(partial(figures.interval, c.difference, *c.bounds, c.differences))
+            charts["interval"] = Chart.of(
+                partial(figures.interval, c.difference, *c.bounds, c.differences, side=c.side)
+            )
         return charts
 
 

@@ -30,8 +30,9 @@ Kind = Literal["improved", "worse", "noise", "unproven", "same", "alone", "pendi
 class SeedComparison:
     """Baseline and searched recipe, trained with the same seeds, on a split that the search never used.
 
-    All values are fractions. baseline, searched: one score a seed, in the order of `seeds`. low, high: 95% interval
-    of the mean difference, None where there is none. how: how the interval was computed, for the reader.
+    All values are fractions. baseline, searched: one score a seed, in the order of `seeds`. low, high: 95% interval of the
+    mean difference, None where there is none. how: how the interval was computed, for the reader. side: what was tested,
+    `trial 7` for a candidate that the search did not call better.
     """
 
     seeds: Sequence[int]
@@ -43,6 +44,7 @@ class SeedComparison:
     how: str
     split: str = "test"
     images: int | None = None
+    side: str = "searched"
     metric: str = "AP"
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ def judge(
         return _without_scores(rows)
     own = candidates(rows)
     leader = leader_of(rows)
-    if best.candidate is None:
+    if best.candidate is None and (comparison is None or comparison.side == "searched"):
         return _baseline_won(best, own, leader, split, metric)
     if comparison is not None:
         return _compared(comparison)
@@ -150,7 +152,8 @@ def _baseline_won(
 
 
 def _compared(c: SeedComparison) -> Claim:
-    difference = points(c.difference, signed=True)
+    tested = "" if c.side == "searched" else f"{_upper(c.side)}, which the search did not call better: "
+    difference = tested + points(c.difference, signed=True)
     trainings = "one training each" if len(c.seeds) == 1 else f"{len(c.seeds)} seeds each"
     images = f", {c.images} images" if c.images else ""
     base = f"{c.split} split{images}, which the search never used; {trainings}; {c.how}."

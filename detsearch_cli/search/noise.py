@@ -136,7 +136,9 @@ def in_words(noise: Noise, candidates: int, again: int, course: Course | None, i
         )
     if images is not None:
         told.append(
-            f"The choice of the held-out images explains {percent(images)} of that noise, the seeds the rest"
+            "The choice of the held-out images alone explains noise as large as that"
+            if images >= 1
+            else f"The choice of the held-out images explains {percent(images)} of that noise, the seeds the rest"
         )
     told.append(f"Where that is too coarse: {lever(course, images, short)}")
     return ". ".join(told)

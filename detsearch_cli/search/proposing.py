@@ -9,7 +9,7 @@ from collections.abc import Callable
 from detsearch_cli.errors import DetsearchError, StorageError, StudyError
 from detsearch_cli.search.ledger import Happening, Ledger, outcome
 from detsearch_cli.search.plan import Emit, Plan, Prepared, Refused
-from detsearch_cli.search.racing import Again, next_step
+from detsearch_cli.search.racing import Again, next_step, seed_of
 from detsearch_cli.search.samplers.base import Proposal, Sampler
 from detsearch_cli.search.space import Candidate, key
 from detsearch_cli.search.stages import answering, blocked, first_number, hang_on, length, value_at
@@ -98,7 +98,7 @@ class Proposer:
         if number == 0:
             return self._add(None, prepared)
         assert self.plan.with_seed is not None  # whoever plans several seeds gives it
-        seed = self.ledger.config.seed + number
+        seed = seed_of(self.ledger.config.seed, number)
         return self._add(None, self.plan.with_seed(prepared, seed), seed=seed, again_of=0)
 
     def _step(self, explored: bool) -> Again | str:
@@ -116,7 +116,7 @@ class Proposer:
     def _again(self, step: Again) -> Trial:
         prepared = self._prepare(step.first.candidate)
         assert isinstance(prepared, Prepared) and self.plan.with_seed is not None  # it was trained before
-        seed = self.ledger.config.seed + step.offset
+        seed = seed_of(self.ledger.config.seed, step.offset)
         return self._add(
             step.first.candidate, self.plan.with_seed(prepared, seed), seed=seed, again_of=step.first.number
         )

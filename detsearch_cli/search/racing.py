@@ -18,12 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from detsearch_cli.option import LARGEST_SEED
 from detsearch_cli.search.study import Trial
 
 PART = 4
 """One in four trials trains a leader again. benchmarks/noisy_search.py: a third chooses no better and sees fewer candidates,
 with a fifth loud searches choose worse."""
 FINALISTS = 2
+MOST_SEEDS = 32
+"""Of a finalist: its mean is then known to a sixth of the noise, and the trials left find more by exploring."""
 NEAR = 2 * math.sqrt(2)
 """Standard deviations of one score below the leader: 2 of the difference of two scores."""
 
@@ -40,6 +43,16 @@ class Again:
 
     first: Trial
     offset: int
+
+
+def seed_of(seed: int, offset: int) -> int:
+    """The seed so many after the study's, from 0 again beyond the largest."""
+    return (seed + offset) % (LARGEST_SEED + 1)
+
+
+def offset_of(other: int, seed: int) -> int:
+    """How many seeds after the study's it is."""
+    return (other - seed) % (LARGEST_SEED + 1)
 
 
 def next_step(
@@ -61,9 +74,9 @@ def next_step(
     racing = rivals[: starters_of(again)]
     if len(racing) < 2:
         return "explore"
-    rows = {(t.again_of, (t.seed or 0) - seed): t for t in trials if t.again_of is not None}
+    rows = {(t.again_of, offset_of(t.seed or 0, seed)): t for t in trials if t.again_of is not None}
     values = {first.number: [first.value or 0.0] for first in racing}
-    for offset in range(1, total + 1):
+    for offset in range(1, min(MOST_SEEDS, total + 1)):
         for first in racing:
             if (first.number, offset) not in rows:
                 return Again(first, offset)
@@ -76,7 +89,7 @@ def next_step(
         # a stable sort: of equal means the one that led before
         racing.sort(key=lambda first: -sum(values[first.number]))
         racing = racing[: max(FINALISTS, len(racing) // 2)]
-    return "explore"  # every one has failed with a further seed
+    return "explore"  # every one has failed with a further seed, or has enough of them
 
 
 def starters_of(trials: int) -> int:

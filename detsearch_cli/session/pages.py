@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detsearch_cli import reading
-from detsearch_cli.errors import CheckpointError, StudyError
+from detsearch_cli.errors import CheckpointError, DetsearchError, StudyError
 from detsearch_cli.files import finite
 from detsearch_cli.methods.base import method_class, methods
 from detsearch_cli.reading import whole
-from detsearch_cli.session.runs import BASELINE, COMPARISON
+from detsearch_cli.session.runs import BASELINE, comparison_file
 from detsearch_cli.session.study import BEST, SETTINGS, identity_of, read_settings, recipe_of, study_of
 from detsearch_cli.trials import candidates
 
@@ -51,18 +52,18 @@ def write_study_page(folder: Path) -> Path:
         method=method,
         rows=study.trials,
         split=f"the held-out split ({_images(study)} images)",
-        comparison=read_comparison(folder),
+        comparison=comparison_of(folder, study),
         noise=noise.sd if (noise := noise_of(study.trials)) else None,
         luck=luck(study),
         importances=importances(study),
         tables=tables(method, recipe, best),
         classes=class_scores(study.baseline, best),
+        class_split="the held-out split, with the first seed"
+        if noise_of(study.trials)
+        else "the held-out split",
         samples=samples(recipe, study.baseline, best),
         fragment_yaml=reading.read_text(fragment, StudyError) if fragment.exists() else "",
-        usage=[
-            f"detsearch {method} train --study {folder} --baseline --seeds 3",
-            f"detsearch train --recipe {fragment} --data DATA",
-        ],
+        usage=usage(method, folder, study),
         setup=_setup(recipe)
         | {
             "sampler": study.config.sampler.name,
@@ -78,6 +79,15 @@ def write_study_page(folder: Path) -> Path:
     )
     page.write(folder / PAGE)
     return folder / PAGE
+
+
+def usage(method: str, folder: Path, study: Study) -> list[str]:
+    """The commands that go on from here."""
+    test, leader = f"detsearch {method} train --study {folder}", study.leader
+    if study.best is not None and study.best.baseline:
+        # best.yaml changes nothing, so that there is nothing to carry elsewhere
+        return [f"{test} --trial {leader.trial.number} --baseline --seeds 5"] if leader is not None else []
+    return [f"{test} --baseline --seeds 3", f"detsearch train --recipe {folder / BEST} --data DATA"]
 
 
 def luck(study: Study) -> list[str]:
@@ -96,6 +106,8 @@ def luck(study: Study) -> list[str]:
         f"changed, and scored AP {', '.join(scores[:-1])} and {scores[-1]}: that is how far apart equal trainings end, and "
         "the band in the picture."
     ]
+    if noise.sd == 0:
+        return [*told, "Equal scores say nothing of the noise; train longer."]
     course = settling.course_of(study.trials)
     short = settling.in_words(course) if course is not None else None
     if short is not None:
@@ -103,7 +115,7 @@ def luck(study: Study) -> list[str]:
     if leader is None or leader.gain is None:
         return told
     count, gain = len(candidates(study.trials)), leader.gain
-    if count > 1 and noise.sd > 0:
+    if count > 1:
         told.append(
             f"The luckiest of {count} candidates that are no better than the baseline would score "
             f"{points(by_luck(count, noise.sd))} above it, so the highest score is not believed: every score is drawn "
@@ -111,7 +123,7 @@ def luck(study: Study) -> list[str]:
         )
     told.append(
         "What is left is the gain that can be expected, a diamond in the picture, and the bar through it holds the true one "
-        "with 95%; where a bar reaches below the dashed line, the candidate may be worse than the baseline."
+        "with 95%; where a bar reaches the dashed line, the candidate may be no better than the baseline, or worse."
     )
     verdict = "enough" if gain.better >= SURE else f"less than the {percent(SURE)} asked for"
     told.append(
@@ -156,12 +168,21 @@ def importances(study: Study) -> Mapping[str, float]:
     return compute(study) if isinstance(space, Product) and len(space.parameters) > 1 else {}
 
 
-def read_comparison(folder: Path) -> SeedComparison | None:
+def comparison_of(folder: Path, study: Study) -> SeedComparison | None:
+    """The test of the finding; where nothing was found, that of the candidate that leads, if it was tested."""
+    leader = study.leader
+    if study.best is not None and study.best.baseline and leader is not None:
+        tested = read_comparison(comparison_file(folder, leader.trial.number))
+        if tested is not None:
+            return tested
+    return read_comparison(comparison_file(folder, None))
+
+
+def read_comparison(path: Path) -> SeedComparison | None:
     """The comparison that `train --study FOLDER --baseline` left in the study's folder."""
     from detsearch_cli.document import checked
     from detsearch_cli.session.documents import ComparisonDocument
 
-    path = folder / COMPARISON
     if not path.exists():
         return None
     remedy = "remove it, or give the `train --baseline` command again, which writes it anew"
@@ -191,6 +212,7 @@ def to_comparison(content: ComparisonDocument) -> SeedComparison:
         how=how,
         split=content.split,
         images=content.images,
+        side=side.replace("trial", "trial ", 1) if side.startswith("trial") else "searched",
     )
 
 
@@ -229,8 +251,12 @@ def samples(recipe: Recipe, baseline: Trial | None, best: Trial | None) -> list[
     }
     if not files:
         return []
-    split = load_data(recipe.data).val
-    return _samples(split, {name: DetectionTable.load(path, split) for name, path in files.items()})
+    split, tables = load_data(recipe.data).val, {}
+    for name, path in files.items():
+        # pictures are an extra: a damaged file of one trial must not cost the page, nor the end of a search
+        with contextlib.suppress(DetsearchError):
+            tables[name] = DetectionTable.load(path, split)
+    return _samples(split, tables) if tables else []
 
 
 def _samples(split: Split, tables: Mapping[str, DetectionTable]) -> list[SideBySide]:

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from detsearch_cli.engine.comparison import PlannedRun, RunComparison
     from detsearch_cli.engine.train import OnProgress
     from detsearch_cli.fragments import Fragment
-    from detsearch_cli.methods.base import Method
     from detsearch_cli.recipe import Recipe
 
 RUNS, COMPARISON, BASELINE = "runs.json", "comparison.json", "baseline"
+
+
+def comparison_file(study: Path, trial: int | None) -> Path:
+    """Where a study keeps the test of its finding, or of another trial's candidate."""
+    return study / (COMPARISON if trial is None else f"comparison-trial{trial}.json")
 
 
 @dataclass(frozen=True)
@@ -61,20 +65,20 @@ class Callbacks:
 
 
 def sides(
-    method: Method, recipe: Recipe, finding: Fragment, against: Mapping[str, Fragment], baseline: bool
+    side: str, own: Recipe, recipe: Recipe, finding: Fragment, against: Mapping[str, Fragment], baseline: bool
 ) -> dict[str, Recipe]:
     """What is trained, by the name of its side, the baseline first.
 
-    finding: what the method found, {} for nothing. against: further fragments by name. Raises RecipeError where there
-    is nothing to train, or two sides have one name.
+    side: the name of what is tested. own: the baseline. finding: what lies over the recipe, {} for nothing. against:
+    further fragments by name. Raises RecipeError where there is nothing to train, or two sides have one name.
     """
     from detsearch_cli.recipe import with_fragment
 
     every: dict[str, Recipe] = {}
     if baseline:
-        every[BASELINE] = method.baseline(recipe)
+        every[BASELINE] = own
     if finding:
-        every[method.side] = with_fragment(recipe, finding)
+        every[side] = with_fragment(recipe, finding)
     for name, fragment in against.items():
         if name in every:
             raise RecipeError(f"two sides of a comparison would be called {name!r}; rename one of the files")
@@ -138,11 +142,11 @@ def compare_sides(
     folder: Path,
     placement: Placement,
     callbacks: Callbacks,
-    study: Path | None = None,
+    study_file: Path | None = None,
 ) -> RunComparison:
     """Every side over all seeds; the first is what the others are compared with. Keeps comparison.json.
 
-    study: the study whose finding is tested; its page shows the comparison. The same call goes on after an interrupt.
+    study_file: where to keep it in the study that is tested, whose page shows it. The same call goes on after an interrupt.
     """
     from detsearch_cli.engine.comparison import compare_recipes, planned_runs
     from detsearch_cli.engine.score import final_of, refuse_unscorable
@@ -150,16 +154,17 @@ def compare_sides(
 
     planned = planned_runs(recipes, seeds, folder)
     claim_folder(folder, RUNS, "folder of runs")
-    for kept in {folder, study or folder}:
-        claim_file(kept / COMPARISON, "comparison")
+    files = {folder / COMPARISON, study_file or folder / COMPARISON}
+    for file in files:
+        claim_file(file, "comparison")
     _check(planned, placement)
     refuse_unscorable(final_of(load_data(planned[0].recipe.data)))
     _note(folder, list(recipes), seeds)
     _in_workers(planned, folder, "detsearch_cli.engine.comparison:train_and_detect", placement, callbacks)
     outcome = compare_recipes(recipes, seeds, folder, callbacks.on_run)
-    # both folders were claimed: what is replaced is this program's earlier comparison
-    for kept in {folder, study or folder}:
-        write_signed_json(kept / COMPARISON, "comparison", outcome.to_json())
+    # both were claimed: what is replaced is this program's earlier comparison
+    for file in files:
+        write_signed_json(file, "comparison", outcome.to_json())
     return outcome
 
 

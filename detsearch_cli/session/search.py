@@ -29,7 +29,6 @@ from detsearch_cli.files import (
 )
 from detsearch_cli.fragments import shown
 from detsearch_cli.methods.base import Method, load_method
-from detsearch_cli.option import LARGEST_SEED
 from detsearch_cli.session.study import (
     BEST,
     LEDGER,
@@ -110,11 +109,6 @@ def new_search(
         raise StudyError(
             f"the baseline is trained with 1 to {settings.trials} seeds, since all but the first count among the "
             f"{settings.trials} trials, got {settings.noise_seeds}; give more --trials or fewer --noise-seeds"
-        )
-    if recipe.seed + settings.noise_seeds - 1 > LARGEST_SEED:
-        raise StudyError(
-            f"the baseline's seeds are {recipe.seed} and the {settings.noise_seeds - 1} after it, but a seed is at most "
-            f"{LARGEST_SEED}; give a smaller --seed"
         )
     recipe = scored_apart(recipe)
     settings = replace(settings, name=name, runtime=recipe.runtime.model_dump(mode="json"))
@@ -319,7 +313,7 @@ def _prepare(search: Search, candidate: Candidate | None) -> Prepared | Refused:
 
 
 def scored_on_the_way(recipe: Recipe) -> Recipe:
-    """The recipe with four or five scores within its training, three in one of three epochs: what shows whether it is
+    """The recipe with three to five scores within its training, fewer where it has fewer epochs: what shows whether it is
     long enough. They change nothing in the training."""
     from detsearch_cli.recipe import with_fragment
 

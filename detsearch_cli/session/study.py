@@ -15,7 +15,7 @@ from detsearch_cli import reading
 from detsearch_cli.errors import DetsearchError, RecipeError, StudyError
 from detsearch_cli.files import SIGNATURE
 from detsearch_cli.fragments import shown
-from detsearch_cli.option import LARGEST_SEED, MOST_JOBS, MOST_MINUTES, MOST_TRIALS
+from detsearch_cli.option import LARGEST_SEED, MOST_JOBS, MOST_MINUTES, MOST_NOISE_SEEDS, MOST_TRIALS
 from detsearch_cli.trials import gain_in_words, points
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ class Settings:
         for name, most in (("trials", MOST_TRIALS), ("jobs", MOST_JOBS)):
             if not 1 <= getattr(self, name) <= most:
                 raise StudyError(f"a search needs 1 to {most} {name}, got {shown(getattr(self, name))}")
-        if self.noise_seeds < 1:
-            raise StudyError(f"the baseline is trained with at least 1 seed, got {shown(self.noise_seeds)}")
+        if not 1 <= self.noise_seeds <= MOST_NOISE_SEEDS:
+            raise StudyError(
+                f"the baseline is trained with 1 to {MOST_NOISE_SEEDS} seeds, got {shown(self.noise_seeds)}"
+            )
         if self.time_budget is not None and not 0 <= self.time_budget <= 60 * MOST_MINUTES:
             raise StudyError(
                 f"a time budget is 0 to {MOST_MINUTES} minutes, got {shown(self.time_budget)} seconds"
@@ -168,6 +170,8 @@ def standing(leader: Leader[Trial]) -> str:
     """`trial 7, AP 33.8 over 4 seeds, expected gain ...`."""
     seeds = "1 seed" if leader.seeds == 1 else f"{leader.seeds} seeds"
     told = f"{label(leader.trial)}, AP {points(leader.trial.value)} over {seeds}"
+    if leader.failed:
+        told += f" ({leader.failed} more failed)"
     return told if leader.gain is None else f"{told}, {gain_in_words(leader.gain)}"
 
 
@@ -187,22 +191,23 @@ def unused_seed(folder: Path, given: int, count: int = 1) -> int:
     return unused_seed(folder, 0, count)  # the range is used up: from its beginning
 
 
-def finding_of(folder: Path, trial: int | None = None) -> Fragment:
-    """What a finished search has found, {} for nothing better. Raises StudyError where it has not ended.
+def candidate_of(folder: Path, number: int) -> Trial:
+    """The first trial of the candidate that trial `number` trained. Raises StudyError where that is none."""
+    trials = {trial.number: trial for trial in study_of(folder).trials}
+    row = trials.get(number)
+    if row is None or row.candidate is None:
+        which = "is the baseline" if row is not None else "is none of its trials"
+        raise StudyError(
+            f"trial {number} {which}, so there is no candidate to take from {folder}; `detsearch study show {folder}` "
+            "lists them"
+        )
+    return row if row.again_of is None else trials[row.again_of]
 
-    trial: its candidate instead, whether the search has ended or not.
-    """
+
+def finding_of(folder: Path) -> Fragment:
+    """What a finished search has found, {} for nothing better. Raises StudyError where it has not ended."""
     from detsearch_cli.recipe import read_fragment
 
-    if trial is not None:
-        row = next((t for t in study_of(folder).trials if t.number == trial), None)
-        if row is None or row.candidate is None:
-            which = "is the baseline" if row is not None else "is none of its trials"
-            raise StudyError(
-                f"{trial} {which}, so there is no candidate to take from {folder}; `detsearch study show {folder}` lists "
-                "them"
-            )
-        return dict(row.fragment)
     if not (folder / BEST).is_file():
         raise StudyError(
             f"the search in {folder} has not ended, it holds no {BEST} yet; go on with it by "

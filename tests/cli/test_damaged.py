@@ -211,13 +211,13 @@ COMPARISON = {
 def test_every_field_of_a_comparison(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(COMPARISON))
-    whole = pages.read_comparison(tmp_path)
+    whole = pages.read_comparison(path)
     assert whole is not None and whole.bounds == (0.0, 0.2)
     refused = 0
     for what, content in damaged(COMPARISON):
         path.write_text(json.dumps(content))
         try:
-            pages.read_comparison(tmp_path)
+            pages.read_comparison(path)
         except StudyError as error:
             refused += 1
             assert str(path) in str(error), what

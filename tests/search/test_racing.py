@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detsearch_cli.option import LARGEST_SEED
 from detsearch_cli.search import coordinator
 from detsearch_cli.search.racing import Again, next_step, starters_of
 from detsearch_cli.search.samplers.random import Random
@@ -94,8 +95,29 @@ def test_a_leader_that_fails_with_another_seed_is_out() -> None:
     trials = explored(0.30, 0.33, 0.31, 0.34, 0.29, 0.3, 0.3, 0.3, 0.3)
     played = raced(trials, 12, lambda number, offset: None if number == 4 else 0.32)
     assert played == [(4, 1), (2, 1), (2, 2)]
+    # it keeps the seed that it has: a killed worker says nothing of a recipe
     leader = leader_of(trials)
-    assert leader is not None and leader.trial.number == 2
+    assert leader is not None and (leader.trial.number, leader.seeds, leader.failed) == (4, 1, 1)
+
+
+def test_finalists_share_no_more_seeds_than_tell_their_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    from detsearch_cli.search import racing
+
+    monkeypatch.setattr(racing, "MOST_SEEDS", 4)
+    trials = explored(0.30, 0.33, 0.31, 0.34)
+    offsets = []
+    while isinstance(step := next_step(trials, 40, 0, SD, True), Again):
+        offsets.append(step.offset)
+        trials.append(replace(row(len(trials), 0.3, again_of=step.first.number), seed=step.offset))
+    # the better half of four candidates goes on until each of two has four seeds; then there is more to explore
+    assert offsets == [1] * 4 + [2] * 2 + [3] * 2 and step == "explore"
+
+
+def test_seeds_go_on_from_0_beyond_the_largest(tmp_path: Path, inline: None) -> None:
+    outcome = search(tmp_path / "s", trials=9, noise_seeds=3, races=True, space=LINE, seed=LARGEST_SEED - 1)
+    seeds = {t.seed for t in outcome.trials}
+    assert seeds <= {LARGEST_SEED - 1, LARGEST_SEED, 0, 1, 2} and {LARGEST_SEED, 0} <= seeds
+    assert outcome.reason == "all 9 trials are done"
 
 
 def test_racing_chooses_better_than_the_highest_score_where_seeds_matter_as_much_as_candidates() -> None:

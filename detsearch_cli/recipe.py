@@ -34,6 +34,7 @@ from detsearch_cli.schema import (
 
 if TYPE_CHECKING:
     from detsearch_cli.detectors.base import Detector
+    from detsearch_cli.slots.losses.base import DetectionLoss
 
 __all__ = [
     "Augment", "Backbone", "Data", "Fragment", "Optim", "Recipe", "Runtime", "Schedule", "Slot", "Test",
@@ -91,16 +92,27 @@ def validate(content: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise explain(error, ()) from error
-    slots: dict[str, Any] = {"detector": slot_of(recipe.detector.name, detector_options(recipe.detector))}
+    kind = detector_class(recipe.detector)
+    options = kind.settled(detector_options(recipe.detector), _loss_class(recipe))
+    slots: dict[str, Any] = {"detector": slot_of(recipe.detector.name, options)}
     # pydantic's default is FCOS's; a recipe that leaves the levels open gets those of its own detector
     if "levels" not in recipe.neck.model_fields_set:
-        own = detector_class(recipe.detector).default_levels
+        own = kind.default_levels
         slots["neck"] = recipe.neck.model_copy(update={"levels": own})
     for key, package in SLOT_PACKAGES.items():
         slot: Slot | None = getattr(recipe, key)
         if slot is not None:
             slots[key] = slot_of(slot.name, build_part(package, slot, key))
     return recipe.model_copy(update=slots)
+
+
+def _loss_class(recipe: Recipe) -> type[DetectionLoss] | None:
+    """None where the detector has the choice."""
+    if recipe.loss is None:
+        return None
+    from detsearch_cli.slots.losses.base import DetectionLoss
+
+    return find_part(SLOT_PACKAGES["loss"], recipe.loss, DetectionLoss, "loss")
 
 
 def with_fragment(recipe: Recipe, fragment: Mapping[str, Any]) -> Recipe:

@@ -12,6 +12,8 @@ from detsearch_cli.detectors._fpn import FPN
 from detsearch_cli.detectors._heads import DenseHead
 from detsearch_cli.detectors.base import ClassRows, Detector
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.parts import Part
+from detsearch_cli.slots.losses.base import DetectionLoss
 from detsearch_cli.structures import Dense, Priors
 
 
@@ -40,6 +42,13 @@ class PyramidDetector(Detector):
                 f"detector {recipe.detector.name} has a centerness branch, which loss: "
                 f"{recipe.loss and recipe.loss.name} does not train; add detector.centerness: false, or use loss: focal_iou"
             )
+
+    @classmethod
+    def settled(cls, options: Part, loss: type[DetectionLoss] | None) -> Part:
+        """`centerness: null` is a branch where the loss trains it."""
+        if getattr(options, "centerness", False) is None:
+            return options.model_copy(update={"centerness": loss is None or loss.trains_centerness})
+        return options
 
     @abstractmethod
     def build_head(self, channels: int, convs: int) -> DenseHead:

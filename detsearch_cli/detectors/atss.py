@@ -21,7 +21,10 @@ class ATSS(PyramidDetector):
     """Source: Zhang et al. 2020 (ATSS), section 3; its code for the centerness on the regression tower."""
 
     class Options(Part):
-        centerness: bool = Field(default=True, description="predict centerness; else every positive weighs 1")
+        centerness: bool | None = Field(
+            default=None,
+            description="predict centerness; else every positive weighs 1; null: where the loss trains it",
+        )
 
     options: Options
     default_nms_iou: ClassVar[float] = 0.6

@@ -76,6 +76,11 @@ class Detector(nn.Module, ABC):
         self._priors: dict[tuple[object, ...], Priors] = {}
 
     @classmethod
+    def settled(cls, options: Part, loss: type[DetectionLoss] | None) -> Part:
+        """The options with what they leave to the loss. loss: the recipe's, None for the detector's own."""
+        return options
+
+    @classmethod
     def pyramid_levels(cls, recipe: schema.Recipe) -> tuple[int, int]:
         """First and last level it predicts on; level i has stride 2^i px."""
         return recipe.neck.levels
@@ -206,7 +211,9 @@ class Detector(nn.Module, ABC):
     def selection(self, test: schema.Test) -> Selection:
         """How detections are selected: the recipe's values, the detector's own where it leaves them open."""
         return Selection(
-            score_threshold=_or(test.score_threshold, self.default_score_threshold),
+            score_threshold=_or(
+                test.score_threshold, 0.0 if self.loss.ranks else self.default_score_threshold
+            ),
             pre_nms_top_k=test.pre_nms_top_k,
             nms_iou=_or(test.nms_iou, self.default_nms_iou),
             max_detections=_or(test.max_detections, self.default_max_detections),

@@ -35,8 +35,9 @@ class FCOS(PyramidDetector):
         norm_on_bbox: bool = Field(
             default=False, description="predict distances in strides, ReLU instead of exp"
         )
-        centerness: bool = Field(
-            default=True, description="predict centerness; without it every positive weighs 1"
+        centerness: bool | None = Field(
+            default=None,
+            description="predict centerness; without it every positive weighs 1; null: where the loss trains it",
         )
         centerness_on_reg: bool = Field(default=False, description="centerness on the regression tower")
 

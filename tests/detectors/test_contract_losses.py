@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from detsearch_cli import parts
+from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.recipe import compose
 from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Targets, TrainingStep
 from tests.detectors.test_detectors_contract import BOXES, detector_of, images, targets, total
 
@@ -101,4 +103,22 @@ def test_scores_asked_for_without_gradients_still_train() -> None:
 
 def test_a_centerness_that_the_loss_does_not_train_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"loss: multibox does not train; add detector\.centerness: false"):
-        detector_of("atss", loss="multibox")
+        detector_of({"name": "atss", "centerness": True}, loss="multibox")
+
+
+@pytest.mark.parametrize("name", ["fcos", "atss"])
+def test_centerness_left_open_is_there_where_the_loss_trains_it(name: str) -> None:
+    for loss, there in ((None, True), ("focal_iou", True), ("parameterized_ap", False)):
+        detector = detector_of({"name": name}, loss=loss)
+        assert (detector(images(1)).centerness is not None) == there
+        assert detector.options.centerness is there  # type: ignore[attr-defined]
+
+
+def test_a_ranking_loss_keeps_every_score_unless_a_threshold_is_given() -> None:
+    def threshold(loss: str, test: dict[str, Any]) -> float:
+        recipe = compose([("test", {"detector": "retinanet", "loss": loss, "test": test})])
+        return build(recipe, 3).selection(recipe.test).score_threshold
+
+    assert threshold("focal_iou", {}) == 0.05
+    assert threshold("parameterized_ap", {}) == 0.0
+    assert threshold("parameterized_ap", {"score_threshold": 0.3}) == 0.3

@@ -24,6 +24,8 @@ class DetectionLoss(Part):
     """Whether it compares `Dense.objectness`; a detector that has it needs such a loss."""
     trains_centerness: ClassVar[bool] = False
     """Whether it compares `Dense.centerness`; a detector that has it needs such a loss."""
+    ranks: ClassVar[bool] = False
+    """Whether only the order of scores matters to it: then no score threshold means anything beforehand."""
 
     @abstractmethod
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:

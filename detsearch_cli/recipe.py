@@ -118,6 +118,10 @@ def _loss_class(recipe: Recipe) -> type[DetectionLoss] | None:
 def with_fragment(recipe: Recipe, fragment: Mapping[str, Any]) -> Recipe:
     """A new recipe with the fragment laid over this one. Raises RecipeError naming the key."""
     below = recipe.model_dump(mode="json")
+    if "loss" in fragment:
+        # what the former loss decided is open again, or no other loss could be laid over the recipe
+        open_ = detector_class(recipe.detector).loosened(recipe.detector.options, _loss_class(recipe))
+        below["detector"] = {"name": recipe.detector.name, **open_}
     return validate(merge(below, with_weights(fragment, below)))
 
 

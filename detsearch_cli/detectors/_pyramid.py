@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +17,11 @@ from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
 from detsearch_cli.slots.losses.base import DetectionLoss
 from detsearch_cli.structures import Dense, Priors
+
+
+def _trained(loss: type[DetectionLoss] | None) -> bool:
+    """Whether the loss trains centerness; those of the detectors that have it do."""
+    return loss is None or loss.trains_centerness
 
 
 class PyramidDetector(Detector):
@@ -47,7 +54,14 @@ class PyramidDetector(Detector):
     def settled(cls, options: Part, loss: type[DetectionLoss] | None) -> Part:
         """`centerness: null` is a branch where the loss trains it."""
         if getattr(options, "centerness", False) is None:
-            return options.model_copy(update={"centerness": loss is None or loss.trains_centerness})
+            return options.model_copy(update={"centerness": _trained(loss)})
+        return options
+
+    @classmethod
+    def loosened(cls, options: Mapping[str, Any], loss: type[DetectionLoss] | None) -> Mapping[str, Any]:
+        """`centerness: null` again, where it is as the loss wants it."""
+        if options.get("centerness") is _trained(loss):
+            return {**options, "centerness": None}
         return options
 
     @abstractmethod

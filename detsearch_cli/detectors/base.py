@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,11 @@ class Detector(nn.Module, ABC):
     @classmethod
     def settled(cls, options: Part, loss: type[DetectionLoss] | None) -> Part:
         """The options with what they leave to the loss. loss: the recipe's, None for the detector's own."""
+        return options
+
+    @classmethod
+    def loosened(cls, options: Mapping[str, Any], loss: type[DetectionLoss] | None) -> Mapping[str, Any]:
+        """The options of a recipe with this loss, and open again what is as `settled` makes it: for another loss."""
         return options
 
     @classmethod

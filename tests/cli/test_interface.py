@@ -95,6 +95,7 @@ def test_json_is_the_only_thing_on_stdout(
 
     Image.new("RGB", (80, 50)).save(tmp_path / "image.png")
     (tmp_path / "f.yaml").write_text("assign: {name: dynamic, counts: [[3]]}\n")
+    (tmp_path / "loss.yaml").write_text("loss: {name: parameterized_ap, curves: square}\n")
     again = ["--bins", "1", "--trials", "2", "--name", "s", "--out", str(study.parent)]
     counts = ["--set", "assign={name: dynamic, counts: [[3]]}"]
     every = {
@@ -112,6 +113,16 @@ def test_json_is_the_only_thing_on_stdout(
             str(tmp_path / "both"),
         ],
         "assign show": [*SMALL, *counts, "--images", "2", "--samples", "0", "--out", str(tmp_path / "show")],
+        "aploss search": [*SMALL, "--segments", "2", "--trials", "1", "--name", "p", "--out", str(tmp_path)],
+        "aploss train": [
+            *SMALL,
+            "--against",
+            str(tmp_path / "loss.yaml"),
+            "--baseline",
+            "--out",
+            str(tmp_path / "losses"),
+        ],
+        "aploss show": [*SMALL, "--set", "loss=parameterized_ap", "--out", str(tmp_path / "curves")],
         "anchors fit": [*ANCHORED, "--out", str(tmp_path / "anchors.yaml")],
         "anchors train": [*ANCHORED, "--baseline", "--out", str(tmp_path / "anchors")],
         "anchors show": [

@@ -14,7 +14,7 @@ from detsearch_cli import parts
 from detsearch_cli.detectors import build
 from detsearch_cli.detectors.base import Detector
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.recipe import compose
+from detsearch_cli.recipe import compose, with_fragment
 from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Targets, TrainingStep
 from tests.detectors.test_detectors_contract import BOXES, detector_of, images, targets, total
 
@@ -112,6 +112,25 @@ def test_centerness_left_open_is_there_where_the_loss_trains_it(name: str) -> No
         detector = detector_of({"name": name}, loss=loss)
         assert (detector(images(1)).centerness is not None) == there
         assert detector.options.centerness is there  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["fcos", "atss"])
+def test_another_loss_decides_anew_unless_the_recipe_says_otherwise(name: str) -> None:
+    def centerness(detector: dict[str, Any], *fragments: dict[str, Any]) -> Any:
+        recipe = compose([("test", {"detector": detector})])
+        for fragment in fragments:
+            recipe = with_fragment(recipe, fragment)
+        return recipe.detector.options["centerness"]
+
+    ranking, focal = {"loss": "parameterized_ap"}, {"loss": "focal_iou"}
+    assert [centerness({"name": name}, *f) for f in ((), (ranking,), (ranking, focal))] == [True, False, True]
+    assert centerness({"name": name, "centerness": False}, focal) is False
+    assert centerness({"name": name}, {"optim": {"lr": 0.1}}) is True
+    with pytest.raises(RecipeError, match="has a centerness branch"):
+        build(
+            with_fragment(compose([("t", {"detector": name})]), ranking | {"detector": {"centerness": True}}),
+            3,
+        )
 
 
 def test_a_ranking_loss_keeps_every_score_unless_a_threshold_is_given() -> None:

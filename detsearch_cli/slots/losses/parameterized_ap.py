@@ -119,6 +119,10 @@ class ParameterizedAP(DetectionLoss):
         ):  # scores that are NaN or beyond all bounds: the training has diverged, and says so itself
             return scores.sum() * math.nan
 
+    def points(self) -> list[list[tuple[float, float]]]:
+        """The five curves. Raises ValueError for the sigmoid, which is none."""
+        return [list(curve) for curve in self._operator.points]
+
     @cached_property
     def _operator(self) -> Curves:
         return _five(self.curves)
@@ -126,6 +130,8 @@ class ParameterizedAP(DetectionLoss):
 
 def _five(curves: Any) -> Curves:
     """The operator's five curves. Raises ValueError naming the function and the point that break its rules."""
+    if curves == "sigmoid":
+        raise ValueError("the sigmoid of score differences is no curve from (0, 0) to (1, 1)")
     if isinstance(curves, str):
         return Curves([named_curve(curves)] * 5)
     if not curves:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from detsearch_kernels import focal as kernels
+from detsearch_kernels.boxes import aligned_iou
 from torch import Tensor
 
+from detsearch_cli import boxes
 from detsearch_cli.parts import Part
 from detsearch_cli.structures import Assignment, Dense, Targets
 
@@ -48,6 +51,24 @@ def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:
         torch.distributed.all_reduce(value)
         ranks = torch.distributed.get_world_size()
     return value.clamp(min=minimum) / ranks
+
+
+def box_loss(
+    dense: Dense, pairs: tuple[Tensor, Tensor, Tensor], targets: Targets, kind: Literal["l1", "giou"]
+) -> Tensor:
+    """Of positives (image, prior, gt), each (P,): smooth L1 summed over encoded offsets, or 1 - GIoU. (P,).
+
+    Points predict distances and no offsets from an anchor, so that theirs are compared as corners in strides.
+    """
+    image, prior, gt = pairs
+    if kind == "giou":
+        return 1 - aligned_iou(dense.boxes[image, prior], targets.boxes[gt], "giou", eps=1e-7)
+    if dense.priors.ranges is None:
+        wanted = boxes.encode_deltas(dense.priors.boxes[prior], targets.boxes[gt])
+        return F.smooth_l1_loss(dense.deltas[image, prior], wanted, beta=1 / 9, reduction="none").sum(1)
+    strides = dense.priors.strides[dense.priors.level[prior]][:, None]
+    difference = (dense.boxes[image, prior] - targets.boxes[gt]) / strides
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / 9, reduction="none").sum(1)
 
 
 def focal_sum(dense: Dense, assignment: Assignment, targets: Targets, alpha: float, gamma: float) -> Tensor:

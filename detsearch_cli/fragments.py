@@ -93,6 +93,25 @@ def read_fragment(path: Path) -> Fragment:
     return content
 
 
+PUBLISHED = Path(__file__).parent / "published"
+
+
+def published() -> dict[str, Path]:
+    """The fragments that come with this program, by name: losses and curves that papers compare."""
+    return {path.stem: path for path in sorted(PUBLISHED.glob("*.yaml"))}
+
+
+def find_fragment(given: str) -> Fragment:
+    """The fragment in a file, or the published one of that name. Raises RecipeError for neither."""
+    if not Path(given).exists() and given in published():
+        return read_fragment(published()[given])
+    if not Path(given).exists():
+        raise RecipeError(
+            f"{shown(given)} is no file, and none of the published fragments ({', '.join(published())})"
+        )
+    return read_fragment(Path(given))
+
+
 def parse_set(assignment: str) -> Fragment:
     """`optim.lr=0.02` -> {"optim": {"lr": 0.02}}; the value is read as YAML."""
     key, equals, value = assignment.partition("=")

@@ -292,8 +292,12 @@ class RunsOptions:
         _option("Train the recipe as given too, same seeds, and compare.", "--baseline", panel="Train"),
     ] = False
     against: Annotated[
-        list[Path],
-        _option("Train with this fragment over the recipe too; repeat.", metavar="FILE", panel="Train"),
+        list[str],
+        _option(
+            "Train with this fragment over the recipe too, a file or the name of a published one; repeat.",
+            metavar="FILE|NAME",
+            panel="Train",
+        ),
     ] = field(default_factory=list)
     seeds: Annotated[
         int,
@@ -314,15 +318,16 @@ class RunsOptions:
     def fragments_against(self) -> dict[str, Fragment]:
         """The fragments of --against by the names of their files. Raises RecipeError for two of one name."""
         from detsearch_cli.errors import RecipeError
-        from detsearch_cli.recipe import read_fragment
+        from detsearch_cli.fragments import find_fragment
 
         fragments: dict[str, Fragment] = {}
-        for path in self.against:
-            if path.stem in fragments:
+        for given in self.against:
+            name = Path(given).stem
+            if name in fragments:
                 raise RecipeError(
-                    f"two files of --against would both be called {path.stem!r} in the comparison; rename one of them"
+                    f"two files of --against would both be called {name!r} in the comparison; rename one of them"
                 )
-            fragments[path.stem] = read_fragment(path)
+            fragments[name] = find_fragment(given)
         return fragments
 
 

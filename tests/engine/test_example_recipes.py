@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from detsearch_cli.cli.app import run
+from detsearch_cli.detectors import build
 from detsearch_cli.engine import checkpoint as ckpt
-from detsearch_cli.recipe import read_fragment
+from detsearch_cli.errors import RecipeError
+from detsearch_cli.fragments import find_fragment, published
+from detsearch_cli.recipe import compose, read_fragment, with_fragment
+from detsearch_cli.structures import Targets
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 SMALL = (
@@ -50,7 +55,34 @@ def test_an_example_recipe_trains(path: Path, tmp_path: Path, capsys: pytest.Cap
         assert recipe.assign.options["counts"] == fragment["assign"]["counts"]
     losses = [json.loads(line) for line in (tmp_path / ckpt.LOG).read_text().splitlines()]
     assert [entry.get("step") for entry in losses] == [1, 2, None]
-    term = "rpn_regression" if detector == "faster_rcnn" else "regression"
-    if "loss" in fragment:  # one for both tasks
-        term = "ap"
-    assert losses[0][term] > 0  # some ground truth has a positive
+    regression = "rpn_regression" if detector == "faster_rcnn" else "regression"
+    assert losses[0][regression] > 0  # some ground truth has a positive
+
+
+@pytest.mark.parametrize("name", published())
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_a_published_fragment_trains(name: str, detector: str) -> None:
+    recipe = compose([("small", {"detector": detector, "backbone": "tiny", "neck": {"channels": 16}})])
+    try:
+        laid = with_fragment(recipe, find_fragment(name))
+    except RecipeError:
+        assert (name, detector) == ("focal-giou", "retinanet")  # which has no centerness to leave out
+        return
+    torch.manual_seed(0)
+    model = build(laid, 3)
+    boxes = torch.tensor([[8.0, 8, 60, 90], [30, 20, 100, 70]])
+    targets = Targets.from_lists([boxes], [torch.tensor([0, 2])])
+    try:
+        terms = model.training_loss(torch.rand(1, 3, 128, 128), targets)
+    except RecipeError:
+        assert (name, detector) == ("focal-l1", "fcos")  # points have no offsets
+        return
+    assert all(term.isfinite() for term in terms.values())
+
+
+def test_a_name_that_is_neither_file_nor_published_is_told_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'pap-cubic' is no file, and none of the published fragments"):
+        find_fragment("pap-cubic")
+    own = tmp_path / "ap-loss"
+    own.write_text("optim: {lr: 0.5}\n")
+    assert find_fragment(str(own)) == {"optim": {"lr": 0.5}}

@@ -73,6 +73,7 @@ class APLoss(Method):
 
     def show(self, recipe: Recipe, runs: Sequence[Path], options: Any) -> Shown:
         """The curves. Raises RecipeError for a recipe without this loss, or whose curves are none, or that cannot train."""
+        from detsearch_cli.data.source import open_source
         from detsearch_cli.detectors import build, start
         from detsearch_cli.engine.checkpoint import read_recipe
         from detsearch_cli.methods.aploss import figures
@@ -81,7 +82,9 @@ class APLoss(Method):
             raise RecipeError(f"aploss show looks at one run at a time, got {len(runs)} with --run")
         for run in runs:
             read_recipe(run)  # it lies below the options by now; a path that holds none is told
-        start(build(recipe, 1), recipe, ("object",))
+        # nothing of a recipe that could not be trained is worth a look
+        classes = open_source(recipe.data.source).load("train").classes
+        start(build(recipe, len(classes)), recipe, classes)
         loss = _loss(recipe)
         if loss is None:
             raise RecipeError(

@@ -10,7 +10,7 @@ from detsearch_cli.report.figures import COLOURS, Figure, to_png
 NAMES = (
     "f1: positives",
     "f2: ranked above",
-    "f3: wrongness of those",
+    "f3: rightness of those",
     "f4: rank",
     "f5: weight of a positive",
 )

@@ -49,7 +49,7 @@ class APLoss(Method):
             raise SpaceError(
                 f"the localisation score is one of {', '.join(kinds)}, got {self.options.localisation!r}"
             )
-        return space(self.options.segments, self.options.shared, self.options.scale)
+        return space(self.options.segments, self.options.shared, not self.options.no_scale)
 
     def fragment(self, recipe: Recipe, candidate: Candidate) -> Fragment:
         """The whole loss slot. Raises SpaceError outside the space."""
@@ -110,17 +110,18 @@ def _loss(recipe: Recipe) -> ParameterizedAP | None:
 def knots_table(loss: ParameterizedAP) -> Table:
     """One row a function: its points, in the order of Eq. 6."""
     from detsearch_cli.methods.aploss.figures import NAMES
+    from detsearch_cli.methods.aploss.space import FUNCTIONS
     from detsearch_cli.report.page import Table
 
     points = loss.points()
     widest = max(len(curve) for curve in points)
     rows: list[list[str | int | float]] = []
-    for name, curve in zip(NAMES, points, strict=True):
-        cells = [f"{x:.4g}, {y:.4g}" for x, y in curve]
+    for name, curve in zip(FUNCTIONS, points, strict=True):
+        cells = [f"{x:.3f} {y:.3f}" for x, y in curve]
         rows.append([name, *cells, *[""] * (widest - len(cells))])
     caption = (
-        f"Knots x, y of the five functions of Eq. 6. The gradient into the boxes is multiplied by {loss.scale:.4g}; the "
-        f"localisation score is {loss.localisation}."
+        f"Knots x y of the five functions of Eq. 6 ({'; '.join(NAMES)}). The gradient into the boxes is multiplied by "
+        f"{loss.scale:.4g}; the localisation score is {loss.localisation}."
     )
     columns = ["function", *(f"knot {k}" for k in range(widest))]
     return Table("Curves found", caption, columns, rows, heat=False)

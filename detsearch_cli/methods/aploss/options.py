@@ -13,5 +13,5 @@ class Options:
 
     segments: int = option(5, "Linear pieces of each curve.", min=2, max=32)
     shared: bool = option(False, "One curve for all five functions.")
-    scale: bool = option(True, "Search the scale of the gradient into the boxes, too.")
+    no_scale: bool = option(False, "Leave the scale of the gradient into the boxes at 1.")
     localisation: str = option("giou", "Localisation score: giou, iou or l1.")

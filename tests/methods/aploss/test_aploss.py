@@ -106,7 +106,7 @@ def test_a_search_trains_its_rounds_and_what_it_finds_is_shown(tmp_path: Path) -
     recipe = with_fragment(small(), trials[3].fragment)
     method = load_method("aploss", {})
     (table,) = method.tables(recipe)
-    assert table.rows[0][0] == "f1: positives" and len(table.rows) == 5
+    assert table.rows[0][0] == "f1" and len(table.rows) == 5
     shown = method.show(recipe, [], None)
     assert shown.content["curves"][1][0] == (0.0, 0.0) and shown.figures["curves"].png[:4] == b"\x89PNG"
     assert (tmp_path / "s" / "best.yaml").exists()

@@ -11,7 +11,7 @@ from detsearch_cli.errors import RecipeError
 
 Fragment = dict[str, Any]
 SHOWN_CHARACTERS = 60
-SLOTS = ("detector", "priors", "assign", "loss")
+SLOTS = ("detector", "priors", "assign", "loss", "region_loss")
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Fragment:

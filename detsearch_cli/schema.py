@@ -28,7 +28,12 @@ class _Section(Checked):
     model_config = ConfigDict(validate_default=True)
 
 
-SLOT_PACKAGES = {"priors": "slots.priors", "assign": "slots.assigners", "loss": "slots.losses"}
+SLOT_PACKAGES = {
+    "priors": "slots.priors",
+    "assign": "slots.assigners",
+    "loss": "slots.losses",
+    "region_loss": "slots.losses",
+}
 """Where the parts of each slot are found. The detector is a slot too, but recipe.py alone looks for it."""
 
 
@@ -312,6 +317,9 @@ class Recipe(_Section):
     priors: Slot | None = Field(None, description="None: the detector's own")
     assign: Slot | None = Field(None, description="None: the detector's own")
     loss: Slot | None = Field(None, description="None: the detector's own")
+    region_loss: Slot | None = Field(
+        None, description="of a second stage's regions (faster_rcnn); None: the detector's own"
+    )
     init: Init | None = Field(
         None, description="run, weights file or torchvision checkpoint that the whole detector starts from"
     )
@@ -325,9 +333,10 @@ class Recipe(_Section):
     @model_serializer(mode="wrap")
     def _without_no_init(self, dump: Any) -> dict[str, Any]:
         whole: dict[str, Any] = dump(self)
-        # recipes from before there was an `init` keep their hash
-        if whole.get("init", ...) is None:
-            del whole["init"]
+        # recipes from before these keys keep their hash
+        for key in ("init", "region_loss"):
+            if whole.get(key, ...) is None:
+                del whole[key]
         return whole
 
     def identity(self) -> dict[str, Any]:

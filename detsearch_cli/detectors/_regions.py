@@ -17,15 +17,13 @@ from detsearch_cli import boxes
 from detsearch_cli.detectors._postprocess import best_per_level
 from detsearch_cli.slots.assigners.base import chunks
 from detsearch_cli.slots.losses._sampling import balanced
-from detsearch_cli.slots.losses.base import mean_over_ranks
-from detsearch_cli.structures import BACKGROUND, Dense, Targets
+from detsearch_cli.structures import BACKGROUND, Assignment, Dense, Priors, Targets
 
 MIN_SIDE = 1e-3
 """Px; proposals with a shorter side are dropped. Source: torchvision's RegionProposalNetwork."""
 POOLED = 7
 """Cells of a region's features, each way; two samples a bin and way, as in all of the sources."""
 POSITIVE_IOU = 0.5
-BETA = 1 / 9
 
 
 @dataclass(frozen=True)
@@ -122,42 +120,70 @@ def match(regions: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
 class Regions:
     """Regions to train on, image after image. boxes (R, 4) px, counts (B,) of every image.
 
-    labels (R,) int64, C for background. gt (R, 4) px: the ground truth, meaningless for background.
+    matched (R,) int64: row of the targets' boxes, BACKGROUND for none.
     """
 
     boxes: Tensor
     counts: Tensor
-    labels: Tensor
-    gt: Tensor
+    matched: Tensor
+
+    def priors(self) -> Priors:
+        """The regions as priors of one level, whose cells have no place."""
+        points = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        number = len(self.boxes)
+        level = torch.zeros(number, dtype=torch.int64, device=self.boxes.device)
+        return Priors(self.boxes, points, level, self.boxes.new_ones(1), (number,), sizes=((number, 1),))
+
+    def dense(self, logits: Tensor, deltas: Tensor, targets: Targets) -> tuple[Dense, Assignment, Targets]:
+        """All regions as the predictions of one image, which every loss can compare.
+
+        logits (R, C'), deltas (R, C, 4): of a region those of its own class count, of background the first class's. The
+        ground truths of the batch are those of the one image: which belongs to which region is decided already.
+        """
+        own = (
+            torch.where(self.matched >= 0, targets.labels[self.matched.clamp(min=0)], 0)
+            if len(targets.labels)
+            else 0
+        )
+        row = torch.arange(len(self.boxes), device=deltas.device)
+        chosen = deltas[row, own]
+        dense = Dense(
+            (logits[None],), boxes.decode_deltas(self.boxes, chosen)[None], chosen[None], self.priors()
+        )
+        splits = torch.tensor([0, len(targets.boxes)], device=targets.splits.device)
+        return dense, Assignment(self.matched[None]), Targets(targets.boxes, targets.labels, splits)
 
 
 @torch.no_grad()
 def sample_regions(
-    proposals: Proposals, targets: Targets, num_classes: int, count: int, positive_share: float
+    proposals: Proposals, targets: Targets, count: int | None, positive_share: float
 ) -> Regions:
-    """A balanced sample of proposals and ground truths; positive from an IoU of POSITIVE_IOU on."""
+    """A balanced sample of proposals and ground truths, or all of them; positive from an IoU of POSITIVE_IOU on."""
     everything = with_ground_truths(proposals, targets)
     matched, overlap = match(everything.boxes, targets)
     positive = everything.real & (overlap >= POSITIVE_IOU)
-    sample = balanced(positive, everything.real & ~positive, count, positive_share)
-    image, index, chosen = sample.image, sample.index, sample.positive
-    labels = torch.full_like(image, num_classes)
-    gt = everything.boxes.new_zeros(len(image), 4)
-    row = matched[image[chosen], index[chosen]]
-    labels[chosen], gt[chosen] = targets.labels[row], targets.boxes[row].to(gt)
+    if count is None:
+        image, index = everything.real.nonzero(as_tuple=True)
+        chosen = positive[image, index]
+    else:
+        sample = balanced(positive, everything.real & ~positive, count, positive_share)
+        image, index, chosen = sample.image, sample.index, sample.positive
     counts = torch.bincount(image, minlength=targets.num_images)
-    return Regions(everything.boxes[image, index], counts, labels, gt)
+    row = torch.where(chosen, matched[image, index], BACKGROUND)
+    return Regions(everything.boxes[image, index], counts, row)
 
 
 class RegionHead(nn.Module):
     """Features of every region, pooled from the level of its size, then class scores and a box for each class.
 
     width: units of Fast R-CNN's two layers; None where a stage of the backbone stands in their place (`body` of
-    the call), on twice the cells, which that stage halves, and is averaged. Source: Lin et al. 2017 (FPN), Eq. 1
-    for the level; He et al. 2016 (ResNet), appendix A, for the stage.
+    the call), on twice the cells, which that stage halves, and is averaged. background: whether it has a logit.
+    Source: Lin et al. 2017 (FPN), Eq. 1 for the level; He et al. 2016 (ResNet), appendix A, for the stage.
     """
 
-    def __init__(self, channels: int, num_levels: int, num_classes: int, width: int | None) -> None:
+    def __init__(
+        self, channels: int, num_levels: int, num_classes: int, width: int | None, background: bool = True
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.names = [str(i) for i in range(num_levels)]
@@ -167,7 +193,7 @@ class RegionHead(nn.Module):
             layers = [nn.Linear(channels * POOLED**2, width), nn.Linear(width, width)]
             self.body = nn.Sequential(nn.Flatten(), *(m for layer in layers for m in (layer, nn.ReLU(True))))
             channels = width
-        self.cls = nn.Linear(channels, num_classes + 1)
+        self.cls = nn.Linear(channels, num_classes + background)
         self.reg = nn.Linear(channels, 4 * num_classes)
         for linear, std in ((self.cls, 0.01), (self.reg, 0.001)):  # source: Girshick 2015, section 4.1
             nn.init.normal_(linear.weight, std=std)
@@ -183,25 +209,9 @@ class RegionHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """regions (R, 4) px, image after image; counts (B,); size: height, width of the batch; stage: see above.
 
-        -> logits (R, C + 1), the last one background; offsets (R, C, 4) as boxes.encode_deltas. float32.
+        -> logits (R, C + 1), the last one background, or (R, C) without; offsets (R, C, 4) as boxes.encode_deltas. float32.
         """
         each = list(regions.split(counts.tolist()))
         pooled = self.pool(dict(zip(self.names, features, strict=True)), each, [size] * len(each))
         hidden = self.body(pooled if stage is None else stage(pooled))
         return self.cls(hidden).float(), self.reg(hidden).float().view(-1, self.num_classes, 4)
-
-
-def region_loss(logits: Tensor, deltas: Tensor, regions: Regions) -> dict[str, Tensor]:
-    """Cross entropy of all regions, smooth L1 of the positives, both divided by the number of regions.
-
-    logits (R, C + 1), deltas (R, C, 4). Source: Girshick 2015 (Fast R-CNN), Eq. 1; torchvision's fastrcnn_loss.
-    """
-    number = mean_over_ranks(torch.tensor(len(regions.labels), device=logits.device))
-    # without a positive these are sums over nothing, not constants: every parameter still gets a gradient
-    (row,) = torch.nonzero(regions.labels < deltas.shape[1], as_tuple=True)
-    wanted = boxes.encode_deltas(regions.boxes[row], regions.gt[row])
-    predicted = deltas[row, regions.labels[row]]
-    return {
-        "classification": F.cross_entropy(logits, regions.labels, reduction="sum") / number,
-        "regression": F.smooth_l1_loss(predicted, wanted, beta=BETA, reduction="sum") / number,
-    }

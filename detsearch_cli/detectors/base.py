@@ -52,6 +52,7 @@ class Detector(nn.Module, ABC):
     default_nms_iou: ClassVar[float]
     default_score_threshold: ClassVar[float] = 0.05
     default_max_detections: ClassVar[int] = 100
+    stages: ClassVar[int] = 1
     max_count: ClassVar[int]
     """Largest number of positives a ground truth that HPS-Det's search considers (section 4.2)."""
 
@@ -63,17 +64,29 @@ class Detector(nn.Module, ABC):
         self.levels = self.pyramid_levels(recipe)
         self.strides: tuple[int, ...] = tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
         self.step = TrainingStep(index=0, total=1, images=0)
-        self.prior_grid: PriorGrid = _slot(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
+        self.prior_grid: PriorGrid = part_of(recipe, "priors", PriorGrid) or self.default_priors()  # type: ignore[type-abstract]
         self.shapes: LearnedShapes | None = None  # resume.safetensors holds this name
         if isinstance(self.prior_grid, Learned):
             self.prior_grid = self.prior_grid.started(self.default_priors(), self.levels)
             # after `started`: only then is it known how many shapes there are, and where they begin
             self.shapes = LearnedShapes(self.prior_grid, self.levels, recipe.augment.largest_side)
         self.prior_grid.check(self.levels)
-        self.assigner: Assigner = _slot(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
+        self.assigner: Assigner = part_of(recipe, "assign", Assigner) or self.default_assigner()  # type: ignore[type-abstract]
         self.assigner.check(len(self.strides))
-        self.loss: DetectionLoss = _slot(recipe, "loss", DetectionLoss) or self.default_loss()  # type: ignore[type-abstract]
+        self.loss: DetectionLoss = part_of(recipe, "loss", DetectionLoss) or self.default_loss()  # type: ignore[type-abstract]
+        self._refuse_losses(recipe)
         self._priors: dict[tuple[object, ...], Priors] = {}
+
+    def _refuse_losses(self, recipe: schema.Recipe) -> None:
+        if self.loss.background_logit:
+            raise RecipeError(
+                f"loss: {recipe.loss and recipe.loss.name} wants a logit for background, which regions alone have; name it "
+                "as region_loss of faster_rcnn"
+            )
+        if recipe.region_loss is not None and self.stages == 1:
+            raise RecipeError(
+                f"detector {recipe.detector.name} has one stage and no regions; give its loss as loss, not region_loss"
+            )
 
     @classmethod
     def settled(cls, options: Part, loss: type[DetectionLoss] | None) -> Part:
@@ -229,7 +242,7 @@ def _or(value: N | None, own: N) -> N:
     return own if value is None else value
 
 
-def _slot(recipe: schema.Recipe, key: str, base: type[T]) -> T | None:
+def part_of(recipe: schema.Recipe, key: str, base: type[T]) -> T | None:
     """The recipe's own part of that slot, None where it leaves the choice to the detector."""
     slot = getattr(recipe, key)
     if slot is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,12 +15,14 @@ from detsearch_cli.detectors._backbones import build_backbone
 from detsearch_cli.detectors._fpn import FPN
 from detsearch_cli.detectors._heads import rows
 from detsearch_cli.detectors._learning import SizeNorm
-from detsearch_cli.detectors._postprocess import select_scored
-from detsearch_cli.detectors._regions import Proposals, RegionHead, propose, region_loss, sample_regions
-from detsearch_cli.detectors.base import ClassRows, Detector
+from detsearch_cli.detectors._postprocess import Selection, select_scored
+from detsearch_cli.detectors._regions import Proposals, RegionHead, propose, sample_regions
+from detsearch_cli.detectors.base import ClassRows, Detector, part_of
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Channels, Count, Part
 from detsearch_cli.slots.assigners.max_iou import MaxIoU
+from detsearch_cli.slots.losses.base import DetectionLoss
+from detsearch_cli.slots.losses.cross_entropy import CrossEntropy
 from detsearch_cli.slots.losses.rpn import RPN
 from detsearch_cli.slots.priors.anchors import Anchors
 from detsearch_cli.slots.priors.base import PriorGrid
@@ -84,16 +87,24 @@ class FasterRCNN(Detector):
         )
         proposals: Count = Field(default=1000, description="best of an image after it, twice in training")
         proposal_nms_iou: float = Field(default=0.7, gt=0, le=1, description="of that suppression")
-        regions: Count = Field(default=512, description="proposals of an image that are trained on")
+        regions: Count | None = Field(
+            default=512, description="proposals of an image that are trained on; null: all"
+        )
         positive_share: float = Field(default=0.25, gt=0, le=1, description="of them, positive at most")
 
     options: Options
+    stages: ClassVar[int] = 2
     default_levels: ClassVar[tuple[int, int]] = (2, 6)
     default_nms_iou: ClassVar[float] = 0.5
     max_count: ClassVar[int] = 80  # as RetinaNet: HPS-Det names no two-stage detector
 
     def __init__(self, recipe: schema.Recipe, num_classes: int) -> None:
         super().__init__(recipe, num_classes)
+        self.region_loss: DetectionLoss = part_of(recipe, "region_loss", DetectionLoss) or CrossEntropy()  # type: ignore[type-abstract]
+        if self.region_loss.trains_objectness:
+            raise RecipeError(
+                f"region_loss: {recipe.region_loss and recipe.region_loss.name} compares a branch that regions do not have"
+            )
         stage5 = self.options.region_head == "stage5"
         if self.options.region_head == "auto":
             stage5 = not self.options.fpn
@@ -123,6 +134,7 @@ class FasterRCNN(Detector):
             self.num_region_levels,
             num_classes,
             None if stage5 else self.options.width,
+            self.region_loss.background_logit,
         )
 
     @classmethod
@@ -146,7 +158,10 @@ class FasterRCNN(Detector):
         return Targets(targets.boxes, torch.zeros_like(targets.labels), targets.splits)
 
     def class_layers(self) -> dict[str, ClassRows]:
-        return {"regions.cls": ClassRows(after=1), "regions.reg": ClassRows(width=4)}
+        return {
+            "regions.cls": ClassRows(after=int(self.region_loss.background_logit)),
+            "regions.reg": ClassRows(width=4),
+        }
 
     # ------------------------------------------------------------------ both stages
 
@@ -196,7 +211,10 @@ class FasterRCNN(Detector):
     def second_stage(
         self, features: list[Tensor], regions: Tensor, counts: Tensor, images: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """logits (R, C + 1) and offsets (R, C, 4) of regions (R, 4) px, image after image, counts (B,) of each."""
+        """Of regions (R, 4) px, image after image, counts (B,) of each: logits (R, C + 1), offsets (R, C, 4).
+
+        For a loss without background logits (R, C).
+        """
         size = (images.shape[2], images.shape[3])
         # the added levels are for proposals alone
         levels = features[: self.num_region_levels]
@@ -213,10 +231,18 @@ class FasterRCNN(Detector):
             sizes = images.new_tensor([images.shape[2:]]).expand(len(images), 2)
             proposals = self.propose(dense, sizes, TRAINING_FACTOR)
             share = self.options.positive_share
-            regions = sample_regions(proposals, targets, self.num_classes, self.options.regions, share)
+            regions = sample_regions(proposals, targets, self.options.regions, share)
         logits, deltas = self.second_stage(features, regions.boxes, regions.counts, images)
         with torch.autocast(images.device.type, enabled=False):
-            return terms | region_loss(logits, deltas, regions)
+            return terms | self.region_loss(*regions.dense(logits, deltas, targets))
+
+    def selection(self, test: schema.Test) -> Selection:
+        """Of the second stage, whose loss decides whether a threshold means anything."""
+        chosen = super().selection(test)
+        if test.score_threshold is None:
+            own = 0.0 if self.region_loss.ranks else self.default_score_threshold
+            return replace(chosen, score_threshold=own)
+        return chosen
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor, test: schema.Test) -> list[Detections]:
@@ -226,7 +252,7 @@ class FasterRCNN(Detector):
         proposals = self.propose(self.first_stage(features), sizes.to(images.device))
         real = proposals.real
         logits, deltas = self.second_stage(features, proposals.boxes[real], real.sum(1), images)
-        probability = logits.softmax(-1)[:, :-1]
+        probability = self.region_loss.probabilities(logits)
         # back to rows of equal length, one an image: -1 and empty boxes where an image has fewer proposals
         scores = probability.new_full((*real.shape, self.num_classes), -1.0)
         scores[real] = torch.where(probability > how.score_threshold, probability, -1.0)

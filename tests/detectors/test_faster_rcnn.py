@@ -17,14 +17,15 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detsearch_cli import boxes
+from detsearch_cli import boxes, parts
 from detsearch_cli.detectors import _regions
 from detsearch_cli.detectors.faster_rcnn import FasterRCNN
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.recipe import Test as Selection
-from detsearch_cli.recipe import compose
+from detsearch_cli.recipe import compose, with_fragment
 from detsearch_cli.slots.assigners.max_iou import MaxIoU
 from detsearch_cli.slots.losses._sampling import balanced
+from detsearch_cli.slots.losses.cross_entropy import CrossEntropy
 from detsearch_cli.slots.losses.rpn import RPN
 from detsearch_cli.slots.priors.anchors import Anchors
 from detsearch_cli.structures import BACKGROUND, IGNORE, Assignment, Dense, Matches, Targets
@@ -170,13 +171,12 @@ def test_sampled_regions_hold_the_ground_truths_and_their_labels() -> None:
     proposals = _regions.Proposals(torch.zeros(3, 2, 4), torch.full((3, 2), -1.0))
     proposals.boxes[:, 0] = torch.tensor([0.0, 0, 30, 30])
     proposals.scores[:, 0] = 0.5
-    regions = _regions.sample_regions(proposals, there, num_classes=3, count=8, positive_share=0.5)
-    assert regions.counts.tolist() == [4, 1, 1]  # the empty box is no region
-    positive = regions.labels < 3
-    assert torch.equal(regions.gt[positive], regions.boxes[positive])
-    order = regions.labels[positive].argsort()
-    assert torch.equal(regions.gt[positive][order], BOXES)
-    assert regions.labels[~positive].tolist() == [3, 3, 3]
+    for count in (8, None):
+        regions = _regions.sample_regions(proposals, there, count=count, positive_share=0.5)
+        assert regions.counts.tolist() == [4, 1, 1]  # the empty box is no region
+        own = regions.matched[regions.matched >= 0]
+        assert torch.equal(regions.boxes[regions.matched >= 0], there.boxes[own])
+        assert sorted(own.tolist()) == [0, 1, 2] and (regions.matched == -1).sum() == 3
 
 
 def test_the_loss_of_regions_equals_torchvisions() -> None:
@@ -184,15 +184,65 @@ def test_the_loss_of_regions_equals_torchvisions() -> None:
     labels = torch.randint(0, 4, (50,), generator=generator)
     corner = torch.rand(50, 2, generator=generator) * 50
     found = torch.cat((corner, corner + 20), 1)
-    regions = _regions.Regions(found, torch.tensor([30, 20]), labels, found + 5)
+    there = Targets(found + 5, labels.clamp(max=2), torch.tensor([0, 30, 50]))
+    matched = torch.where(labels < 3, torch.arange(50), -1)
+    regions = _regions.Regions(found, torch.tensor([30, 20]), matched)
     logits, deltas = torch.randn(50, 4, generator=generator), torch.randn(50, 3, 4, generator=generator)
-    mine = _regions.region_loss(logits, deltas, regions)
+    mine = CrossEntropy()(*regions.dense(logits, deltas, there))
     # torchvision's background is class 0, and has a box too
     theirs = torch.cat((torch.zeros(50, 1, 4), deltas), 1).flatten(1)
-    wanted = tv_utils.BoxCoder((10.0, 10.0, 5.0, 5.0)).encode_single(regions.gt, regions.boxes)
+    wanted = tv_utils.BoxCoder((10.0, 10.0, 5.0, 5.0)).encode_single(there.boxes, regions.boxes)
     expected = fastrcnn_loss(logits.roll(1, 1), theirs, [(labels + 1) % 4], [wanted])
     torch.testing.assert_close(mine["classification"], expected[0])
     torch.testing.assert_close(mine["regression"], expected[1])
+
+
+@pytest.mark.parametrize("name", parts.names("slots.losses"))
+@pytest.mark.parametrize("crowded", [True, False])
+def test_every_loss_trains_regions_or_says_why_not(name: str, crowded: bool) -> None:
+    try:
+        detector = detector_of({"name": "faster_rcnn", "proposals": 40}, region_loss=name)
+        terms = detector.training_loss(
+            images(2), targets(BOXES, BOXES[:1]) if crowded else targets(BOXES[:0], BOXES[:0])
+        )
+    except RecipeError as refused:
+        pytest.skip(str(refused))
+    total(terms).backward()
+    assert total(terms).isfinite()
+    for part in (detector.regions.cls, detector.regions.reg):  # type: ignore[union-attr]
+        assert part.weight.grad is not None  # type: ignore[union-attr]
+        assert bool(part.weight.grad.any()) or not crowded  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "threshold"), [(None, 4, 0.05), ("focal_iou", 3, 0.05), ("rank_sort", 3, 0.0)]
+)
+def test_a_region_loss_decides_on_background_and_threshold(
+    loss: str | None, outputs: int, threshold: float
+) -> None:
+    detector = detector_of({"name": "faster_rcnn", "regions": None}, region_loss=loss).eval()
+    assert isinstance(detector, FasterRCNN)
+    assert detector.regions.cls.out_features == outputs
+    assert detector.selection(Selection()).score_threshold == threshold
+    found = detector.detect(images(1), torch.tensor([[128, 128]]), Selection(score_threshold=0.0))
+    assert found[0].scores.isfinite().all()
+
+
+def test_losses_in_the_wrong_place_are_refused() -> None:
+    with pytest.raises(RecipeError, match="detector fcos has one stage and no regions"):
+        detector_of("fcos", region_loss="focal_iou")
+    with pytest.raises(RecipeError, match="loss: cross_entropy wants a logit for background"):
+        detector_of("retinanet", loss="cross_entropy")
+    with pytest.raises(RecipeError, match="region_loss: yolo compares a branch that regions do not have"):
+        detector_of("faster_rcnn", region_loss="yolo")
+
+
+def test_an_open_region_loss_is_no_part_of_a_recipe() -> None:
+    recipe = compose([("test", {"detector": "faster_rcnn"})])
+    assert "region_loss" not in recipe.identity()
+    assert compose([("test", {"detector": "faster_rcnn", "region_loss": None})]).hash() == recipe.hash()
+    other = with_fragment(recipe, {"region_loss": {"name": "cross_entropy", "regression": "l1"}})
+    assert other.identity()["region_loss"]["beta"] == pytest.approx(1 / 9) and other.hash() != recipe.hash()
 
 
 def test_detections_equal_torchvisions() -> None:

@@ -29,6 +29,8 @@ class DetectionLoss(Part):
     """Whether it compares `Dense.centerness`; a detector that has it needs such a loss."""
     ranks: ClassVar[bool] = False
     """Whether only the order of scores matters to it: then no score threshold means anything beforehand."""
+    background_logit: ClassVar[bool] = False
+    """Whether the last of its logits is background's (softmax); such logits come from a second stage alone."""
 
     @abstractmethod
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:

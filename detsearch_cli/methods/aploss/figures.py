@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from detsearch_cli.report.canvas import canvas, style
 from detsearch_cli.report.figures import COLOURS, Figure, to_png
 
-NAMES = (
+MEANINGS = (
     "f1: positives",
     "f2: ranked above",
     "f3: rightness of those",
@@ -25,7 +25,7 @@ def curves(points: Sequence[Sequence[tuple[float, float]]]) -> Figure:
         sheet = canvas(6.4, 4.6)
         ax = sheet.subplots()
         ax.plot([0, 1], [0, 1], ls=(0, (5, 3)), lw=1.4, color=COLOURS["muted"], label="where a search begins")
-        for name, colour, mark, curve in zip(NAMES, _COLOURS, _MARKS, points, strict=True):
+        for name, colour, mark, curve in zip(MEANINGS, _COLOURS, _MARKS, points, strict=True):
             xs, ys = zip(*curve, strict=True)
             ax.plot(xs, ys, marker=mark, ms=5, lw=1.8, color=colour, label=name, mew=0)
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="x", ylabel="f(x)")
@@ -33,7 +33,7 @@ def curves(points: Sequence[Sequence[tuple[float, float]]]) -> Figure:
         sheet.legend(loc="outside right upper")
         said = "; ".join(
             f"{name} through {', '.join(f'({x:.3g}, {y:.3g})' for x, y in curve[1:-1]) or 'no inner knot'}"
-            for name, curve in zip(NAMES, points, strict=True)
+            for name, curve in zip(MEANINGS, points, strict=True)
         )
         caption = (
             "The functions of Eq. 6 with their control points. x of f2 and f4 is a difference of scores from -1 to 1, "

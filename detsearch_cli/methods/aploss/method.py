@@ -21,10 +21,9 @@ LOSS = "parameterized_ap"
 
 
 class APLoss(Method):
-    """The paper's search. The baseline, trial 0, is the recipe as given: the detector's own loss, mostly.
+    """The paper's search. The baseline, trial 0, is the recipe as given: the detector's own losses, mostly.
 
-    For detectors of one stage with a feature pyramid. The paper searches both losses of a two-stage detector at once, and
-    those of Deformable DETR; neither has a place for this loss here yet.
+    Of a detector with two stages both losses are searched at once, and all of its regions are trained on, as in the paper.
     """
 
     Options = Options
@@ -35,41 +34,39 @@ class APLoss(Method):
 
     def space(self, recipe: Recipe) -> Product:
         """Two numbers for each inner knot, and a scale. Raises SpaceError for a detector or an option that does not fit."""
-        from detsearch_cli.detectors._pyramid import PyramidDetector
         from detsearch_cli.methods.aploss.space import space
-        from detsearch_cli.recipe import detector_class
         from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
 
-        if not issubclass(detector_class(recipe.detector), PyramidDetector):
-            raise SpaceError(
-                f"aploss searches the one loss of retinanet, fcos or atss, got the detector {recipe.detector.name}"
-            )
         kinds = get_args(ParameterizedAP.model_fields["localisation"].annotation)
         if self.options.localisation not in kinds:
             raise SpaceError(
                 f"the localisation score is one of {', '.join(kinds)}, got {self.options.localisation!r}"
             )
-        return space(self.options.segments, self.options.shared, not self.options.no_scale)
+        options = self.options
+        return space(options.segments, options.shared, not options.no_scale, list(places(recipe)))
 
     def fragment(self, recipe: Recipe, candidate: Candidate) -> Fragment:
-        """The whole loss slot. Raises SpaceError outside the space."""
+        """The whole slot of each loss. Raises SpaceError outside the space."""
         from detsearch_cli.methods.aploss.space import SCALE, curves
 
         self.space(recipe).check(candidate)
-        loss = {
-            "name": LOSS,
-            "curves": curves(candidate, self.options.segments),
-            "scale": float(candidate.get(SCALE, 1.0)),
-            "localisation": self.options.localisation,
-            "over": "batch",
-            "through_denominator": False,
+        found: Fragment = {
+            slot: {
+                "name": LOSS,
+                "curves": curves(candidate, self.options.segments, place),
+                "scale": float(candidate.get(f"{place}{SCALE}", 1.0)),
+                "localisation": self.options.localisation,
+                "over": "batch",
+                "through_denominator": False,
+            }
+            for place, slot in places(recipe).items()
         }
-        return {"loss": loss}
+        # a ranking is of all regions, not of a sample that is balanced for a cross entropy
+        return found | ({"detector": {"regions": None}} if len(found) > 1 else {})
 
     def tables(self, recipe: Recipe) -> Sequence[Table]:
         """The knots of each curve."""
-        loss = _loss(recipe)
-        return [knots_table(loss)] if loss is not None else ()
+        return [knots_table(loss, slot) for slot, loss in _losses(recipe).items()]
 
     def show(self, recipe: Recipe, runs: Sequence[Path], options: Any) -> Shown:
         """The curves. Raises RecipeError for a recipe without this loss, or whose curves are none, or that cannot train."""
@@ -85,31 +82,55 @@ class APLoss(Method):
         # nothing of a recipe that could not be trained is worth a look
         classes = open_source(recipe.data.source).load("train").classes
         start(build(recipe, len(classes)), recipe, classes)
-        loss = _loss(recipe)
-        if loss is None:
+        losses = _losses(recipe)
+        if not losses:
             raise RecipeError(
                 "aploss show needs curves: give --study, or --recipe with a fragment such as best.yaml (an empty one "
                 "means that nothing better than the recipe as given was found)"
             )
-        points = loss.points()
-        content = {"curves": points, "scale": loss.scale, "localisation": loss.localisation}
-        return Shown(content, [knots_table(loss)], (), {"curves": figures.curves(points)})
+        content = {
+            slot: {"curves": loss.points(), "scale": loss.scale, "localisation": loss.localisation}
+            for slot, loss in losses.items()
+        }
+        drawn = {NAMES[slot]: figures.curves(loss.points()) for slot, loss in losses.items()}
+        return Shown(content, self.tables(recipe), (), drawn)
 
 
-def _loss(recipe: Recipe) -> ParameterizedAP | None:
-    """The recipe's loss, where it is this one and has curves."""
+NAMES = {"loss": "curves", "region_loss": "region-curves"}
+"""Of the pictures."""
+
+
+def places(recipe: Recipe) -> dict[str, str]:
+    """What the numbers of each loss begin with, and its slot. Raises SpaceError for a detector that has no place for it."""
+    from detsearch_cli.detectors._pyramid import PyramidDetector
+    from detsearch_cli.recipe import detector_class
+
+    kind = detector_class(recipe.detector)
+    if kind.stages == 2:
+        return {"rpn.": "loss", "regions.": "region_loss"}
+    if issubclass(kind, PyramidDetector):
+        return {"": "loss"}
+    raise SpaceError(
+        f"aploss searches the losses of retinanet, fcos, atss and faster_rcnn, got the detector {recipe.detector.name}"
+    )
+
+
+def _losses(recipe: Recipe) -> dict[str, ParameterizedAP]:
+    """Those of the recipe's losses that are this one and have curves, by slot."""
     from detsearch_cli.recipe import build_part
     from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
 
-    if recipe.loss is None:
-        return None
-    loss = build_part("slots.losses", recipe.loss, "loss")
-    return loss if isinstance(loss, ParameterizedAP) and loss.curves != "sigmoid" else None
+    found = {}
+    for key, slot in (("loss", recipe.loss), ("region_loss", recipe.region_loss)):
+        part = None if slot is None else build_part("slots.losses", slot, key)
+        if isinstance(part, ParameterizedAP) and part.curves != "sigmoid":
+            found[key] = part
+    return found
 
 
-def knots_table(loss: ParameterizedAP) -> Table:
+def knots_table(loss: ParameterizedAP, slot: str) -> Table:
     """One row a function: its points, in the order of Eq. 6."""
-    from detsearch_cli.methods.aploss.figures import NAMES
+    from detsearch_cli.methods.aploss.figures import MEANINGS
     from detsearch_cli.methods.aploss.space import FUNCTIONS
     from detsearch_cli.report.page import Table
 
@@ -120,8 +141,10 @@ def knots_table(loss: ParameterizedAP) -> Table:
         cells = [f"{x:.3f} {y:.3f}" for x, y in curve]
         rows.append([name, *cells, *[""] * (widest - len(cells))])
     caption = (
-        f"Knots x y of the five functions of Eq. 6 ({'; '.join(NAMES)}). The gradient into the boxes is multiplied by "
+        f"Knots x y of the five functions of Eq. 6 ({'; '.join(MEANINGS)}). The gradient into the boxes is multiplied by "
         f"{loss.scale:.4g}; the localisation score is {loss.localisation}."
     )
     columns = ["function", *(f"knot {k}" for k in range(widest))]
-    return Table("Curves found", caption, columns, rows, heat=False)
+    return Table(
+        "Curves found" if slot == "loss" else "Curves found for regions", caption, columns, rows, heat=False
+    )

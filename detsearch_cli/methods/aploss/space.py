@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detsearch_cli.search.space import Candidate, Product, Real
@@ -19,24 +19,31 @@ SCALES = 0.1, 10.0
 """Source: section 3.2, theta_lambda in (0, 1)."""
 
 
-def space(segments: int, shared: bool, scale: bool) -> Product:
+def space(segments: int, shared: bool, scale: bool, places: Sequence[str]) -> Product:
     """Eq. 8's two numbers for each inner knot of each curve, from f(x) = x on, and the scale, from 1 on.
 
-    The scale is searched in its logarithm, as theta_lambda is: (log10 of it + 1) / 2.
+    The scale is searched in its logarithm, as theta_lambda is: (log10 of it + 1) / 2. places: what the names of each
+    loss begin with.
     """
-    knots = [
-        Real(f"{name}.{axis}{k}", LOW, HIGH, start=1 / (segments - k + 1))
-        for name in ((SHARED,) if shared else FUNCTIONS)
-        for k in range(1, segments)
-        for axis in "xy"
-    ]
-    return Product((*knots, *([Real(SCALE, *SCALES, log=True, start=1.0)] if scale else [])))
+    numbers: list[Real] = []
+    for place in places:
+        numbers += [
+            Real(f"{place}{name}.{axis}{k}", LOW, HIGH, start=1 / (segments - k + 1))
+            for name in ((SHARED,) if shared else FUNCTIONS)
+            for k in range(1, segments)
+            for axis in "xy"
+        ]
+        if scale:
+            numbers.append(Real(f"{place}{SCALE}", *SCALES, log=True, start=1.0))
+    return Product(tuple(numbers))
 
 
-def curves(candidate: Candidate, segments: int) -> list[list[list[float]]]:
-    """The five curves of a candidate, each its points (x, y) from (0, 0) to (1, 1), with six digits."""
+def curves(candidate: Candidate, segments: int, place: str) -> list[list[list[float]]]:
+    """The five curves of a candidate's loss, each its points (x, y) from (0, 0) to (1, 1), with six digits."""
     found = {
-        name: _curve(candidate, name, segments) for name in (*FUNCTIONS, SHARED) if f"{name}.x1" in candidate
+        name: _curve(candidate, f"{place}{name}", segments)
+        for name in (*FUNCTIONS, SHARED)
+        if f"{place}{name}.x1" in candidate
     }
     return [found.get(name, found.get(SHARED, [])) for name in FUNCTIONS]
 

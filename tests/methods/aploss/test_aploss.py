@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from detsearch_cli import api
+from detsearch_cli.detectors import build
 from detsearch_cli.errors import RecipeError, SpaceError
 from detsearch_cli.methods.aploss.space import FUNCTIONS, HIGH, LOW, curves, space
 from detsearch_cli.methods.base import load_method
 from detsearch_cli.recipe import Recipe, build_part, with_fragment
 from detsearch_cli.search.space import Candidate
 from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
+from detsearch_cli.structures import Targets
 from tests.recipes import SMALL, small
 
 
 def started(segments: int = 5, shared: bool = False, scale: bool = True) -> Candidate:
-    return {p.name: p.start for p in space(segments, shared, scale).parameters}  # type: ignore[union-attr]
+    return {p.name: p.start for p in space(segments, shared, scale, [""]).parameters}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -34,21 +37,21 @@ def started(segments: int = 5, shared: bool = False, scale: bool = True) -> Cand
     ],
 )
 def test_the_spaces_are_the_paper_s(segments: int, shared: bool, scale: bool, numbers: int) -> None:
-    assert len(space(segments, shared, scale).parameters) == numbers
+    assert len(space(segments, shared, scale, [""]).parameters) == numbers
 
 
 @pytest.mark.parametrize("segments", [2, 5, 32])
 def test_the_search_begins_at_the_identity_with_a_scale_of_1(segments: int) -> None:
     begin = started(segments)
     assert begin["scale"] == 1.0
-    for points in curves(begin, segments):
+    for points in curves(begin, segments, ""):
         assert np.array(points) == pytest.approx(np.stack([np.linspace(0, 1, segments + 1)] * 2, 1), abs=1e-5)
 
 
 def test_the_knots_solve_equation_8() -> None:
     rng = np.random.default_rng(0)
-    candidate = space(5, False, True).sample(rng)
-    for name, points in zip(FUNCTIONS, curves(candidate, 5), strict=True):
+    candidate = space(5, False, True, [""]).sample(rng)
+    for name, points in zip(FUNCTIONS, curves(candidate, 5, ""), strict=True):
         for k, ((x0, y0), (x, y)) in enumerate(pairwise(points[:-1]), start=1):
             assert x == pytest.approx(x0 + candidate[f"{name}.x{k}"] * (1 - x0), abs=2e-6)
             assert y == pytest.approx(y0 + candidate[f"{name}.y{k}"] * (1 - y0), abs=2e-6)
@@ -56,18 +59,18 @@ def test_the_knots_solve_equation_8() -> None:
 
 @pytest.mark.parametrize("segments", [2, 5, 32])
 def test_every_candidate_is_a_loss_at_the_ends_of_the_space_too(segments: int) -> None:
-    rng, own = np.random.default_rng(1), space(segments, False, True)
+    rng, own = np.random.default_rng(1), space(segments, False, True, [""])
     ends = [dict.fromkeys(own.names, end) | {"scale": 1.0} for end in (LOW, HIGH)]
     mixed = [{n: float(rng.choice([LOW, HIGH])) for n in own.names} | {"scale": 10.0} for _ in range(20)]
     for candidate in (*ends, *mixed, *(own.sample(rng) for _ in range(20))):
-        points = curves(candidate, segments)
+        points = curves(candidate, segments, "")
         ParameterizedAP.model_validate({"curves": points})  # raises for knots that coincide or fall
         assert all(round(v, 6) == v for curve in points for point in curve for v in point)
 
 
 def test_one_curve_is_shared_by_all_five_functions() -> None:
-    candidate = space(4, True, False).sample(np.random.default_rng(2))
-    points = curves(candidate, 4)
+    candidate = space(4, True, False, [""]).sample(np.random.default_rng(2))
+    points = curves(candidate, 4, "")
     assert all(curve == points[0] for curve in points) and len(points) == 5
 
 
@@ -88,9 +91,27 @@ def test_a_fragment_names_every_option_and_leaves_centerness_to_the_loss(detecto
     assert laid.hash() == with_fragment(laid, made).hash()
 
 
+def test_both_losses_of_two_stages_are_searched_at_once() -> None:
+    recipe = small(detector="faster_rcnn")
+    method = load_method("aploss", {})
+    own = method.space(recipe)
+    assert len(own.names) == 82 and own.names[0] == "rpn.f1.x1" and own.names[-1] == "regions.scale"  # type: ignore[attr-defined]
+    made = dict(method.fragment(recipe, own.sample(np.random.default_rng(4))))
+    assert made["loss"]["curves"] != made["region_loss"]["curves"]
+    laid = with_fragment(recipe, made)
+    detector = build(laid, 3)
+    assert detector.options.regions is None  # type: ignore[attr-defined]
+    assert [table.title for table in method.tables(laid)] == ["Curves found", "Curves found for regions"]
+    boxes = torch.tensor([[8.0, 8, 40, 50], [20, 20, 60, 60]])
+    terms = detector.training_loss(
+        torch.rand(1, 3, 64, 64), Targets.from_lists([boxes], [torch.tensor([0, 2])])
+    )
+    assert set(terms) == {"rpn_ap", "ap"} and all(t.isfinite() for t in terms.values())
+
+
 def test_what_it_cannot_search_is_refused() -> None:
-    for detector in ("faster_rcnn", "yolov2", "ssd"):
-        with pytest.raises(SpaceError, match=f"retinanet, fcos or atss, got the detector {detector}"):
+    for detector in ("yolov2", "ssd"):
+        with pytest.raises(SpaceError, match=f"atss and faster_rcnn, got the detector {detector}"):
             load_method("aploss", {}).space(api.recipe_of({"detector": detector}))
     with pytest.raises(SpaceError, match="one of giou, iou, l1, got 'diou'"):
         load_method("aploss", {"localisation": "diou"}).space(small())
@@ -108,7 +129,9 @@ def test_a_search_trains_its_rounds_and_what_it_finds_is_shown(tmp_path: Path) -
     (table,) = method.tables(recipe)
     assert table.rows[0][0] == "f1" and len(table.rows) == 5
     shown = method.show(recipe, [], None)
-    assert shown.content["curves"][1][0] == (0.0, 0.0) and shown.figures["curves"].png[:4] == b"\x89PNG"
+    assert (
+        shown.content["loss"]["curves"][1][0] == (0.0, 0.0) and shown.figures["curves"].png[:4] == b"\x89PNG"
+    )
     assert (tmp_path / "s" / "best.yaml").exists()
     with pytest.raises(RecipeError, match="aploss show needs curves"):
         method.show(small(), [], None)

@@ -48,7 +48,7 @@ class OutputError(DetsearchError):
 
 
 class Diverged(DetsearchError):
-    """A loss became NaN or infinite; carries the loss table and the images of the batch."""
+    """A loss became NaN or infinite, or stays where it has no slope; carries the loss table."""
 
     exit_code = 1
 

@@ -213,6 +213,10 @@ class Detector(nn.Module, ABC):
         """Named scalar terms of the assigned predictions."""
         return self.loss(dense, assignment, targets)
 
+    def stuck(self, terms: Mapping[str, float]) -> bool:
+        """Whether these terms of a training step are where a loss has no slope."""
+        return self.loss.stuck(terms)
+
     def dense_targets(self, targets: Targets) -> Targets:
         """The ground truths as the dense predictions tell them apart: by class, unless they only propose."""
         return targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -235,6 +236,10 @@ class FasterRCNN(Detector):
         logits, deltas = self.second_stage(features, regions.boxes, regions.counts, images)
         with torch.autocast(images.device.type, enabled=False):
             return terms | self.region_loss(*regions.dense(logits, deltas, targets))
+
+    def stuck(self, terms: Mapping[str, float]) -> bool:
+        first = {name.removeprefix("rpn_"): value for name, value in terms.items() if name.startswith("rpn_")}
+        return self.loss.stuck(first) or self.region_loss.stuck(terms)
 
     def selection(self, test: schema.Test) -> Selection:
         """Of the second stage, whose loss decides whether a threshold means anything."""

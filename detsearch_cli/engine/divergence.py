@@ -37,6 +37,19 @@ def diverge(
     )
 
 
+MOST_STUCK = 50
+"""Steps in a row. Source: the released code of Parameterized AP Loss, whose search gives such a candidate no reward."""
+
+
+def refuse_stuck(losses: Mapping[str, float], step: int) -> NoReturn:
+    """Raise Diverged, on every rank alike, for a training whose loss has no slope where it stays."""
+    table = ", ".join(f"{name} {value:.7g}" for name, value in losses.items())
+    raise Diverged(
+        f"the loss has stayed for {MOST_STUCK} steps where it has no slope, up to step {step} ({table}); choose other "
+        "curves, or a lower optim.lr"
+    )
+
+
 @torch.no_grad()
 def outcome(model: Detector, batch: Batch, memory: torch.memory_format, fabric: Fabric) -> dict[str, Tensor]:
     """Losses of a batch with the weights as they are scored, in eval mode; nothing of the model changes.

@@ -73,11 +73,12 @@ class EpochEntry(Document):
 
 
 class Position(Document):
-    """Where a training stands, in resume.safetensors. precision: the state of float16's loss scale."""
+    """Where a training stands, in resume.safetensors. precision: the state of float16's loss scale. stuck: see State."""
 
     step: Count
     seconds: Annotated[float, Field(ge=0)]
     precision: dict[str, Any]
+    stuck: Count = 0  # trainings of before have none
 
 
 ClassNames = Annotated[list[str], Field(min_length=1)]

@@ -18,7 +18,10 @@ from detsearch_cli.reading import parse_json
 
 
 class State:
-    """What a checkpoint holds: weights, their average, the optimiser, the steps and seconds trained so far."""
+    """What a checkpoint holds: weights, their average, the optimiser, the steps and seconds trained so far.
+
+    stuck: steps in a row, the last one included, at which a loss had no slope.
+    """
 
     def __init__(
         self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, fabric: Fabric
@@ -26,6 +29,7 @@ class State:
         self.model, self.average, self.optimizer, self.fabric = model, average, optimizer, fabric
         self.step = 0
         self.seconds = 0.0
+        self.stuck = 0
 
     def seed_step(self, seed: int) -> None:
         """Let what the next step draws (dropout, samples of priors) depend on seed, step and rank alone.
@@ -44,6 +48,7 @@ class State:
         about = {
             "step": self.step,
             "seconds": self.seconds,
+            "stuck": self.stuck,
             # float16's loss scale: one that starts again too large skips the steps that overflow
             "precision": self.fabric.strategy.precision.state_dict(),
         }
@@ -68,7 +73,7 @@ class State:
             raise CheckpointError(
                 f"{path} holds no state of this training's optimiser ({said}); {_REMEDY}"
             ) from error
-        self.step, self.seconds = at.step, at.seconds
+        self.step, self.seconds, self.stuck = at.step, at.seconds, at.stuck
 
 
 _REMEDY = "restore it, or remove it to train from the first step again"

@@ -264,6 +264,9 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.state.step += 1
+        self.state.stuck = self.state.stuck + 1 if self.model.stuck(agreed) else 0
+        if self.state.stuck >= divergence.MOST_STUCK:
+            divergence.refuse_stuck(agreed, self.state.step)
         return agreed
 
     def _agree(self, losses: dict[str, Tensor], batches: list[Batch]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -35,6 +36,10 @@ class DetectionLoss(Part):
     @abstractmethod
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         """Scalar terms by name. `dense` carries gradient and is float32."""
+
+    def stuck(self, terms: Mapping[str, float]) -> bool:
+        """Whether these terms are where the loss has no slope, so that a training that stays there learns nothing."""
+        return False
 
     @staticmethod
     def probabilities(logits: Tensor) -> Tensor:

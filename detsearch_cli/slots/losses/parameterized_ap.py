@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ SEGMENTS = 32  # of a named curve
 MOST_PAIRS = 100_000_000
 """Positives x predictions that the sigmoid takes, which no compiled operator can express: some seconds a step."""
 PAIRS_AT_ONCE = 4_000_000
+STUCK = 1e-6
 
 
 def named_curve(name: str) -> Points:
@@ -118,6 +120,10 @@ class ParameterizedAP(DetectionLoss):
             ValueError
         ):  # scores that are NaN or beyond all bounds: the training has diverged, and says so itself
             return scores.sum() * math.nan
+
+    def stuck(self, terms: Mapping[str, float]) -> bool:
+        """At 1, where no positive counts for anything: the released search gives up there, too."""
+        return abs(terms["ap"] - 1) < STUCK
 
     def points(self) -> list[list[tuple[float, float]]]:
         """The five curves. Raises ValueError for the sigmoid, which is none."""

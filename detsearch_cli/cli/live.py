@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from detsearch_cli.trials import Leader
 
 
+MOST_VALUES = 16  # of a candidate, in a line
+
+
 class Live:
     """One line an event: what finished, and the best so far."""
 
@@ -62,10 +65,12 @@ def label(trial: Trial) -> str:
 
 
 def in_short(trial: Trial) -> str:
-    """The candidate in a few characters: its values in the order of the space."""
+    """The candidate in a few characters: its values in the order of the space, the first of many."""
     if trial.candidate is None:
         return "the recipe as given"
-    return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in trial.candidate.values())
+    values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in trial.candidate.values()]
+    more = f",... ({len(values)} values)" if len(values) > MOST_VALUES else ""
+    return ",".join(values[:MOST_VALUES]) + more
 
 
 def conclude(search: Search, result: SearchResult, page: Path, as_json: bool) -> None:

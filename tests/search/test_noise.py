@@ -101,8 +101,8 @@ def test_small_numbers_keep_the_digits_that_tell_them_apart() -> None:
 def test_the_lever_is_what_makes_the_noise() -> None:
     measured = noise.measured([0.30, 0.34, 0.32])
     assert measured is not None
-    flat = Course(((5, 0.31), (10, 0.32)), 0.01, (0.3, 0.34, 0.32))
-    steep = Course(((5, 0.1), (10, 0.32)), 0.1, (0.3, 0.34, 0.32))
+    flat = Course(((5, 0.31), (10, 0.32)), (0.3, 0.34, 0.32))
+    steep = Course(((5, 0.22), (10, 0.32)), (0.3, 0.34, 0.32))
     told = noise.in_words(measured, 9, 3, flat, 0.8)
     assert "The choice of the held-out images explains 80% of that noise" in told
     assert told.endswith("hold out more images (--val-fraction), since most of the noise is theirs")

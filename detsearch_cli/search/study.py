@@ -119,7 +119,13 @@ class Study:
 
         # without a trial there would be no columns, and an exported table is known by them
         rows = [_flat(trial) for trial in self.trials]
-        return pd.DataFrame(rows or None, columns=None if rows else EXPORT_COLUMNS)
+        table = pd.DataFrame(rows or None, columns=None if rows else EXPORT_COLUMNS)
+        # numbers of trials, which pandas would make fractions wherever one is missing
+        whole = {name: "Int64" for name in WHOLE if name in table and not table[name].isna().all()}
+        return table.astype(whole)
+
+
+WHOLE = ("repeat_of", "continues", "again_of", "seed", "epochs")
 
 
 def all_failed(trials: Sequence[Trial]) -> bool:

@@ -10,8 +10,10 @@ import pytest
 
 from detsearch_cli.errors import OutputError, StudyError
 from detsearch_cli.files import EXPORT_COLUMNS, is_ours, write_signed_json
+from detsearch_cli.search import coordinator
 from detsearch_cli.search.export import export
-from detsearch_cli.search.study import Study
+from detsearch_cli.search.study import Study, open_study
+from tests.search.driving import Inline, search
 
 
 class Fake:
@@ -53,3 +55,15 @@ def test_a_signed_file_of_another_kind_is_kept(tmp_path: Path) -> None:
 def test_another_ending_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"a \.csv, \.parquet or \.json file, got t\.txt"):
         export(cast(Study, Fake(LINE)), tmp_path / "t.txt")
+
+
+def test_numbers_of_trials_stay_whole_where_some_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "executor_class", lambda name: Inline)
+    monkeypatch.setattr(coordinator, "POLL_SECONDS", 0.0)
+    search(tmp_path / "s", trials=4, noise_seeds=3)
+    export(open_study(tmp_path / "s"), tmp_path / "t.csv")
+    lines = [line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines()]
+    column = lines[0].index("again_of")
+    assert [line[column] for line in lines[1:]] == ["", "0", "0", "", ""]

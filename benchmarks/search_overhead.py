@@ -158,6 +158,12 @@ def instant_trial(recipe_yaml: str, folder: str, epochs: int | None = None) -> d
     return {"AP": 0.3}
 
 
+def show(cells: dict[str, Any]) -> None:
+    """Two lines, each value below its name."""
+    for line in (cells, cells.values()):
+        print("  ".join(f"{cell:>17}" for cell in line))
+
+
 def noisy_trial(recipe_yaml: str, folder: str, epochs: int | None = None) -> dict[str, Any]:
     """A score of the recipe and its seed alone, around .3."""
     return {"AP": random.Random(recipe_yaml).gauss(0.3, 0.02)}
@@ -192,8 +198,7 @@ def measure_noise(folder: Path, args: argparse.Namespace) -> int:
         "difference": f"{1000 * (each[True] - each[False]):.1f}",
         "machine load": f"{os.getloadavg()[0]:.1f}",
     }
-    print("  ".join(f"{c:>17}" for c in cells))
-    print("  ".join(f"{c:>17}" for c in cells.values()))
+    show(cells)
     return int(each[True] - each[False] > MOST_OF_NOISE)
 
 
@@ -223,8 +228,7 @@ def measure_refusals(folder: Path, args: argparse.Namespace) -> int:
         "ms each": f"{1000 * processor / outcome.refused:.3f}",
         "machine load": f"{os.getloadavg()[0]:.1f}",
     }
-    print("  ".join(f"{c:>14}" for c in cells))
-    print("  ".join(f"{c:>14}" for c in cells.values()))
+    show(cells)
     return int(processor > MILLISECOND * outcome.refused)
 
 
@@ -333,8 +337,7 @@ def main() -> int:
         "overhead": f"{overhead:.1%}",
         "machine load": f"{os.getloadavg()[0]:.1f}",
     }
-    print("  ".join(f"{c:>14}" for c in cells))
-    print("  ".join(f"{c:>14}" for c in cells.values()))
+    show(cells)
     idle = args.jobs * -(-count // args.jobs) / count - 1
     if idle:
         print(f"of which {idle:.1%} because {count} trainings do not divide among {args.jobs} workers")

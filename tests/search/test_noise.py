@@ -106,6 +106,7 @@ def test_the_lever_is_what_makes_the_noise() -> None:
     told = noise.in_words(measured, 9, 3, flat, 0.8)
     assert "The choice of the held-out images explains 80% of that noise" in told
     assert told.endswith("hold out more images (--val-fraction), since most of the noise is theirs")
+    assert "images alone explains noise as large as that" in noise.in_words(measured, 9, 3, flat, 1.0)
     assert "the trainings are long enough, so give more --trials" in noise.in_words(measured, 9, 3, flat, 0.2)
     assert "AP still climbs at the end, by 10.0 of 32.0" in noise.in_words(measured, 9, 3, steep, 0.8)
     assert noise.in_words(measured, 9, 3, None, None).endswith(

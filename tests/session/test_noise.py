@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from detsearch_cli import api
 from detsearch_cli.data.types import Split
+from detsearch_cli.engine.checkpoint import DETECTIONS
 from detsearch_cli.engine.train import train
 from detsearch_cli.engine.trial import load_data
 from detsearch_cli.errors import StudyError
@@ -97,6 +99,13 @@ def test_the_baseline_is_scored_on_the_way_and_nothing_of_its_training_changes(s
 def both(recipe: Recipe) -> tuple[Split, Split]:
     data = load_data(scored_apart(recipe).data)
     return data.train, data.val
+
+
+def test_a_damaged_file_of_one_trial_costs_its_pictures_and_not_the_page(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(study, folder)
+    (folder / "trials" / "00000" / DETECTIONS).write_text("{")
+    assert "How much of this is luck?" in write_study_page(folder).read_text()
 
 
 def test_longer_trainings_are_scored_four_or_five_times_on_the_way() -> None:

@@ -195,11 +195,15 @@ class Assignment:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """The step that a training is about to take. index: from 0; total: steps of the training; images: seen before."""
+    """The step that a training is about to take. index: from 0; total: steps of the training; images: seen before.
+
+    epoch: from 0.
+    """
 
     index: int
     total: int
     images: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

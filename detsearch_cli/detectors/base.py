@@ -134,9 +134,15 @@ class Detector(nn.Module, ABC):
     def before_step(self, step: TrainingStep) -> None:
         """Called before every training step."""
         self.step = step
+        for loss in self.losses().values():
+            loss.before_step(step)
         if self.shapes is not None:
             # the optimiser knows no bounds: a shape beyond one would need as many steps to come back
             self.shapes.bound()
+
+    def losses(self) -> Mapping[str, DetectionLoss]:
+        """Its losses by the key of the recipe that names them."""
+        return {"loss": self.loss}
 
     def learned_parts(self) -> Sequence[LearnedPart]:
         """What is learned beside the network's weights; the engine optimises, logs and keeps it."""

@@ -237,6 +237,9 @@ class FasterRCNN(Detector):
         with torch.autocast(images.device.type, enabled=False):
             return terms | self.region_loss(*regions.dense(logits, deltas, targets))
 
+    def losses(self) -> Mapping[str, DetectionLoss]:
+        return {"loss": self.loss, "region_loss": self.region_loss}
+
     def stuck(self, terms: Mapping[str, float]) -> bool:
         first = {name.removeprefix("rpn_"): value for name, value in terms.items() if name.startswith("rpn_")}
         return self.loss.stuck(first) or self.region_loss.stuck(terms)

@@ -73,12 +73,14 @@ class EpochEntry(Document):
 
 
 class Position(Document):
-    """Where a training stands, in resume.safetensors. precision: the state of float16's loss scale. stuck: see State."""
+    """Where a training stands, in resume.safetensors. precision: the state of float16's loss scale. stuck, losses: see
+    State."""
 
     step: Count
     seconds: Annotated[float, Field(ge=0)]
     precision: dict[str, Any]
-    stuck: Count = 0  # trainings of before have none
+    stuck: Count = 0  # trainings of before have neither
+    losses: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 ClassNames = Annotated[list[str], Field(min_length=1)]

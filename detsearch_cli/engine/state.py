@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,18 +16,26 @@ from detsearch_cli.engine.checkpoint import load_state, load_tensors, save_tenso
 from detsearch_cli.engine.documents import Position
 from detsearch_cli.errors import CheckpointError
 from detsearch_cli.reading import parse_json
+from detsearch_cli.slots.losses.base import DetectionLoss
 
 
 class State:
     """What a checkpoint holds: weights, their average, the optimiser, the steps and seconds trained so far.
 
-    stuck: steps in a row, the last one included, at which a loss had no slope.
+    stuck: steps in a row, the last one included, at which a loss had no slope. losses: of the model by their keys, for what
+    they remember of earlier steps.
     """
 
     def __init__(
-        self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, fabric: Fabric
+        self,
+        model: nn.Module,
+        losses: Mapping[str, DetectionLoss],
+        average: nn.Module | None,
+        optimizer: torch.optim.Optimizer,
+        fabric: Fabric,
     ) -> None:
-        self.model, self.average, self.optimizer, self.fabric = model, average, optimizer, fabric
+        self.model, self.losses = model, losses
+        self.average, self.optimizer, self.fabric = average, optimizer, fabric
         self.step = 0
         self.seconds = 0.0
         self.stuck = 0
@@ -49,6 +58,7 @@ class State:
             "step": self.step,
             "seconds": self.seconds,
             "stuck": self.stuck,
+            "losses": {key: loss.state() for key, loss in self.losses.items()},
             # float16's loss scale: one that starts again too large skips the steps that overflow
             "precision": self.fabric.strategy.precision.state_dict(),
         }
@@ -68,10 +78,12 @@ class State:
         try:
             unpack_optimizer(self.optimizer, tensors, text["optim"])
             self.fabric.strategy.precision.load_state_dict(at.precision)
+            for key, loss in self.losses.items():
+                loss.restore(at.losses.get(key, {}), self.fabric.device)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{path} holds no state of this training's optimiser ({said}); {_REMEDY}"
+                f"{path} holds no state of this training's optimiser and losses ({said}); {_REMEDY}"
             ) from error
         self.step, self.seconds, self.stuck = at.step, at.seconds, at.stuck
 

@@ -168,7 +168,7 @@ class _Run:
         # of the full length, also with `until`: learning rates and warm-ups depend on it
         self.total_steps = self.epochs * self.steps_per_epoch
         optimizer = make_optimizer(recipe.optim, self.model, self.total_steps)
-        self.state = State(self.model, self.average, optimizer, fabric)
+        self.state = State(self.model, self.model.losses(), self.average, optimizer, fabric)
         # the wrapper synchronises gradients over ranks, but only of methods that it is told about
         self.wrapped, self.optimizer = fabric.setup(self.model, optimizer)
         self.wrapped.mark_forward_method("training_loss")
@@ -313,7 +313,7 @@ class _Run:
     def _training_step(self) -> TrainingStep:
         epochs, steps = divmod(self.state.step, self.steps_per_epoch)
         images = epochs * len(self.loader.split) + steps * self.recipe.optim.batch_size
-        return TrainingStep(self.state.step, self.epochs * self.steps_per_epoch, images)
+        return TrainingStep(self.state.step, self.epochs * self.steps_per_epoch, images, epochs)
 
     def _learning_rate(self) -> float:
         return learning_rate(self.recipe.optim, self.recipe.schedule, self.state.step, self.steps_per_epoch)

@@ -44,6 +44,15 @@ def test_a_run_cut_off_ends_in_the_same_weights(whole: Path, tmp_path: Path) -> 
     assert same_weights(whole, tmp_path)
 
 
+def test_a_loss_that_remembers_the_epoch_before_goes_on_from_it(tmp_path: Path) -> None:
+    recipe = two_stages(region_loss={"name": "alrp"})
+    fit(recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(recipe, tmp_path / "cut", on_progress=stop_at(5))
+    fit(recipe, tmp_path / "cut")
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_metrics_hold_the_recall_of_the_proposals(whole: Path) -> None:
     metrics = json.loads((whole / ckpt.METRICS).read_text())
     found = metrics["proposals"]
@@ -57,7 +66,7 @@ def test_every_rank_draws_its_own_and_again_the_same_after_a_resumption() -> Non
             self.global_rank = rank
 
     def draws(rank: int, step: int) -> list[float]:
-        state = State(torch.nn.Identity(), None, None, Rank(rank))  # type: ignore[arg-type]
+        state = State(torch.nn.Identity(), {}, None, None, Rank(rank))  # type: ignore[arg-type]
         state.step = step
         state.seed_step(7)
         return torch.rand(4).tolist()

@@ -1,4 +1,4 @@
-"""AP Loss and Rank & Sort against loops over positives written from the papers, in float64."""
+"""AP Loss, aLRP and Rank & Sort against loops over positives written from the papers, in float64."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from detsearch_cli.slots.losses._ranking import ramp_sums
+from detsearch_cli.slots.losses.alrp import ALRP, START, localisation_recall_precision
 from detsearch_cli.slots.losses.ap_loss import APLoss, average_precision_error
 from detsearch_cli.slots.losses.rank_sort import RankSort, ranking_error, sorting_error
+from detsearch_cli.structures import TrainingStep
 from tests.slots.test_parameterized_ap import case
 
 
@@ -100,7 +102,67 @@ def test_rank_and_sort_is_the_loop_over_positives(
     torch.testing.assert_close(found, by_sort / len(own), rtol=0, atol=1e-10)
 
 
-LOSSES: list[Any] = [APLoss(), APLoss(delta=0, regression="giou"), RankSort(), RankSort(delta=0)]
+@pytest.mark.parametrize("delta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_alrp_is_the_loop_over_positives(seed: int, delta: float) -> None:
+    scores, positive, negative = scores_of(seed)
+    errors = torch.rand(len(positive), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    errors.requires_grad_()
+    own, others = scores[positive], scores[negative]
+    gradient, lacking, misplaced = torch.zeros_like(scores), [], []
+    for i in range(len(own)):
+        among, above = relation(own - own[i], delta), relation(others - own[i], delta)
+        among[i] = 0
+        rank = 1 + among.sum() + above.sum()
+        lacking.append(float(above.sum() / rank))
+        misplaced.append(errors[own >= own[i]].sum() / rank)
+        if above.sum() > 1e-5:
+            lacks = float((among * errors).sum() + above.sum()) / rank
+            gradient[positive[i]] -= lacks
+            gradient[negative] += lacks * above / above.sum()
+    value, found, shares = localisation_recall_precision(scores, errors.detach(), positive, negative, delta)
+    assert value.item() == pytest.approx(sum(lacking) / len(own), abs=1e-10)
+    torch.testing.assert_close(found, gradient / len(own), rtol=0, atol=1e-10)
+    torch.testing.assert_close((shares * errors).sum(), torch.stack(misplaced).mean())
+    (by_error,) = torch.autograd.grad(torch.stack(misplaced).mean(), errors)
+    torch.testing.assert_close(shares, by_error)
+
+
+def test_the_boxes_term_of_alrp_weighs_what_both_were_in_the_epoch_before() -> None:
+    loss, seen = ALRP(), []
+    for index in range(4):
+        loss.before_step(TrainingStep(index, 8, 0, epoch=index // 2))
+        terms = loss(*case(index)[:3])
+        weight = START if index < 2 else sum(map(sum, seen)) / sum(regression for _, regression in seen)
+        if index < 2:
+            seen.append((terms["classification"].item(), terms["regression"].item() / START))
+        plain = ALRP()(*case(index)[:3])
+        assert terms["regression"].item() == pytest.approx(weight / START * plain["regression"].item())
+        assert terms["classification"].item() == pytest.approx(plain["classification"].item())
+
+
+def test_alrp_goes_on_from_what_it_remembers() -> None:
+    whole, first, second = ALRP(), ALRP(), ALRP()
+    steps = [TrainingStep(index, 8, 0, epoch=index // 3) for index in range(8)]
+    for index, step in enumerate(steps):
+        if index == 4:
+            second.restore(first.state(), torch.device("cpu"))
+        resumed = first if index < 4 else second
+        for loss in (whole, resumed):
+            loss.before_step(step)
+        expected, found = (loss(*case(index)[:3]) for loss in (whole, resumed))
+        assert found == expected
+    assert second.state() == whole.state()
+
+
+LOSSES: list[Any] = [
+    ALRP(),
+    ALRP(delta=0),
+    APLoss(),
+    APLoss(delta=0, regression="giou"),
+    RankSort(),
+    RankSort(delta=0),
+]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)

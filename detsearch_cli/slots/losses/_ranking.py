@@ -30,6 +30,11 @@ def ramp_sums(at: Tensor, scores: Tensor, delta: float, weights: Tensor | None =
     return above + (moment[high] - moment[low] - at * within) / (2 * delta) + within / 2
 
 
+def ramps_below(at: Tensor, scores: Tensor, delta: float, weights: Tensor) -> Tensor:
+    """Of each `at`, the sum over scores of weight * clamp((at - score) / (2 delta) + 1/2, 0, 1), or where at >= score."""
+    return ramp_sums(-at, -scores, delta, weights)
+
+
 def split_scores(
     dense: Dense, assignment: Assignment, targets: Targets
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detsearch_cli.slots.losses._ranking import GivenGradient, ramp_sums, split_scores
+from detsearch_cli.slots.losses._ranking import GivenGradient, ramp_sums, ramps_below, split_scores
 from detsearch_cli.slots.losses.base import DetectionLoss, box_loss, mean_over_ranks
 from detsearch_cli.structures import Assignment, Dense, Targets
 
@@ -62,8 +62,3 @@ def average_precision_error(
     gradient[positive] = -(1 - highest)
     gradient[negative] = ramps_below(others, own, delta, part / rank)
     return 1 - highest.mean(), gradient / len(positive)
-
-
-def ramps_below(at: Tensor, scores: Tensor, delta: float, weights: Tensor) -> Tensor:
-    """Of each `at`, the sum over scores of weight * clamp((at - score) / (2 delta) + 1/2, 0, 1), or where at >= score."""
-    return ramp_sums(-at, -scores, delta, weights)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detsearch_cli import boxes
 from detsearch_cli.parts import Part
-from detsearch_cli.structures import Assignment, Dense, Targets
+from detsearch_cli.structures import Assignment, Dense, Targets, TrainingStep
 
 
 class DetectionLoss(Part):
@@ -36,6 +36,16 @@ class DetectionLoss(Part):
     @abstractmethod
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         """Scalar terms by name. `dense` carries gradient and is float32."""
+
+    def before_step(self, step: TrainingStep) -> None:
+        """Called before every training step, on every rank."""
+
+    def state(self) -> dict[str, float]:
+        """What it remembers of earlier steps, for a training that goes on after an interruption; nothing, mostly."""
+        return {}
+
+    def restore(self, state: dict[str, float], device: torch.device) -> None:
+        """Remember `state` again. device: of the predictions to come. Raises KeyError where it is another loss's."""
 
     def stuck(self, terms: Mapping[str, float]) -> bool:
         """Whether these terms are where the loss has no slope, so that a training that stays there learns nothing."""

@@ -9,8 +9,7 @@ from detsearch_kernels.boxes import aligned_iou
 from pydantic import Field
 from torch import Tensor
 
-from detsearch_cli.slots.losses._ranking import GivenGradient, ramp_sums, split_scores
-from detsearch_cli.slots.losses.ap_loss import ramps_below
+from detsearch_cli.slots.losses._ranking import GivenGradient, ramp_sums, ramps_below, split_scores
 from detsearch_cli.slots.losses.base import DetectionLoss, box_loss, mean_over_ranks
 from detsearch_cli.structures import Assignment, Dense, Targets
 

@@ -66,7 +66,9 @@ def test_a_published_fragment_trains(name: str, detector: str) -> None:
     fragment = find_fragment(name)
     torch.manual_seed(0)
     # centerness is FCOS's, and a second stage Faster R-CNN's
-    if "region_loss" in fragment and detector != "faster_rcnn" or name == "focal-giou" and detector != "fcos":
+    if ("region_loss" in fragment and detector != "faster_rcnn") or (
+        name == "focal-giou" and detector != "fcos"
+    ):
         with pytest.raises(RecipeError):
             build(with_fragment(recipe, fragment), 3)
         return

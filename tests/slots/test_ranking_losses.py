@@ -22,6 +22,11 @@ def relation(difference: Tensor, delta: float) -> Tensor:
     return (difference >= 0).double() if delta == 0 else (difference / (2 * delta) + 0.5).clamp(0, 1)
 
 
+def without(chosen: Tensor, scores: Tensor) -> Tensor:
+    """The indices of all other scores."""
+    return torch.ones(len(scores), dtype=torch.bool).index_fill(0, chosen, False).nonzero()[:, 0]
+
+
 def scores_of(seed: int, positives: int = 40, number: int = 900) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, some equal and some far away, and which are positives and negatives; some are neither."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +65,7 @@ def test_ap_loss_is_the_loop_over_positives_from_the_lowest_up(seed: int, delta:
         gradient[negative] += part * above / rank
         gradient[positive[i]] -= 1 - highest
         lacking.append(1 - highest)
-    value, found = average_precision_error(scores, positive, negative, delta)
+    value, found = average_precision_error(scores, positive, without(negative, scores), delta)
     assert value.item() == pytest.approx(sum(lacking) / len(own), abs=1e-10)
     torch.testing.assert_close(found, gradient / len(own), rtol=0, atol=1e-10)
     assert found.sum().item() == pytest.approx(0, abs=1e-9)  # what goes up comes down
@@ -94,7 +99,7 @@ def test_rank_and_sort_is_the_loop_over_positives(
         if wrong.sum() > 0:
             by_sort[i] -= error
             by_sort += wrong * error / wrong.sum()
-    value, found = ranking_error(scores, positive, negative, delta)
+    value, found = ranking_error(scores, positive, without(negative, scores), delta)
     assert value.item() == pytest.approx(sum(ranking) / len(own), abs=1e-10)
     torch.testing.assert_close(found, by_rank / len(own), rtol=0, atol=1e-10)
     value, found = sorting_error(own, labels, delta)
@@ -117,10 +122,12 @@ def test_alrp_is_the_loop_over_positives(seed: int, delta: float) -> None:
         lacking.append(float(above.sum() / rank))
         misplaced.append(errors[own >= own[i]].sum() / rank)
         if above.sum() > 1e-5:
-            lacks = float((among * errors).sum() + above.sum()) / rank
+            lacks = ((among * errors).sum().item() + above.sum()) / rank
             gradient[positive[i]] -= lacks
             gradient[negative] += lacks * above / above.sum()
-    value, found, shares = localisation_recall_precision(scores, errors.detach(), positive, negative, delta)
+    value, found, shares = localisation_recall_precision(
+        scores, errors.detach(), positive, without(negative, scores), delta
+    )
     assert value.item() == pytest.approx(sum(lacking) / len(own), abs=1e-10)
     torch.testing.assert_close(found, gradient / len(own), rtol=0, atol=1e-10)
     torch.testing.assert_close((shares * errors).sum(), torch.stack(misplaced).mean())

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from detsearch_cli.slots.losses._ranking import GivenGradient, ramp_sums, ramps_below, split_scores
+from detsearch_cli.slots.losses._ranking import GivenGradient, Negatives, ramp_sums, ramps_below, split_scores
 from detsearch_cli.slots.losses.base import DetectionLoss, box_loss, mean_over_ranks
 from detsearch_cli.structures import Assignment, Dense, Targets, TrainingStep
 
@@ -41,12 +41,12 @@ class ALRP(DetectionLoss):
     )  # of both terms in this epoch; on the device, or each step would wait
 
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
-        scores, positive, negative, pairs = split_scores(dense, assignment, targets)
+        scores, positive, left_out, pairs = split_scores(dense, assignment, targets)
         errors = box_loss(dense, pairs, targets, "giou") / 2
         classification, regression = scores[:0].sum(), errors.sum()
         if len(positive):
             value, gradient, shares = localisation_recall_precision(
-                scores.detach(), errors.detach(), positive, negative, self.delta
+                scores.detach(), errors.detach(), positive, left_out, self.delta
             )
             classification = GivenGradient.apply(scores, value, gradient)
             regression = (shares.to(errors.dtype) * errors).sum()
@@ -77,7 +77,7 @@ class ALRP(DetectionLoss):
 
 @torch.no_grad()
 def localisation_recall_precision(
-    scores: Tensor, errors: Tensor, positive: Tensor, negative: Tensor, delta: float
+    scores: Tensor, errors: Tensor, positive: Tensor, left_out: Tensor, delta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """1 minus the mean precision, the update of every score as its gradient, and each positive's share of the regression.
 
@@ -86,15 +86,15 @@ def localisation_recall_precision(
     if not bool(scores.isfinite().all()):
         nothing = torch.full_like(scores, torch.nan)
         return scores.new_full((), torch.nan), nothing, nothing[positive]
-    own, others, errors = scores[positive].double(), scores[negative].double(), errors.double()
+    negatives, errors = Negatives(scores, positive, left_out, delta), errors.double()
+    own = negatives.own
     itself = 1.0 if delta == 0 else 0.5  # what a positive counts for in the sums over positives
-    wrong = ramp_sums(own, others, delta)
+    wrong = negatives.sums()
     rank = 1 + ramp_sums(own, own, delta) - itself + wrong
     badly_placed = ramp_sums(own, own, delta, errors) - itself * errors
     lacks = torch.where(wrong > LEAST, (badly_placed + wrong) / rank, 0.0)
-    gradient = torch.zeros_like(scores, dtype=torch.float64)
+    gradient = negatives.spread(lacks / wrong.clamp(min=LEAST))
     gradient[positive] = -lacks
-    gradient[negative] = ramps_below(others, own, delta, lacks / wrong.clamp(min=LEAST))
     # a step here whatever delta is, as the released code sums over positives in the order of their scores
     shares = ramps_below(own, own, 0.0, 1 / rank)
     return (wrong / rank).mean(), gradient / len(positive), shares / len(positive)

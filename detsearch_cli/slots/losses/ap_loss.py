@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detsearch_cli.slots.losses._ranking import GivenGradient, ramp_sums, ramps_below, split_scores
+from detsearch_cli.slots.losses._ranking import GivenGradient, Negatives, ramp_sums, split_scores
 from detsearch_cli.slots.losses.base import DetectionLoss, box_loss, mean_over_ranks
 from detsearch_cli.structures import Assignment, Dense, Targets
 
@@ -31,34 +31,34 @@ class APLoss(DetectionLoss):
     regression_weight: float = Field(default=1.0, ge=0, description="of the regression term")
 
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
-        scores, positive, negative, pairs = split_scores(dense, assignment, targets)
+        scores, positive, left_out, pairs = split_scores(dense, assignment, targets)
         regression = box_loss(dense, pairs, targets, self.regression).sum()
         total = mean_over_ranks(torch.tensor(len(positive), device=scores.device))
         terms = {"regression": self.regression_weight * regression / total}
         if len(positive) == 0:
             return {"classification": scores[:0].sum(), **terms}
-        value, gradient = average_precision_error(scores.detach(), positive, negative, self.delta)
+        value, gradient = average_precision_error(scores.detach(), positive, left_out, self.delta)
         return {"classification": GivenGradient.apply(scores, value, gradient), **terms}
 
 
 @torch.no_grad()
 def average_precision_error(
-    scores: Tensor, positive: Tensor, negative: Tensor, delta: float
+    scores: Tensor, positive: Tensor, left_out: Tensor, delta: float
 ) -> tuple[Tensor, Tensor]:
     """1 minus the interpolated average precision, and the update of every score, as its gradient. (N,) -> (), (N,)."""
     if not bool(scores.isfinite().all()):
         return scores.new_full((), torch.nan), torch.full_like(scores, torch.nan)
-    own, others = scores[positive].double(), scores[negative].double()
+    negatives = Negatives(scores, positive, left_out, delta)
+    own = negatives.own
     itself = 1.0 if delta == 0 else 0.5  # what a positive counts for in the sum over positives
     among = 1 + ramp_sums(own, own, delta) - itself
-    rank = among + ramp_sums(own, others, delta)
+    rank = among + negatives.sums()
     precision = among / rank
     order = own.argsort(stable=True)
     highest = torch.empty_like(precision)
     highest[order] = precision[order].cummax(0).values
     # where a lower positive has a higher precision, the negatives above count less
     part = torch.where(highest > precision, (1 - highest) / (1 - precision), 1.0)
-    gradient = torch.zeros_like(scores, dtype=torch.float64)
+    gradient = negatives.spread(part / rank)
     gradient[positive] = -(1 - highest)
-    gradient[negative] = ramps_below(others, own, delta, part / rank)
     return 1 - highest.mean(), gradient / len(positive)

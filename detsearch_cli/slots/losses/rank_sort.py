@@ -9,7 +9,7 @@ from detsearch_kernels.boxes import aligned_iou
 from pydantic import Field
 from torch import Tensor
 
-from detsearch_cli.slots.losses._ranking import GivenGradient, ramp_sums, ramps_below, split_scores
+from detsearch_cli.slots.losses._ranking import GivenGradient, Negatives, ramp_sums, split_scores
 from detsearch_cli.slots.losses.base import DetectionLoss, box_loss, mean_over_ranks
 from detsearch_cli.structures import Assignment, Dense, Targets
 
@@ -30,7 +30,7 @@ class RankSort(DetectionLoss):
     delta: float = Field(default=0.5, ge=0, le=1000, description="half the width of the ramp; 0: a step")
 
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
-        scores, positive, negative, pairs = split_scores(dense, assignment, targets)
+        scores, positive, left_out, pairs = split_scores(dense, assignment, targets)
         image, prior, gt = pairs
         regression = box_loss(dense, pairs, targets, "giou").sum()
         total = mean_over_ranks(torch.tensor(len(positive), device=scores.device))
@@ -39,7 +39,7 @@ class RankSort(DetectionLoss):
             return {"ranking": nothing, "sorting": nothing, "regression": regression / total}
         with torch.no_grad():
             labels = aligned_iou(dense.boxes[image, prior], targets.boxes[gt], "iou")
-        ranking, by_ranking = ranking_error(scores.detach(), positive, negative, self.delta)
+        ranking, by_ranking = ranking_error(scores.detach(), positive, left_out, self.delta)
         sorting, by_sorting = sorting_error(scores.detach()[positive], labels, self.delta)
         placed = torch.zeros_like(by_ranking).index_put((positive,), by_sorting)
         regression = regression / total
@@ -53,16 +53,15 @@ class RankSort(DetectionLoss):
 
 
 @torch.no_grad()
-def ranking_error(scores: Tensor, positive: Tensor, negative: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+def ranking_error(scores: Tensor, positive: Tensor, left_out: Tensor, delta: float) -> tuple[Tensor, Tensor]:
     """Mean part of negatives among all that are ranked above a positive, and its update of every score. (N,) -> (), (N,)."""
     if not bool(scores.isfinite().all()):
         return scores.new_full((), torch.nan), torch.full_like(scores, torch.nan)
-    own, others = scores[positive].double(), scores[negative].double()
-    wrong = ramp_sums(own, others, delta)
-    rank = ramp_sums(own, own, delta) + wrong
-    gradient = torch.zeros_like(scores, dtype=torch.float64)
+    negatives = Negatives(scores, positive, left_out, delta)
+    wrong = negatives.sums()
+    rank = ramp_sums(negatives.own, negatives.own, delta) + wrong
+    gradient = negatives.spread(1 / rank)
     gradient[positive] = -wrong / rank
-    gradient[negative] = ramps_below(others, own, delta, 1 / rank)
     return (wrong / rank).mean(), gradient / len(positive)
 
 

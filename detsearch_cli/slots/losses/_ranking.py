@@ -13,9 +13,9 @@ from detsearch_cli.structures import IGNORE, Assignment, Dense, Targets
 class Negatives:
     """What all negatives together are to each positive, and each negative to all positives, without a matrix of them.
 
-    A negative counts for a positive as clamp((its score - the positive's) / (2 delta) + 1/2, 0, 1); with delta 0 as 1 where it
-    is not lower. As a function of a score this is straight between 2 P thresholds, so that each score goes into its bin once:
-    O(N log P). In float64, as differences of long sums.
+    A negative counts for a positive as clamp((its score - the positive's) / (2 delta) + 1/2, 0, 1); with delta 0 as 1 where
+    it is not lower. As a function of a score this is straight between 2 P thresholds, so that each score goes into its bin
+    once: O(N log P). In float64, as differences of long sums.
 
     scores (N,). positive (P,): indices of the positives. left_out (K,): of the scores that are no negatives, positives among
     them.

@@ -274,7 +274,8 @@ def _show(method: type[Method]) -> Callable[..., None]:
         from detsearch_cli.cli import console
 
         study = more["study"].study if "study" in more else None
-        recipe = options.compose(_below(method, study, show.run))
+        trial = more["study"].trial if "study" in more else None
+        recipe = options.compose(_below(method, study, trial, show.run))
         folder = show.out or Path(f"{method.name()}-show")
         _claim_pictures(folder)
         shown = method().show(recipe, show.run, more.get("own"))
@@ -289,19 +290,22 @@ def _show(method: type[Method]) -> Callable[..., None]:
     return command
 
 
-def _below(method: type[Method], study: Path | None, runs: list[Path]) -> Fragment:
-    """What the user's options are laid over: the study's recipe with its finding, else the first run's recipe."""
+def _below(method: type[Method], study: Path | None, trial: int | None, runs: list[Path]) -> Fragment:
+    """What the user's options are laid over: the study's recipe with its finding or the candidate of a trial, else the first
+    run's recipe."""
     from detsearch_cli.engine.checkpoint import read_recipe
-    from detsearch_cli.errors import StudyError
+    from detsearch_cli.errors import RecipeError, StudyError
     from detsearch_cli.recipe import with_fragment
-    from detsearch_cli.session.study import final_recipe, finding_of
+    from detsearch_cli.session.study import candidate_of, final_recipe, finding_of
 
+    if study is None and trial is not None:
+        raise RecipeError("--trial is one of a study; name it by --study")
     if study is not None:
-        finding = finding_of(study)
+        finding = finding_of(study) if trial is None else candidate_of(study, trial).fragment
         if not finding:
             raise StudyError(
                 f"{study} found nothing better than the recipe as given, so there is nothing to show: its best.yaml "
-                f"is empty; `detsearch study show {study}` lists its trials"
+                f"is empty; --trial shows a candidate, and `detsearch study show {study}` lists them"
             )
         return with_fragment(final_recipe(study), finding).model_dump(mode="json")
     if runs and runs[0].is_dir():

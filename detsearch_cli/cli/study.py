@@ -1,4 +1,4 @@
-"""The ledger of every search: list, show, resume, export."""
+"""The ledger of every search: list, show, compare, resume, export."""
 
 from __future__ import annotations
 
@@ -136,6 +136,53 @@ def show(
     if best is not None:
         told = label(best) if best.baseline or leader is None else standing(leader)
         console.say(f"best: {told}" + (f", AP {console.percent(best.value)}" if best.baseline else ""))
+
+
+@app.command("compare")
+def compare(
+    studies: Annotated[
+        list[Path], typer.Argument(help="Folders of searches with the same recipe and options.")
+    ],
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("searches.png"),
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Which sampler finds more after how many candidates, over repeated searches."""
+    from statistics import fmean
+
+    from detsearch_cli.cli import console
+    from detsearch_cli.files import claim_file, replace_file
+    from detsearch_cli.report.searches import best_so_far
+    from detsearch_cli.session.study import compared
+    from detsearch_cli.trials import points
+
+    found = compared(studies)
+    if out.suffix.lower() != ".png":
+        raise StudyError(f"the picture is a .png, got {out}")
+    claim_file(out)
+    picture = best_so_far(found.searches, found.baseline)
+    replace_file(out, lambda path: path.write_bytes(picture.png))
+    if json:
+        console.emit_json({"baseline": found.baseline, "best_so_far": found.searches, "figure": str(out)})
+        return
+    length = min(len(one) for every in found.searches.values() for one in every)
+    after = sorted({max(1, length * part // 4) for part in range(1, 5)})
+    rows = []
+    for name, every in found.searches.items():
+        columns = [[one[number - 1] for one in every] for number in after]
+        cells = [
+            points(fmean(column))
+            + (f" ({points(min(column))} to {points(max(column))})" if len(every) > 1 else "")
+            for column in columns
+        ]
+        rows.append([name, str(len(every)), *cells])
+    console.table(
+        "highest AP so far, mean and range over searches",
+        ["sampler", "searches", *(f"after {number}" for number in after)],
+        rows,
+    )
+    if found.baseline is not None:
+        console.say(f"the recipe as given: AP {points(found.baseline)}")
+    console.say(f"wrote {out}")
 
 
 @app.command("resume")

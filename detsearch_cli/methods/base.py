@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from detsearch_cli.report.figures import Figure
     from detsearch_cli.report.page import Table
     from detsearch_cli.search.space import Candidate, Space
+    from detsearch_cli.search.study import Study
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class Method(ABC):
     def show(self, recipe: Recipe, runs: Sequence[Path], options: Any) -> Shown:
         """What `show` prints and draws. runs: trained runs to look through, none for untrained weights."""
         return Shown({"tables": [_plain(t) for t in self.tables(recipe)]}, self.tables(recipe))
+
+    def study_figures(self, study: Study) -> Sequence[Figure]:
+        """Pictures of where a search went, for the page of a study; none where there is nothing to see."""
+        return ()
 
     def notes(self, recipe: Recipe) -> Sequence[str]:
         """What a user should know before the trainings of `train` begin."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from detsearch_cli.errors import StudyError
 from detsearch_cli.search.config import RecordedConfig, StudyConfig, told_differences
+from detsearch_cli.search.past import Happening, numbered
 from detsearch_cli.search.refusals import REFUSED, Refusal, RefusalLog
 from detsearch_cli.search.space import Candidate, Product
 from detsearch_cli.search.storage import (
@@ -30,7 +30,6 @@ from detsearch_cli.search.storage import (
     sqlite_file,
 )
 from detsearch_cli.search.study import Score, Trial, read_trials, to_trial
-from detsearch_cli.trials import baseline_scores
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -39,41 +38,6 @@ if TYPE_CHECKING:
 
 RECORD, FOLDER = "detsearch", "folder"
 """Attributes of a study: what is fixed when it begins, and, in a shared database, the folder that writes it."""
-
-
-@dataclass(frozen=True)
-class Happening:
-    """One event of the sampler's past. value: of a `tell` or `again` the mean over so many seeds, of a `noise` the standard
-    deviation. reason: of a `refused`.
-    """
-
-    kind: Literal["noise", "ask", "tell", "again", "fail", "refused"]
-    candidate: Candidate
-    epochs: int | None
-    value: float = math.nan
-    seeds: int = 1
-    reason: str = ""
-
-
-def outcome(trial: Trial, trials: Sequence[Trial]) -> Happening:
-    """What the sampler hears at the end of a trial that has an event, given the trials so far.
-
-    Of a candidate: its score, or that it failed; with a further seed the mean. Of the last seed of the baseline: the noise.
-    """
-    if trial.candidate is None:
-        scores = baseline_scores(trials)
-        return Happening("noise", {}, None, stdev(scores) if len(scores) > 1 else 0.0)
-    if trial.value is None:
-        return Happening("fail", trial.candidate, trial.epochs)
-    first = trial.again_of if trial.again_of is not None else trial.repeat_of
-    scores = [trial.value]
-    if first is not None and trial.epochs is None:
-        # of the baseline, which a candidate may be equal to, the sampler hears one score
-        own = [t for t in trials if first in (t.number, t.again_of) and t.candidate is not None]
-        told = [t for t in own if t.value is not None and t.told is not None and t.told <= (trial.told or 0)]
-        scores = [t.value or 0.0 for t in told] or scores
-    kind: Literal["tell", "again"] = "tell" if trial.again_of is None else "again"
-    return Happening(kind, trial.candidate, trial.epochs, fmean(scores), len(scores))
 
 
 class Ledger:
@@ -92,19 +56,7 @@ class Ledger:
         self._next_event = 1 + max(self._numbered(), default=-1)
 
     def _numbered(self) -> dict[int, Happening]:
-        """The sampler's past by number."""
-        past: dict[int, Happening] = {}
-        for trial in self.trials:
-            if trial.asked is not None and trial.candidate is not None:
-                past[trial.asked] = Happening("ask", trial.candidate, trial.epochs)
-            if trial.told is not None:
-                past[trial.told] = outcome(trial, self.trials)
-        for refusal in self.refusals.entries:
-            past[refusal.asked] = Happening("ask", refusal.candidate, refusal.epochs)
-            past[refusal.told] = Happening(
-                "refused", refusal.candidate, refusal.epochs, reason=refusal.reason
-            )
-        return past
+        return numbered(self.trials, self.refusals.entries)
 
     def events(self) -> list[Happening]:
         """The sampler's past, in order. Raises StudyError when a part of it is lost."""

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from detsearch_cli.errors import DetsearchError, StorageError, StudyError
-from detsearch_cli.search.ledger import Happening, Ledger, outcome
+from detsearch_cli.search.ledger import Ledger
+from detsearch_cli.search.past import outcome, replay
 from detsearch_cli.search.plan import Emit, Plan, Prepared, Refused
 from detsearch_cli.search.racing import Again, next_step, seed_of
 from detsearch_cli.search.samplers.base import Proposal, Sampler
@@ -286,7 +287,7 @@ class Proposer:
     def tell(self, trial: Trial) -> None:
         """The sampler hears of a trial's outcome; one not built yet hears of it in the replay."""
         if trial.told is not None and self._sampler is not None:
-            _replay(self._sampler, outcome(trial, self.ledger.trials))
+            replay(self._sampler, outcome(trial, self.ledger.trials))
 
     # the sampler
 
@@ -300,22 +301,6 @@ class Proposer:
             config = self.ledger.config
             sampler = config.sampler.build(config.space, config.budget, config.seed, config.workers)
             for happening in self.ledger.events():
-                _replay(sampler, happening)
+                replay(sampler, happening)
             self._sampler = sampler
         return self._sampler
-
-
-def _replay(sampler: Sampler, happening: Happening) -> None:
-    proposal = Proposal(happening.candidate, happening.epochs)
-    if happening.kind == "noise":
-        sampler.measured(happening.value)
-    elif happening.kind == "ask":
-        sampler.restore(proposal)
-    elif happening.kind == "tell":
-        sampler.tell(proposal, happening.value, happening.seeds)
-    elif happening.kind == "again":
-        sampler.tell_again(proposal, happening.value, happening.seeds)
-    elif happening.kind == "refused":
-        sampler.refused(proposal, happening.reason)
-    else:
-        sampler.fail(proposal)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detsearch_cli import reading
 from detsearch_cli.errors import CheckpointError, DetsearchError, StudyError
 from detsearch_cli.files import finite
-from detsearch_cli.methods.base import method_class, methods
+from detsearch_cli.methods.base import load_method, method_class, methods
 from detsearch_cli.reading import whole
 from detsearch_cli.session.runs import BASELINE, comparison_file
 from detsearch_cli.session.study import BEST, SETTINGS, identity_of, read_settings, recipe_of, study_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from detsearch_cli.engine.detections import DetectionTable
     from detsearch_cli.engine.documents import ClassRow
     from detsearch_cli.recipe import Recipe
+    from detsearch_cli.report.figures import Figure
     from detsearch_cli.report.page import ClassScore, SideBySide
     from detsearch_cli.report.verdict import SeedComparison
     from detsearch_cli.search.study import Study, Trial
@@ -57,6 +58,7 @@ def write_study_page(folder: Path) -> Path:
         luck=luck(study),
         importances=importances(study),
         tables=tables(method, recipe, best),
+        figures=study_figures(method, study),
         classes=class_scores(study.baseline, best),
         class_split="the held-out split, with the first seed"
         if noise_of(study.trials)
@@ -157,6 +159,11 @@ def tables(method: str, recipe: Recipe, best: Trial | None) -> list[Any]:
     from detsearch_cli.recipe import with_fragment
 
     return list(method_class(method)().tables(with_fragment(recipe, best.fragment)))
+
+
+def study_figures(method: str, study: Study) -> Sequence[Figure]:
+    """Where the search went, as its method shows it."""
+    return load_method(method, identity_of(study)["options"]).study_figures(study)
 
 
 def importances(study: Study) -> Mapping[str, float]:

@@ -6,15 +6,18 @@ and is kept in search.json, the first file of the study's folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from detsearch_cli import reading
 from detsearch_cli.errors import DetsearchError, RecipeError, StudyError
 from detsearch_cli.files import SIGNATURE
-from detsearch_cli.fragments import shown
+from detsearch_cli.fragments import differences, shown
 from detsearch_cli.option import LARGEST_SEED, MOST_JOBS, MOST_MINUTES, MOST_NOISE_SEEDS, MOST_TRIALS
 from detsearch_cli.trials import gain_in_words, points
 
@@ -157,6 +160,64 @@ def identity_of(study: Study) -> Mapping[str, Any]:
                 f"{identity.get(key)!r}; restore {LEDGER} from a copy, or start another --name"
             )
     return identity
+
+
+def compared(folders: Sequence[Path]) -> Comparison:
+    """Several searches of one method for one recipe, by their samplers. Raises StudyError where they are of different ones.
+
+    Searches of one sampler count up to the length of the shortest of all; their seeds may differ.
+    """
+    studies = [study_of(folder) for folder in folders]
+    first = _without_seed(studies[0])
+    for folder, study in zip(folders[1:], studies[1:], strict=True):
+        told = differences(_without_seed(study), first)
+        if told:
+            raise StudyError(
+                f"{folder} and {folders[0]} did not search the same: {'; '.join(told[:3])}; compare studies that differ in "
+                "--sampler and --seed alone"
+            )
+    seen = [best_so_far(study.trials) for study in studies]
+    empty = next((folder for folder, values in zip(folders, seen, strict=True) if not values), None)
+    if empty is not None:
+        raise StudyError(f"no candidate of {empty} has a score yet; see `detsearch study show {empty}`")
+    length, by_sampler = min(map(len, seen)), defaultdict(list)
+    for study, values in zip(studies, seen, strict=True):
+        by_sampler[study.config.sampler.name].append(values[:length])
+    own = [
+        study.baseline.value
+        for study in studies
+        if study.baseline is not None and study.baseline.value is not None
+    ]
+    return Comparison(dict(by_sampler), fmean(own) if own else None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of each sampler its searches: the highest score after each candidate. baseline: mean score of the recipe as given."""
+
+    searches: Mapping[str, Sequence[Sequence[float]]]
+    baseline: float | None
+
+
+def best_so_far(trials: Sequence[Trial]) -> list[float]:
+    """The highest score after each candidate that was trained; one that failed has none, and counts."""
+    highest, found = -math.inf, []
+    for trial in trials:
+        if trial.candidate is None or trial.repeat_of is not None or trial.again_of is not None:
+            continue
+        if trial.state == "running":
+            break
+        if trial.state == "complete":
+            highest = max(highest, trial.value or 0.0)
+        found.append(highest)
+    # before the first score there is nothing to draw
+    known = next((value for value in found if value > -math.inf), None)
+    return [] if known is None else [max(value, known) if value == -math.inf else value for value in found]
+
+
+def _without_seed(study: Study) -> dict[str, Any]:
+    identity = identity_of(study)
+    return {**identity, "recipe": {key: value for key, value in identity["recipe"].items() if key != "seed"}}
 
 
 def label(trial: Trial) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from detsearch_cli.cli.app import run
 from detsearch_cli.engine.checkpoint import read_recipe
 from detsearch_cli.engine.trial import load_data
+from detsearch_cli.session.study import study_of
 from tests.cli.small import SMALL
 from tests.data.samples import yolo
 
@@ -117,6 +119,33 @@ def test_a_search_writes_its_files_and_the_study_can_be_read(
     assert json.loads(capsys.readouterr().out)[0]["trials"] == 3
     assert run(["study", "resume", str(study)]) == 0
     assert run(["study", "show", str(study)]) == 0
+
+
+def test_searches_are_compared_by_what_they_found_so_far(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "searches.png"
+    assert run(["study", "compare", str(study), str(study), "--out", str(picture), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    scores = [
+        t.value or 0.0 for t in study_of(study).trials if t.candidate is not None and t.again_of is None
+    ]
+    expected = list(itertools.accumulate(scores, max))
+    assert content["best_so_far"] == {"dycors": [expected, expected]} and len(expected) > 1
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert run(["study", "compare", str(study), str(study), "--out", str(picture)]) == 0
+    assert run(["study", "compare", str(study), "--out", str(tmp_path / "searches.jpg")]) == 2
+    assert "the picture is a .png" in capsys.readouterr().err
+
+
+def test_a_candidate_of_a_study_can_be_looked_at(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show = ["assign", "show", "--study", str(study), "--samples", "0", "--images", "2", "--json"]
+    out = str(study.parent / "shown")
+    assert run([*show, "--trial", "1", "--out", out]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["counts"] == study_of(study).trials[1].fragment["assign"]["counts"]
+    assert run([*show, "--trial", "99"]) == 2
+    assert "trial 99 is none of its trials" in capsys.readouterr().err
 
 
 def test_the_recipe_as_given_is_the_baseline_of_every_side(

@@ -134,6 +134,7 @@ def test_json_is_the_only_thing_on_stdout(
         ],
         "study list": [str(study.parent)],
         "study show": [str(study)],
+        "study compare": [str(study), "--out", str(tmp_path / "searches.png")],
         "study resume": [str(study)],
         "kernels info": [],
     }

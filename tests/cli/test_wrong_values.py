@@ -41,6 +41,7 @@ BASE: dict[str, list[str]] = {
     "predict": ["no-run", "no.png"],
     "report": ["no-run"],
     "study show": ["no-study"],
+    "study compare": ["no-study", "another"],
     "study resume": ["no-study"],
     "study export": ["no-study", "table.csv"],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,8 +14,10 @@ from detsearch_cli.methods.base import Method, Shown
 if TYPE_CHECKING:
     from detsearch_cli.fragments import Fragment
     from detsearch_cli.recipe import Recipe
+    from detsearch_cli.report.figures import Figure
     from detsearch_cli.report.page import Table
     from detsearch_cli.search.space import Candidate, Product
+    from detsearch_cli.search.study import Study
     from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
 
 LOSS = "parameterized_ap"
@@ -92,10 +95,33 @@ class APLoss(Method):
             slot: {"curves": loss.points(), "scale": loss.scale, "localisation": loss.localisation}
             for slot, loss in losses.items()
         }
-        drawn = {NAMES[slot]: figures.curves(loss.points()) for slot, loss in losses.items()}
+        others = _known_curves(recipe)
+        drawn = {NAMES[slot]: figures.curves(loss.points(), others[slot]) for slot, loss in losses.items()}
         return Shown(content, self.tables(recipe), (), drawn)
 
+    def study_figures(self, study: Study) -> Sequence[Figure]:
+        """The curves at the mean of each round of PPO2; nothing of other samplers, which have none."""
+        from detsearch_cli.methods.aploss import figures
+        from detsearch_cli.methods.aploss.space import SCALE, curves
+        from detsearch_cli.search.past import sampler_of
+        from detsearch_cli.search.samplers.ppo2 import PPO2
 
+        sampler = sampler_of(study)
+        if not isinstance(sampler, PPO2) or len(sampler.rounds) < 2:
+            return ()
+        means = sampler.means()
+        found = []
+        for place in dict.fromkeys(name.rpartition(".f")[0] for name in means[0] if not name.endswith(SCALE)):
+            place = f"{place}." if place else ""
+            moved = [curves(mean, self.options.segments, place) for mean in means]
+            scales = [float(mean.get(f"{place}{SCALE}", 1.0)) for mean in means]
+            picture = figures.rounds(moved, scales)
+            found.append(replace(picture, title=f"{picture.title}, {place[:-1]}") if place else picture)
+        return found
+
+
+PUBLISHED = {False: "pap-retinanet", True: "pap-faster-rcnn"}
+"""Fragments with the paper's curves, by whether a detector has two stages."""
 NAMES = {"loss": "curves", "region_loss": "region-curves"}
 """Of the pictures."""
 
@@ -113,6 +139,23 @@ def places(recipe: Recipe) -> dict[str, str]:
     raise SpaceError(
         f"aploss searches the losses of retinanet, fcos, atss and faster_rcnn, got the detector {recipe.detector.name}"
     )
+
+
+def _known_curves(recipe: Recipe) -> dict[str, dict[str, list[list[tuple[float, float]]]]]:
+    """For each slot what to see other curves beside: those published for its place, and a hand-made one."""
+    from detsearch_cli.fragments import find_fragment
+    from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
+
+    two = len(places(recipe)) > 1
+    name, fragment = "Faster R-CNN" if two else "RetinaNet", find_fragment(PUBLISHED[two])
+    square = ParameterizedAP(curves="square").points()
+    return {
+        slot: {
+            f"published for {name} on COCO": ParameterizedAP(curves=fragment[slot]["curves"]).points(),
+            "square, made by hand": square,
+        }
+        for slot in places(recipe).values()
+    }
 
 
 def _losses(recipe: Recipe) -> dict[str, ParameterizedAP]:

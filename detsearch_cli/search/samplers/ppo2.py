@@ -137,6 +137,10 @@ class PPO2(ProductSampler):
         found.open.remove(name)
         return found
 
+    def means(self) -> list[Candidate]:
+        """What each round so far was drawn around."""
+        return [self._decoded(one.mean) for one in self.rounds]
+
     # between candidates and parts of the ranges
 
     def _decoded(self, parts: np.ndarray) -> Candidate:

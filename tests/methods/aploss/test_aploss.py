@@ -16,7 +16,11 @@ from detsearch_cli.errors import RecipeError, SpaceError
 from detsearch_cli.methods.aploss.space import FUNCTIONS, HIGH, LOW, curves, space
 from detsearch_cli.methods.base import load_method
 from detsearch_cli.recipe import Recipe, build_part, with_fragment
+from detsearch_cli.search.past import sampler_of
+from detsearch_cli.search.samplers.ppo2 import PPO2
 from detsearch_cli.search.space import Candidate
+from detsearch_cli.session.pages import write_study_page
+from detsearch_cli.session.study import study_of
 from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
 from detsearch_cli.structures import Targets
 from tests.recipes import SMALL, small
@@ -133,5 +137,13 @@ def test_a_search_trains_its_rounds_and_what_it_finds_is_shown(tmp_path: Path) -
         shown.content["loss"]["curves"][1][0] == (0.0, 0.0) and shown.figures["curves"].png[:4] == b"\x89PNG"
     )
     assert (tmp_path / "s" / "best.yaml").exists()
+    study = study_of(tmp_path / "s")
+    (picture,) = load_method("aploss", {"segments": 2}).study_figures(study)
+    assert "each of 2 rounds" in picture.caption and picture.png[:4] == b"\x89PNG"
+    assert "Where the search went" in write_study_page(tmp_path / "s").read_text()
+    # the second mean is where the sampler that goes on would draw from
+    sampler = sampler_of(study)
+    assert isinstance(sampler, PPO2) and sampler.means()[0] == pytest.approx(started(2), abs=1e-6)
+    assert sampler.means()[1] != sampler.means()[0]
     with pytest.raises(RecipeError, match="aploss show needs curves"):
         method.show(small(), [], None)

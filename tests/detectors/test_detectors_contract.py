@@ -204,7 +204,7 @@ def test_parts_that_do_not_fit_are_refused_with_the_remedy() -> None:
     with pytest.raises(RecipeError, match="assign fcos needs priors with level ranges"):
         detector_of("retinanet", assign="fcos").training_loss(images(1), targets(BOXES))
     with pytest.raises(RecipeError, match="use loss: focal_iou"):
-        detector_of("fcos", loss="focal_smooth_l1").training_loss(images(1), targets(BOXES))
+        detector_of("fcos", loss="rpn").training_loss(images(1), targets(BOXES))
 
 
 def test_slots_of_a_recipe_replace_the_detectors_own() -> None:

@@ -125,6 +125,20 @@ def test_retinanet_loss_equals_the_code_base() -> None:
     torch.testing.assert_close(found["classification"], expected)
 
 
+def test_with_points_smooth_l1_compares_corners_in_strides() -> None:
+    targets = slow.random_targets([4, 6], 0)
+    dense = slow.dense_of(priors_of("points"), 2)
+    assignment = random_assignment(targets, len(dense.priors.boxes))
+    found = FocalSmoothL1(beta=0.5)(dense, assignment, targets)["regression"]
+    total, number = 0.0, 0
+    for image, prior in assignment.positive.nonzero().tolist():
+        stride = 2.0 ** (slow.LEVELS[0] + int(dense.priors.level[prior]))
+        error = (dense.boxes[image, prior] - targets.boxes[assignment.matched[image, prior]]).abs() / stride
+        total += float(torch.where(error < 0.5, error**2, error - 0.25).sum())
+        number += 1
+    assert found.item() == pytest.approx(0.25 * total / number, rel=1e-5)
+
+
 def test_a_positive_outside_its_box_still_trains_its_regression() -> None:
     targets = Targets.from_lists([torch.tensor([[0.0, 0, 10, 10]])], [torch.tensor([0])])
     dense, leaves = with_gradient(slow.dense_of(priors_of("points"), 1))

@@ -73,19 +73,24 @@ def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:
 def box_loss(
     dense: Dense, pairs: tuple[Tensor, Tensor, Tensor], targets: Targets, kind: Literal["l1", "giou"]
 ) -> Tensor:
-    """Of positives (image, prior, gt), each (P,): smooth L1 summed over encoded offsets, or 1 - GIoU. (P,).
+    """Of positives (image, prior, gt), each (P,): smooth L1 summed over `offsets`, or 1 - GIoU. (P,)."""
+    if kind == "giou":
+        image, prior, gt = pairs
+        return 1 - aligned_iou(dense.boxes[image, prior], targets.boxes[gt], "giou", eps=1e-7)
+    predicted, wanted = offsets(dense, pairs, targets)
+    return F.smooth_l1_loss(predicted, wanted, beta=1 / 9, reduction="none").sum(1)
 
-    Points predict distances and no offsets from an anchor, so that theirs are compared as corners in strides.
+
+def offsets(dense: Dense, pairs: tuple[Tensor, Tensor, Tensor], targets: Targets) -> tuple[Tensor, Tensor]:
+    """Predicted and wanted offsets of positives (image, prior, gt), each (P,), from their anchors. (P, 4), (P, 4).
+
+    Points predict distances and no offsets from an anchor, so that theirs are corners in strides.
     """
     image, prior, gt = pairs
-    if kind == "giou":
-        return 1 - aligned_iou(dense.boxes[image, prior], targets.boxes[gt], "giou", eps=1e-7)
     if dense.priors.ranges is None:
-        wanted = boxes.encode_deltas(dense.priors.boxes[prior], targets.boxes[gt])
-        return F.smooth_l1_loss(dense.deltas[image, prior], wanted, beta=1 / 9, reduction="none").sum(1)
+        return dense.deltas[image, prior], boxes.encode_deltas(dense.priors.boxes[prior], targets.boxes[gt])
     strides = dense.priors.strides[dense.priors.level[prior]][:, None]
-    difference = (dense.boxes[image, prior] - targets.boxes[gt]) / strides
-    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=1 / 9, reduction="none").sum(1)
+    return dense.boxes[image, prior] / strides, targets.boxes[gt] / strides
 
 
 def focal_sum(dense: Dense, assignment: Assignment, targets: Targets, alpha: float, gamma: float) -> Tensor:

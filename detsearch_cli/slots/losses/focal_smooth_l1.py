@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from detsearch_cli import boxes
-from detsearch_cli.errors import RecipeError
-from detsearch_cli.slots.losses.base import DetectionLoss, focal_sum, mean_over_ranks
+from detsearch_cli.slots.losses.base import DetectionLoss, focal_sum, mean_over_ranks, offsets
 from detsearch_cli.structures import Assignment, Dense, Targets
 
 
@@ -16,7 +14,7 @@ class FocalSmoothL1(DetectionLoss):
     """Source: Lin et al. 2017 (focal loss), section 4; numbers from maskrcnn-benchmark's RetinaNet.
 
     There, classification is divided by positives + images and regression by 4 x positives (BBOX_REG_WEIGHT),
-    on offsets scaled by (10, 10, 5, 5).
+    on offsets scaled by (10, 10, 5, 5). With points the offsets are corners in strides.
     """
 
     alpha: float = Field(default=0.25, ge=0, le=1)
@@ -25,13 +23,8 @@ class FocalSmoothL1(DetectionLoss):
     regression_weight: float = Field(default=0.25, ge=0)
 
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
-        if dense.priors.ranges is not None:
-            raise RecipeError(
-                "loss focal_smooth_l1 compares offsets from anchors, got points; use loss: focal_iou"
-            )
         pairs = assignment.matches()
-        wanted = boxes.encode_deltas(dense.priors.boxes[pairs.prior], targets.boxes[pairs.gt])
-        predicted = dense.deltas[pairs.image, pairs.prior]
+        predicted, wanted = offsets(dense, (pairs.image, pairs.prior, pairs.gt), targets)
         distance = F.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="none").sum(-1)
         regression = (distance * pairs.weight).sum()
         num_positive = assignment.positive.sum()

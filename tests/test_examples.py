@@ -71,6 +71,15 @@ def test_search_and_compare_ends_with_a_comparison_or_says_that_there_is_none(pr
     assert compared or done.stdout == "nothing better found\n"
 
 
+def test_tables_of_a_loss_are_made_and_a_wrong_one_named(programs: Path) -> None:
+    done = run("aploss_tables.sh", TINY, programs=programs, TABLES="3 9", BACKBONE="tiny")
+    assert done.returncode == 2 and "there is no table 9" in done.stderr
+    assert "baseline" in done.stderr and "trial" in done.stderr
+    made = programs.parent / "here" / "aploss-tables"
+    assert [path.name for path in made.iterdir()] == ["shared"]
+    assert list((made / "shared").glob("comparison-trial*.json"))
+
+
 def test_two_results_files_are_compared(programs: Path, tmp_path: Path) -> None:
     files = []
     for name, score in (("new", 0.9), ("old", 0.8)):

@@ -126,7 +126,7 @@ def _train_found(method: type[Method]) -> Callable[..., None]:
 
 
 def train_study(
-    method: Method, options: RecipeOptions, study: Path | None, runs: RunsOptions, trial: int | None = None
+    method: Method, options: RecipeOptions, study: Path | None, runs: RunsOptions, trial: str | None = None
 ) -> None:
     """Train the finding of a study, or the candidate of a trial, and what --baseline and --against ask for beside it."""
     from detsearch_cli.cli import console
@@ -143,19 +143,20 @@ def train_study(
     below = final_recipe(study).model_dump(mode="json") if study else dict(method.defaults)
     recipe = options.compose(below)
     finding: Fragment = {}
+    number: int | None = None
     if study is not None and trial is not None:
         chosen = candidate_of(study, trial)  # one of its further seeds may have been named
-        trial, finding = chosen.number, dict(chosen.fragment)
+        number, finding = chosen.number, dict(chosen.fragment)
     elif study is not None:
         finding = finding_of(study)
     baseline = runs.baseline
     if study is not None and not finding:
         console.say(
-            f"{study} found nothing better than the recipe as given; that is trained, there is no other"
-            f"{' but what --trial names' if study_of(study).leader else ''}"
+            f"{study} found nothing better than the recipe as given, and that is trained"
+            f"{'; --trial leader tests what comes nearest' if study_of(study).leader else ''}"
         )
         baseline = True
-    _train(method, recipe, finding, runs, study, baseline, trial)
+    _train(method, recipe, finding, runs, study, baseline, number)
 
 
 def _train_own(method: type[Method]) -> Callable[..., None]:
@@ -290,7 +291,7 @@ def _show(method: type[Method]) -> Callable[..., None]:
     return command
 
 
-def _below(method: type[Method], study: Path | None, trial: int | None, runs: list[Path]) -> Fragment:
+def _below(method: type[Method], study: Path | None, trial: str | None, runs: list[Path]) -> Fragment:
     """What the user's options are laid over: the study's recipe with its finding or the candidate of a trial, else the first
     run's recipe."""
     from detsearch_cli.engine.checkpoint import read_recipe

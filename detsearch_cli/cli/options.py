@@ -342,9 +342,10 @@ class StudyOptions:
         ),
     ] = None
     trial: Annotated[
-        int | None,
+        str | None,
         _option(
-            "In the place of best.yaml: the candidate of this trial.", panel="Study", min=1, max=MOST_TRIALS
+            "In the place of best.yaml: the candidate of the trial of this number, or of the `leader`.",
+            panel="Study",
         ),
     ] = None
 

@@ -252,9 +252,25 @@ def unused_seed(folder: Path, given: int, count: int = 1) -> int:
     return unused_seed(folder, 0, count)  # the range is used up: from its beginning
 
 
-def candidate_of(folder: Path, number: int) -> Trial:
-    """The first trial of the candidate that trial `number` trained. Raises StudyError where that is none."""
-    trials = {trial.number: trial for trial in study_of(folder).trials}
+def candidate_of(folder: Path, given: str) -> Trial:
+    """The first trial of the candidate that trial number `given` trained, or that is the `leader`.
+
+    Raises StudyError where that is none.
+    """
+    study = study_of(folder)
+    trials = {trial.number: trial for trial in study.trials}
+    number = (
+        study.leader.trial.number if given == "leader" and study.leader is not None else reading.whole(given)
+    )
+    if number is None:
+        why = (
+            "no candidate of it has a score yet"
+            if given == "leader"
+            else "that is the number of a trial, or leader"
+        )
+        raise StudyError(
+            f"--trial {shown(given)} of {folder}: {why}; `detsearch study show {folder}` lists its trials"
+        )
     row = trials.get(number)
     if row is None or row.candidate is None:
         which = "is the baseline" if row is not None else "is none of its trials"

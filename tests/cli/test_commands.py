@@ -144,8 +144,16 @@ def test_a_candidate_of_a_study_can_be_looked_at(study: Path, capsys: pytest.Cap
     assert run([*show, "--trial", "1", "--out", out]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["counts"] == study_of(study).trials[1].fragment["assign"]["counts"]
-    assert run([*show, "--trial", "99"]) == 2
-    assert "trial 99 is none of its trials" in capsys.readouterr().err
+    leader = study_of(study).leader
+    assert leader is not None
+    assert run([*show, "--trial", "leader", "--out", out]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == leader.trial.fragment["assign"]["counts"]
+    for given, told in (
+        ("99", "trial 99 is none of its trials"),
+        ("best", "is the number of a trial, or leader"),
+    ):
+        assert run([*show, "--trial", given]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_the_recipe_as_given_is_the_baseline_of_every_side(

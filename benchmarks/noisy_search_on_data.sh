@@ -1,9 +1,9 @@
 #!/bin/sh
 # Is the recipe better that a search recommends which knows its noise, than the one of highest score?
 # benchmarks/noisy_search_on_data.sh SEED OUT RECIPE_OPTIONS...
-# Two searches of the same number of trainings with that seed, then both recipes and the one as given on the test split, with
-# three new seeds: OUT/highest-score, OUT/knows-noise, and the table that is printed last. A search that recommends the
-# recipe as given takes part with that. Run again after an interruption, it goes on.
+# Two searches of the same number of trainings with that seed, then both recipes and the one as given on the test split,
+# with three seeds that neither has used: OUT/highest-score, OUT/knows-noise, and the table that is printed last. A search that
+# recommends the recipe as given takes part with that. Run again after an interruption, it goes on.
 # For example: benchmarks/noisy_search_on_data.sh 100 studies --data bccd --detector fcos --epochs 8 --image-size 160
 set -eu
 
@@ -21,6 +21,9 @@ for name in highest-score knows-noise; do
 done
 case $found in
   "") echo "both searches recommend the recipe as given" ;;
-  *" "*" "*) detsearch assign train --study "$out/highest-score" --baseline --against "$out/knows-noise/best.yaml" --seeds 3 ;;
-  *) detsearch assign train --study "$out/${found# }" --baseline --seeds 3 ;;
+  *" "*" "*)
+    detsearch assign train --study "$out/highest-score" --baseline --against "$out/knows-noise/best.yaml" \
+      --seed "$((seed + 50))" --seeds 3
+    ;;
+  *) detsearch assign train --study "$out/${found# }" --baseline --seed "$((seed + 50))" --seeds 3 ;;
 esac

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from detsearch_cli.detectors.fcos import FCOS
 from detsearch_cli.engine import divergence
 from detsearch_cli.engine.train import Progress, train
 from detsearch_cli.engine.trial import load_data
 from detsearch_cli.errors import Diverged
 from detsearch_cli.recipe import Recipe
 from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
+from detsearch_cli.structures import Dense
 from tests.recipes import small
 
 
@@ -46,6 +51,27 @@ def test_an_interrupted_training_counts_on(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         train(recipe, data.train, data.val, tmp_path / "run", interrupt)
     with pytest.raises(Diverged, match="up to step 5 "):
+        train(recipe, data.train, data.val, tmp_path / "run")
+
+
+@pytest.mark.parametrize("loss", ["parameterized_ap", "ap_loss", "alrp", "rank_sort"])
+def test_a_ranking_of_scores_that_are_no_numbers_ends_as_diverged_with_its_images(
+    loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FCOS.forward
+
+    def forward(self: FCOS, images: torch.Tensor) -> Dense:
+        dense = original(self, images)
+        return (
+            replace(dense, maps=(dense.maps[0] * math.nan, *dense.maps[1:]))
+            if self.step.index == 2
+            else dense
+        )
+
+    monkeypatch.setattr(FCOS, "forward", forward)
+    recipe = small(loss=loss, schedule={"epochs": 1, "eval_every": 0})
+    data = load_data(recipe.data)
+    with pytest.raises(Diverged, match=r"step 3 .*images? "):
         train(recipe, data.train, data.val, tmp_path / "run")
 
 

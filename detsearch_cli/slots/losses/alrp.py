@@ -84,7 +84,7 @@ def localisation_recall_precision(
     scores (N,), localisation errors (P,) of the positives (P,) -> (), (N,), (P,).
     """
     if not bool(scores.isfinite().all()):
-        nothing = torch.full_like(scores, torch.nan)
+        nothing = torch.full_like(scores, torch.nan, dtype=torch.float64)
         return scores.new_full((), torch.nan), nothing, nothing[positive]
     negatives, errors = Negatives(scores, positive, left_out, delta), errors.double()
     own = negatives.own

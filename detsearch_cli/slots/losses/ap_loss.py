@@ -47,7 +47,7 @@ def average_precision_error(
 ) -> tuple[Tensor, Tensor]:
     """1 minus the interpolated average precision, and the update of every score, as its gradient. (N,) -> (), (N,)."""
     if not bool(scores.isfinite().all()):
-        return scores.new_full((), torch.nan), torch.full_like(scores, torch.nan)
+        return scores.new_full((), torch.nan), torch.full_like(scores, torch.nan, dtype=torch.float64)
     negatives = Negatives(scores, positive, left_out, delta)
     own = negatives.own
     itself = 1.0 if delta == 0 else 0.5  # what a positive counts for in the sum over positives

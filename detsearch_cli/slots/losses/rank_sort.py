@@ -56,7 +56,7 @@ class RankSort(DetectionLoss):
 def ranking_error(scores: Tensor, positive: Tensor, left_out: Tensor, delta: float) -> tuple[Tensor, Tensor]:
     """Mean part of negatives among all that are ranked above a positive, and its update of every score. (N,) -> (), (N,)."""
     if not bool(scores.isfinite().all()):
-        return scores.new_full((), torch.nan), torch.full_like(scores, torch.nan)
+        return scores.new_full((), torch.nan), torch.full_like(scores, torch.nan, dtype=torch.float64)
     negatives = Negatives(scores, positive, left_out, delta)
     wrong = negatives.sums()
     rank = ramp_sums(negatives.own, negatives.own, delta) + wrong

@@ -235,7 +235,8 @@ class FasterRCNN(Detector):
             regions = sample_regions(proposals, targets, self.options.regions, share)
         logits, deltas = self.second_stage(features, regions.boxes, regions.counts, images)
         with torch.autocast(images.device.type, enabled=False):
-            return terms | self.region_loss(*regions.dense(logits, deltas, targets))
+            size = (images.shape[2], images.shape[3])
+            return terms | self.region_loss(*regions.dense(logits, deltas, targets, size))
 
     def stuck(self, terms: Mapping[str, float]) -> bool:
         first = {name.removeprefix("rpn_"): value for name, value in terms.items() if name.startswith("rpn_")}

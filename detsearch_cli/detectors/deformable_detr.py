@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detsearch_cli import schema
 from detsearch_cli.detectors._backbones import build_backbone
-from detsearch_cli.detectors._heads import PRIOR_PROBABILITY
+from detsearch_cli.detectors._heads import PRIOR_PROBABILITY, groups_of
 from detsearch_cli.detectors.base import ClassRows, Detector
 from detsearch_cli.errors import RecipeError
 from detsearch_cli.parts import Part
@@ -22,8 +22,6 @@ from detsearch_cli.slots.losses.focal_l1_giou import FocalL1GIoU
 from detsearch_cli.slots.priors.points import Points
 from detsearch_cli.structures import Dense, Priors, Targets
 
-GROUPS = 32
-"""Of the group norm on every feature. Source: released code."""
 HEADS, POINTS = 8, 4
 """Of attention, and of sampled points a head and level. Source: Zhu et al. 2021, section 5."""
 WIDENING = 4
@@ -71,10 +69,10 @@ class DeformableDETR(Detector):
                 "shapes of anchors; use assign: hungarian or dynamic"
             )
         width = recipe.neck.channels
-        if width % GROUPS:
+        if width % HEADS:
             raise RecipeError(
-                f"neck.channels must be a multiple of {GROUPS} for deformable_detr, whose features are normalised in "
-                f"{GROUPS} groups, got {width}; set it to {max(1, round(width / GROUPS)) * GROUPS}"
+                f"neck.channels must be a multiple of {HEADS}, the heads of deformable_detr's attention, got {width}; set "
+                f"it to {round(width / HEADS) * HEADS}"
             )
         first, last = recipe.neck.levels
         self.backbone = build_backbone(recipe.backbone, (first, last))
@@ -261,7 +259,7 @@ def _projections(channels: list[int], width: int, num_levels: int) -> nn.ModuleL
     for conv in made:
         nn.init.xavier_uniform_(conv.weight)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(GROUPS, width)) for conv in made)
+    return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(groups_of(width), width)) for conv in made)
 
 
 def _transformers() -> Any:

@@ -27,6 +27,8 @@ HEADS, POINTS = 8, 4
 WIDENING = 4
 """Units of the feed-forward layers for each of neck.channels: 1024 for 256."""
 SLOW_RATE = 0.1
+EARLIER = ".earlier"
+"""Ends the names of terms that are sums over the layers before the last."""
 INITIAL_SIZE = -2.0
 """Logit of every width and height at first: .12 of the image. Source: released code."""
 
@@ -41,7 +43,7 @@ class DeformableDETR(Detector):
 
     The priors are the queries' reference points, of one level, with a square cell each, as if the queries tiled the image:
     so any assigner of points means something here. Every layer of the decoder makes a prediction, has an assignment of its
-    own, and all of the loss. The terms of the layers before the last carry their number: `l1.0`. With an assigner that
+    own, and all of the loss; those before the last are summed in the log. With an assigner that
     gives an object several queries they are found several times, unless `test.nms_iou` suppresses them.
     """
 
@@ -109,7 +111,7 @@ class DeformableDETR(Detector):
         return {"head.cls": ClassRows()}
 
     def rate_of(self, name: str) -> float:
-        """A tenth for the backbone and for what says where to look. Source: Zhu et al. 2021, section 5 and appendix A.3."""
+        """A tenth for the backbone and for what says where to look. Source: Zhu et al. 2021, section 5."""
         slow = name.startswith(("backbone.", "reference.")) or ".sampling_offsets." in name
         return SLOW_RATE if slow else 1.0
 
@@ -185,20 +187,24 @@ class DeformableDETR(Detector):
         return self.every_layer(images)[-1]
 
     def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar terms to be summed, of every layer; those before the last have its number behind their name."""
+        """Named scalar terms to be summed: of the last layer, and of all before it together as `NAME.earlier`."""
         *before, last = self.every_layer(images)
         terms = self.dense_loss(last, targets)
-        for number, dense in enumerate(before):
-            terms |= {f"{name}.{number}": term for name, term in self.dense_loss(dense, targets).items()}
+        # summed: six layers of three terms each would fill a line of the log
+        for dense in before:
+            for name, term in self.dense_loss(dense, targets).items():
+                key = f"{name}{EARLIER}"
+                terms[key] = terms[key] + term if key in terms else term
         return terms
 
     def stuck(self, terms: Mapping[str, float]) -> bool:
         """Where all layers are: they share the head, so that one with a slope moves the others."""
-        each: dict[str, dict[str, float]] = {}
-        for name, value in terms.items():
-            plain, _, number = name.partition(".")
-            each.setdefault(number, {})[plain] = value
-        return all(map(self.loss.stuck, each.values()))
+        last = {name: value for name, value in terms.items() if not name.endswith(EARLIER)}
+        # the mean of the layers before: no layer's term lies beyond where it is stuck
+        before = {
+            n: terms[f"{n}{EARLIER}"] / (self.options.layers - 1) for n in last if f"{n}{EARLIER}" in terms
+        }
+        return self.loss.stuck(last) and (not before or self.loss.stuck(before))
 
 
 class QueryHead(nn.Module):

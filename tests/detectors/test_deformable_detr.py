@@ -172,19 +172,22 @@ def test_priors_are_the_reference_points_with_cells_that_would_cover_the_image()
 def test_every_layer_has_the_whole_loss_with_its_own_assignment(loss: str | None) -> None:
     detector = detector_of({"layers": 3}, loss=loss).eval()
     terms = detector.training_loss(images(), TRUTH)
-    plain = [name for name in terms if "." not in name]
-    assert sorted(terms) == sorted([*plain, *(f"{n}.{layer}" for n in plain for layer in (0, 1))])
-    for suffix, dense in zip((".0", ".1", ""), detector.every_layer(images()), strict=True):
-        alone = detector.loss(dense, detector.assigner(dense.detached(), TRUTH), TRUTH)
-        for name, value in alone.items():
-            torch.testing.assert_close(terms[name + suffix], value)
+    each = [
+        detector.loss(dense, detector.assigner(dense.detached(), TRUTH), TRUTH)
+        for dense in detector.every_layer(images())
+    ]
+    assert len(each) == 3 and terms.keys() == {f"{n}{end}" for n in each[0] for end in ("", ".earlier")}
+    for name in each[0]:
+        torch.testing.assert_close(terms[name], each[2][name])
+        torch.testing.assert_close(terms[f"{name}.earlier"], each[0][name] + each[1][name])
 
 
 def test_it_is_stuck_where_every_layer_is() -> None:
-    detector = detector_of(loss="parameterized_ap")
-    assert detector.stuck({"ap": 1.0, "ap.0": 1.0})
-    assert not detector.stuck({"ap": 1.0, "ap.0": 0.9})
-    assert not detector.stuck({"ap": 0.9, "ap.0": 1.0})
+    detector = detector_of({"layers": 3}, loss="parameterized_ap")
+    assert detector.stuck({"ap": 1.0, "ap.earlier": 2.0})
+    assert not detector.stuck({"ap": 1.0, "ap.earlier": 1.9})
+    assert not detector.stuck({"ap": 0.9, "ap.earlier": 2.0})
+    assert detector_of({"layers": 1}, loss="parameterized_ap").stuck({"ap": 1.0})
 
 
 @pytest.mark.parametrize("assign", OF_POINTS)

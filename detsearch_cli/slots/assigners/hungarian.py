@@ -21,7 +21,7 @@ NEVER = 1e9
 
 
 class Hungarian(Assigner):
-    """Source: Carion et al. 2020 (DETR), Eq. 1 and 2; Zhu et al. 2021 (Deformable DETR), appendix A.2 and the released code:
+    """Source: Carion et al. 2020 (DETR), section 3.1; Zhu et al. 2021 (Deformable DETR), section 5 and the released code:
     the class cost is the focal loss of the object's class as a positive less that as a negative, L1 compares centre, width
     and height as parts of the padded batch.
 

@@ -12,7 +12,7 @@ from detsearch_cli.structures import Assignment, Dense, Targets
 
 
 class FocalL1GIoU(DetectionLoss):
-    """Source: Zhu et al. 2021 (Deformable DETR), section 5 and appendix A.3; Carion et al. 2020 (DETR), appendix A.2.
+    """Source: Zhu et al. 2021 (Deformable DETR), section 5; Carion et al. 2020 (DETR), section 3.1; the released code.
 
     All terms are divided by the number of positives, averaged over ranks. Boxes are compared as parts of the padded
     batch, so that the same error in px weighs more in a small image.

@@ -29,6 +29,11 @@ def centers(boxes: Tensor) -> Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
+def center_size(boxes: Tensor) -> Tensor:
+    """Centre xy, width and height. boxes (..., 4) -> (..., 4)."""
+    return torch.cat((centers(boxes), boxes[..., 2:] - boxes[..., :2]), -1)
+
+
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of boxes that broadcast. a, b (..., 4) -> (...) in [0, 1]; 0 where both are empty.
 

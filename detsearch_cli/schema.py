@@ -303,7 +303,8 @@ class Recipe(_Section):
     """Everything a training run needs."""
 
     detector: Slot = Field(
-        Slot(name="fcos"), description="retinanet, fcos, atss, yolov2, faster_rcnn or ssd, and its options"
+        Slot(name="fcos"),
+        description="retinanet, fcos, atss, yolov2, faster_rcnn, ssd or deformable_detr, and its options",
     )
     backbone: Backbone = Backbone()  # type: ignore[call-arg]
     neck: Neck = Neck()  # type: ignore[call-arg]

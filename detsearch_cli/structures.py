@@ -55,6 +55,7 @@ class Priors:
     None where the detector has no such ranges. counts (L,) priors a level, as Python ints.
     sizes: height and width in cells of every level, as Python ints.
     tiling: the same as a few numbers, where the priors of a cell repeat in every cell; kernels need it.
+    image: height and width px of the padded images that they lie in.
     """
 
     boxes: Tensor
@@ -65,6 +66,12 @@ class Priors:
     ranges: Tensor | None = None
     tiling: Tiling | None = None
     sizes: tuple[tuple[int, int], ...] = ()
+    image: tuple[int, int] | None = None
+
+    def sides(self) -> Tensor:
+        """Width, height, width, height of the padded images, (4,) px: what a box is divided by to be a part of them."""
+        assert self.image is not None  # whatever predicts boxes knows its images
+        return self.boxes.new_tensor([self.image[1], self.image[0]] * 2)
 
     @property
     def num_levels(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
+
+import pytest
 
 from detsearch_cli.recipe import Recipe, compose
 
@@ -17,6 +20,18 @@ SMALL: dict[str, Any] = {
     "schedule": {"epochs": 2},
     "runtime": {"device": "cpu"},
 }
+
+
+EXTRAS = {"deformable_detr": "transformers"}
+"""Detectors, and the package that each needs beyond what is always installed."""
+
+
+def skip_without_extra(recipe: Recipe) -> None:
+    """Skip the test where the recipe's detector needs a package that is not installed."""
+    package = EXTRAS.get(recipe.detector.name)
+    # not by importing it, which takes seconds
+    if package is not None and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{recipe.detector.name} needs {package}; pip install 'detsearch[detr]'")
 
 
 def small(**changes: Any) -> Recipe:

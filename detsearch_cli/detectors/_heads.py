@@ -98,12 +98,12 @@ def _tower(channels: int, convs: int, norm: bool) -> nn.Sequential:
     for _ in range(convs):
         layers.append(nn.Conv2d(channels, channels, 3, padding=1))
         if norm:
-            layers.append(nn.GroupNorm(_groups(channels), channels))
+            layers.append(nn.GroupNorm(groups_of(channels), channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 
-def _groups(channels: int) -> int:
+def groups_of(channels: int) -> int:
     """Groups of at least 8 channels, as 32 groups of the papers' 256 channels are."""
     return max(g for g in range(1, max(1, channels // 8) + 1) if channels % g == 0)
 

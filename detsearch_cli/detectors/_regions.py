@@ -127,15 +127,18 @@ class Regions:
     counts: Tensor
     matched: Tensor
 
-    def priors(self) -> Priors:
-        """The regions as priors of one level, whose cells have no place."""
+    def priors(self, image: tuple[int, int]) -> Priors:
+        """The regions as priors of one level, whose cells have no place. image: height, width px of the batch."""
         points = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
         number = len(self.boxes)
         level = torch.zeros(number, dtype=torch.int64, device=self.boxes.device)
-        return Priors(self.boxes, points, level, self.boxes.new_ones(1), (number,), sizes=((number, 1),))
+        strides, sizes = self.boxes.new_ones(1), ((number, 1),)
+        return Priors(self.boxes, points, level, strides, (number,), sizes=sizes, image=image)
 
-    def dense(self, logits: Tensor, deltas: Tensor, targets: Targets) -> tuple[Dense, Assignment, Targets]:
-        """All regions as the predictions of one image, which every loss can compare.
+    def dense(
+        self, logits: Tensor, deltas: Tensor, targets: Targets, image: tuple[int, int]
+    ) -> tuple[Dense, Assignment, Targets]:
+        """All regions as the predictions of one image, which every loss can compare. image: height, width px of the batch.
 
         logits (R, C'), deltas (R, C, 4): of a region those of its own class count, of background the first class's. The
         ground truths of the batch are those of the one image: which belongs to which region is decided already.
@@ -148,7 +151,7 @@ class Regions:
         row = torch.arange(len(self.boxes), device=deltas.device)
         chosen = deltas[row, own]
         dense = Dense(
-            (logits[None],), boxes.decode_deltas(self.boxes, chosen)[None], chosen[None], self.priors()
+            (logits[None],), boxes.decode_deltas(self.boxes, chosen)[None], chosen[None], self.priors(image)
         )
         splits = torch.tensor([0, len(targets.boxes)], device=targets.splits.device)
         return dense, Assignment(self.matched[None]), Targets(targets.boxes, targets.labels, splits)

@@ -144,6 +144,10 @@ class Detector(nn.Module, ABC):
         """Its losses by the key of the recipe that names them."""
         return {"loss": self.loss}
 
+    def rate_of(self, name: str) -> float:
+        """What the learning rate of a parameter is multiplied by. name: as `named_parameters` has it."""
+        return 1.0
+
     def learned_parts(self) -> Sequence[LearnedPart]:
         """What is learned beside the network's weights; the engine optimises, logs and keeps it."""
         return () if self.shapes is None else (self.shapes,)

@@ -235,7 +235,8 @@ class FasterRCNN(Detector):
             regions = sample_regions(proposals, targets, self.options.regions, share)
         logits, deltas = self.second_stage(features, regions.boxes, regions.counts, images)
         with torch.autocast(images.device.type, enabled=False):
-            return terms | self.region_loss(*regions.dense(logits, deltas, targets))
+            size = (images.shape[2], images.shape[3])
+            return terms | self.region_loss(*regions.dense(logits, deltas, targets, size))
 
     def losses(self) -> Mapping[str, DetectionLoss]:
         return {"loss": self.loss, "region_loss": self.region_loss}

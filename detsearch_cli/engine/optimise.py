@@ -32,15 +32,22 @@ def make_optimizer(optim: Optim, model: Detector, steps: int) -> torch.optim.Opt
     """SGD with momentum or AdamW. Weights decay; biases, norms and scales (one axis or none) do not,
 
     as in the code base of the paper (maskrcnn-benchmark, WEIGHT_DECAY_BIAS 0). Nor do learned parts; the
-    `lr_factor` of their groups multiplies the learning rate of every step. steps: of the whole training.
+    `lr_factor` of their groups, and of weights with a rate of their own, multiplies the learning rate of every step.
+    steps: of the whole training.
     """
     learned = [part.optimizer_group(optim, steps) for part in model.learned_parts()]
     own = {p for group in learned for p in group.parameters}
-    trained = [p for p in model.parameters() if p.requires_grad and p not in own]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    rates: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter not in own:
+            rates.setdefault(model.rate_of(name), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for rate, trained in rates.items():
+        factor = {} if rate == 1 else {"lr_factor": rate}
+        groups += [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay, **factor},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, **factor},
+        ]
     for group in learned:
         groups.append({"params": list(group.parameters), "weight_decay": 0.0, "lr_factor": group.lr_factor})
         if optim.name == "adamw":

@@ -35,6 +35,10 @@ def fitting(variant: dict[str, Any], loss: str) -> Detector:
         detector = detector_of(variant, loss=loss, neck={"levels": (3, 5)})
         detector.before_step(TrainingStep(index=99, total=100, images=10**6))
         detector.training_loss(images(1), targets(BOXES))
+        for parameter in detector.parameters():
+            # a layer that begins at 0 would hide those below it in the first step
+            if parameter.ndim > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.01)
     except RecipeError as refused:
         pytest.skip(str(refused))
     return detector

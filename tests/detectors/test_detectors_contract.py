@@ -17,6 +17,7 @@ from detsearch_cli.errors import RecipeError
 from detsearch_cli.recipe import Recipe, compose
 from detsearch_cli.recipe import Test as Selection
 from detsearch_cli.structures import Targets
+from tests.recipes import skip_without_extra
 
 NAMES = parts.names("detectors")
 VARIANTS: list[dict[str, Any]] = [
@@ -31,7 +32,10 @@ VARIANTS: list[dict[str, Any]] = [
 BOXES = torch.tensor([[10.0, 20, 60, 80], [50, 10, 120, 60], [90, 90, 120, 115]])
 
 
-SIZE: dict[str, dict[str, Any]] = {"faster_rcnn": {"width": 64, "regions": 128}}
+SIZE: dict[str, dict[str, Any]] = {
+    "faster_rcnn": {"width": 64, "regions": 128},
+    "deformable_detr": {"queries": 30, "layers": 2},
+}
 """Options that make a detector fit the size of the test images, without changing what it does."""
 PRIORS: dict[str, dict[str, Any]] = {
     "fcos": {"name": "points", "range_base": 32},
@@ -54,8 +58,10 @@ def recipe_of(detector: dict[str, Any] | str, **changes: Any) -> Recipe:
 
 
 def detector_of(detector: dict[str, Any] | str, num_classes: int = 3, **changes: Any) -> Detector:
+    recipe = recipe_of(detector, **changes)
+    skip_without_extra(recipe)
     torch.manual_seed(0)
-    return build(recipe_of(detector, **changes), num_classes)
+    return build(recipe, num_classes)
 
 
 def images(count: int, height: int = 128, width: int = 128) -> Tensor:
@@ -90,13 +96,15 @@ def test_predictions_have_one_row_a_prior(variant: dict[str, Any]) -> None:
     dense = detector(images(2, 96, 160))
     num_priors = dense.priors.boxes.shape[0]
     cells = sum(-(-96 // s) * -(-160 // s) for s in detector.strides)
-    assert num_priors == cells * detector.prior_grid.per_cell == sum(dense.priors.counts)
+    wanted = getattr(detector.options, "queries", cells * detector.prior_grid.per_cell)
+    assert num_priors == wanted == sum(dense.priors.counts)
+    assert dense.priors.image == (96, 160)
     num_classes = 1 + int(detector.dense_targets(targets(BOXES)).labels.max())
     assert dense.logits.shape == (2, num_priors, num_classes)
     assert dense.boxes.shape == dense.deltas.shape == (2, num_priors, 4)
     assert dense.centerness is None or dense.centerness.shape == (2, num_priors)
     assert torch.equal(dense.priors.level.bincount(), torch.tensor(dense.priors.counts))
-    assert detector.max_count > 0 and 0 < detector.default_nms_iou < 1
+    assert detector.max_count > 0 and 0 < detector.default_nms_iou <= 1
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

@@ -188,7 +188,7 @@ def test_the_loss_of_regions_equals_torchvisions() -> None:
     matched = torch.where(labels < 3, torch.arange(50), -1)
     regions = _regions.Regions(found, torch.tensor([30, 20]), matched)
     logits, deltas = torch.randn(50, 4, generator=generator), torch.randn(50, 3, 4, generator=generator)
-    mine = CrossEntropy()(*regions.dense(logits, deltas, there))
+    mine = CrossEntropy()(*regions.dense(logits, deltas, there, (96, 128)))
     # torchvision's background is class 0, and has a box too
     theirs = torch.cat((torch.zeros(50, 1, 4), deltas), 1).flatten(1)
     wanted = tv_utils.BoxCoder((10.0, 10.0, 5.0, 5.0)).encode_single(there.boxes, regions.boxes)

@@ -13,13 +13,14 @@ from detsearch_cli.detectors.base import Detector
 from detsearch_cli.engine.checkpoint import save_weights
 from detsearch_cli.errors import CheckpointError, RecipeError
 from detsearch_cli.recipe import Recipe, compose, validate, with_fragment
-from tests.recipes import SMALL, small
+from tests.recipes import SMALL, skip_without_extra, small
 
 CLASSES = ("bolt", "nut", "gear")
-NAMES = ("fcos", "retinanet", "atss", "yolov2", "faster_rcnn", "ssd")
+NAMES = ("fcos", "retinanet", "atss", "yolov2", "faster_rcnn", "ssd", "deformable_detr")
 
 
 def detector_of(recipe: Recipe, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Detector:
+    skip_without_extra(recipe)
     torch.manual_seed(seed)
     return build(recipe, len(classes)).eval()
 
@@ -37,12 +38,15 @@ def from_file(path: Path, **changes: Any) -> Recipe:
 
 
 def few(name: str) -> dict[str, Any]:
-    return {"name": name, "width": 16} if name == "faster_rcnn" else {"name": name}
+    """A small detector of that name, as changes of the small recipe."""
+    if name == "deformable_detr":
+        return {"detector": {"name": name, "queries": 20, "layers": 1}}
+    return {"detector": {"name": name, "width": 16} if name == "faster_rcnn" else {"name": name}}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_taken_over_whole_and_its_class_rows_by_name(name: str, tmp_path: Path) -> None:
-    recipe = small(detector=few(name))
+    recipe = small(**few(name))
     old = saved(tmp_path / "last.safetensors", recipe)
     begun = from_file(tmp_path)
     assert begun.detector == recipe.detector

@@ -15,6 +15,7 @@ from detsearch_cli.errors import RecipeError
 from detsearch_cli.fragments import find_fragment, published
 from detsearch_cli.recipe import compose, read_fragment, with_fragment
 from detsearch_cli.structures import Targets
+from tests.recipes import EXTRAS, skip_without_extra
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 SMALL = (
@@ -32,10 +33,11 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_an_example_recipe_trains(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    detector = next(
-        name for name in ("retinanet", "fcos", "atss", "yolov2", "faster_rcnn", "ssd") if name in path.stem
-    )
-    sets = [part for item in SMALL for part in ("--set", item)]
+    names = ("retinanet", "fcos", "atss", "yolov2", "faster_rcnn", "ssd", *EXTRAS)
+    detector = next(name for name in names if name in path.stem)
+    own = ("detector.layers=1",) if detector == "deformable_detr" else ()
+    skip_without_extra(compose([("test", {"detector": detector})]))
+    sets = [part for item in (*SMALL, *own) for part in ("--set", item)]
     arguments = [
         "train",
         "--recipe",
@@ -55,7 +57,7 @@ def test_an_example_recipe_trains(path: Path, tmp_path: Path, capsys: pytest.Cap
         assert recipe.assign.options["counts"] == fragment["assign"]["counts"]
     losses = [json.loads(line) for line in (tmp_path / ckpt.LOG).read_text().splitlines()]
     assert [entry.get("step") for entry in losses] == [1, 2, None]
-    regression = "rpn_regression" if detector == "faster_rcnn" else "regression"
+    regression = {"faster_rcnn": "rpn_regression", "deformable_detr": "giou"}.get(detector, "regression")
     assert losses[0][regression] > 0  # some ground truth has a positive
 
 

@@ -103,6 +103,26 @@ def test_weights_decay_and_biases_norms_and_scales_do_not(name: str) -> None:
         torch.testing.assert_close(p.detach(), before[n] * (0.95 if decays else 1.0), msg=n)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_parameter_moves_as_its_own_rate_says(name: str) -> None:
+    moved = []
+    for rate in (1.0, 0.1):
+        model = initial(small())
+        model.rate_of = lambda n, rate=rate: rate if n == "head.cls.weight" else 1.0  # type: ignore[method-assign]
+        optimizer = make_optimizer(Optim(name=name, lr=0.5, weight_decay=0.0), model, steps=1)
+        # with one rate for all, groups are as they were before parameters had any
+        assert len(optimizer.param_groups) == (2 if rate == 1 else 4)
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * group.get("lr_factor", 1.0)  # as the training loop does at every step
+        optimizer.step()
+        moved.append({n: before[n] - p.detach() for n, p in model.named_parameters()})
+    for n, whole in moved[0].items():
+        torch.testing.assert_close(moved[1][n], whole * (0.1 if n == "head.cls.weight" else 1.0), msg=n)
+
+
 def test_clipping_limits_the_norm_of_the_step(tmp_path: Path) -> None:
     recipe = small(optim={**SGD, "clip_norm": 0.001}, **ONE_STEP)
     fit(recipe, tmp_path)

@@ -129,15 +129,17 @@ NAMES = {"loss": "curves", "region_loss": "region-curves"}
 def places(recipe: Recipe) -> dict[str, str]:
     """What the numbers of each loss begin with, and its slot. Raises SpaceError for a detector that has no place for it."""
     from detsearch_cli.detectors._pyramid import PyramidDetector
+    from detsearch_cli.detectors.deformable_detr import DeformableDETR
     from detsearch_cli.recipe import detector_class
 
     kind = detector_class(recipe.detector)
     if kind.stages == 2:
         return {"rpn.": "loss", "regions.": "region_loss"}
-    if issubclass(kind, PyramidDetector):
+    if issubclass(kind, (PyramidDetector, DeformableDETR)):
         return {"": "loss"}
     raise SpaceError(
-        f"aploss searches the losses of retinanet, fcos, atss and faster_rcnn, got the detector {recipe.detector.name}"
+        "aploss searches the losses of retinanet, fcos, atss, deformable_detr and faster_rcnn, got the detector "
+        f"{recipe.detector.name}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import detsearch_kernels as kernels
 import torch
@@ -23,6 +24,9 @@ MAX_PAIRS = 2**24
 
 class Assigner(Part):
     """Decides which prior answers for which ground truth. No gradient flows through it."""
+
+    compares_shapes: ClassVar[bool] = False
+    """Whether it compares shapes of anchors, which points do not have."""
 
     @abstractmethod
     def __call__(self, dense: Dense, targets: Targets) -> Assignment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,8 @@ class Yolo(Assigner):
     decides everything. A ground truth without width or height gets no prior: darknet leaves such boxes out when it
     reads them. With several levels the shapes of all levels are compared, as YOLOv3 does.
     """
+
+    compares_shapes: ClassVar[bool] = True
 
     distance: Literal["iou", "log_l2"] = Field(
         default="iou",

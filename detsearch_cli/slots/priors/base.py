@@ -88,6 +88,7 @@ class PriorGrid(Part):
             ranges=None if ranges is None else spans.to(device),
             tiling=self._tiling(sizes, strides, cell, spans),
             sizes=tuple((height, width) for height, width in sizes),
+            image=(image[0], image[1]),
         )
 
     def _tiling(

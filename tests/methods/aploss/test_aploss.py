@@ -23,7 +23,7 @@ from detsearch_cli.session.pages import write_study_page
 from detsearch_cli.session.study import study_of
 from detsearch_cli.slots.losses.parameterized_ap import ParameterizedAP
 from detsearch_cli.structures import Targets
-from tests.recipes import SMALL, small
+from tests.recipes import SMALL, skip_without_extra, small
 
 
 def started(segments: int = 5, shared: bool = False, scale: bool = True) -> Candidate:
@@ -113,9 +113,22 @@ def test_both_losses_of_two_stages_are_searched_at_once() -> None:
     assert set(terms) == {"rpn_ap", "ap"} and all(t.isfinite() for t in terms.values())
 
 
+def test_the_one_loss_of_deformable_detr_is_searched() -> None:
+    recipe = small(detector={"name": "deformable_detr", "queries": 20, "layers": 2})
+    skip_without_extra(recipe)
+    made = fragment(recipe)
+    assert set(made) == {"loss"}
+    detector = build(with_fragment(recipe, made), 3)
+    boxes = torch.tensor([[8.0, 8, 40, 50], [20, 20, 60, 60]])
+    terms = detector.training_loss(
+        torch.rand(1, 3, 64, 64), Targets.from_lists([boxes], [torch.tensor([0, 2])])
+    )
+    assert set(terms) == {"ap", "ap.earlier"} and all(t.isfinite() for t in terms.values())
+
+
 def test_what_it_cannot_search_is_refused() -> None:
     for detector in ("yolov2", "ssd"):
-        with pytest.raises(SpaceError, match=f"atss and faster_rcnn, got the detector {detector}"):
+        with pytest.raises(SpaceError, match=f"deformable_detr and faster_rcnn, got the detector {detector}"):
             load_method("aploss", {}).space(api.recipe_of({"detector": detector}))
     with pytest.raises(SpaceError, match="one of giou, iou, l1, got 'diou'"):
         load_method("aploss", {"localisation": "diou"}).space(small())

@@ -16,7 +16,7 @@ from detsearch_cli.methods.assign.options import Options
 from detsearch_cli.recipe import build_part, compose, read_fragment, with_fragment
 from detsearch_cli.slots.assigners.dynamic import Dynamic
 from detsearch_cli.structures import Targets
-from tests.recipes import small
+from tests.recipes import skip_without_extra, small
 
 RECIPES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 TABLE_1 = {
@@ -103,9 +103,12 @@ def test_published_recipes_train_as_they_are(path):
     assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("detector", ["faster_rcnn", {"name": "faster_rcnn", "fpn": False}, "ssd", "yolov2"])
+@pytest.mark.parametrize(
+    "detector", ["faster_rcnn", {"name": "faster_rcnn", "fpn": False}, "ssd", "yolov2", "deformable_detr"]
+)
 def test_counts_by_level_fit_detectors_with_levels_of_their_own(detector):
     recipe = small(detector=detector)
+    skip_without_extra(recipe)
     candidate = Assign().space(recipe).sample(np.random.default_rng(0))
     made = build(with_fragment(recipe, Assign().fragment(recipe, candidate)), 5)
     assert isinstance(made.assigner, Dynamic) and len(made.assigner.counts) == len(made.strides)

@@ -108,19 +108,20 @@ __global__ void find_positions(const int32_t* owner, int64_t count, int32_t* pos
   for (int64_t b = first_item(); b < count; b += item_step()) position[owner[b]] = static_cast<int32_t>(b);
 }
 
+extern __shared__ double shared_bins[];
+
 // The bin of every score, counts and sums of the scores in the bins between two thresholds, and the count above all;
 // `local`: each block collects in its own memory first.
 template <typename T, typename Index>
 __global__ void fill_bins(const T* scores, int64_t n, const T* edges, int64_t count, bool local, Index* bins,
                           double* sum, unsigned* number, int* wrong) {
-  extern __shared__ double shared[];
   double* my_sum = sum;
   unsigned* my_number = number;
   const T* my_edges = edges;
   if (local) {
-    my_sum = shared;
+    my_sum = shared_bins;
     // doubles first: in any other order they would not be aligned
-    T* copy = reinterpret_cast<T*>(shared + count);
+    T* copy = reinterpret_cast<T*>(shared_bins + count);
     my_number = reinterpret_cast<unsigned*>(copy + count);
     my_edges = copy;
     for (int64_t b = threadIdx.x; b < count; b += blockDim.x) {
@@ -266,7 +267,7 @@ __global__ void write_loss(const Row* row, int64_t rows, const int* wrong, doubl
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < rows; i += kThreads) sum += row[i].value;
   part[threadIdx.x] = sum;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
+  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
     __syncthreads();  // before every round, which reads what other threads have written; the last is read by its writer
     if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
   }

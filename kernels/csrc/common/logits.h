@@ -39,6 +39,7 @@ struct LogitLayout {
 // Whether the elements lie packed when the dimensions are taken in this order.
 template <size_t N>
 bool packed(const torch::stable::Tensor& tensor, const std::array<int64_t, N>& order) {
+  if (tensor.numel() == 0) return true;  // its strides mean nothing
   int64_t step = 1;
   for (size_t i = N; i-- > 0; step *= tensor.size(order[i])) {
     // torch lets the stride of a dimension of one element be anything

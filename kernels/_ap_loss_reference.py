@@ -1,15 +1,15 @@
 """The parameterized AP loss in plain PyTorch: what runs where there is no compiler, and what the kernels must equal.
 
-It works as csrc/ap_loss/ap_loss.cpp does: scores fall into the bins between the thresholds s_i + knot, suffix sums over bins
-give the sums of every positive, and a score's gradient is looked up by its bin. Scores are read a chunk at a time, so
-that temporaries stay in the cache.
+The last four functions are the operators; `ap_loss.py` says in which order they run. They work as csrc/ap_loss/ap_loss.cpp
+does: scores fall into the bins between the thresholds s_i + knot, suffix sums over bins give the sums of every positive,
+and a score's gradient is looked up by its bin. Scores are read a chunk at a time, so that temporaries stay in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,17 +117,6 @@ def edges_of(threshold: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(nearest < threshold, nearest.nextafter(nearest.new_tensor(torch.inf)), nearest)
 
 
-def usable(scores: Tensor, positives: Tensor, quality: Tensor) -> Tensor:
-    """Whether positives are distinct indices of finite scores and qualities are numbers; a boolean scalar."""
-    inside = (positives >= 0) & (positives < len(scores))
-    if not len(scores):
-        return inside.all()
-    # clamped, and no early return: on a GPU a look at the indices would wait for it
-    own = scores[positives.clamp(0, len(scores) - 1)]
-    distinct = (positives.sort().values.diff() > 0).all()
-    return (inside & (own.abs() <= FARTHEST) & ~quality.isnan()).all() & distinct
-
-
 @dataclass(frozen=True)
 class Rows:
     """Every positive's term of Eq. 6 (P,) and the loss's derivatives: by its sums, and by its score and quality as
@@ -161,85 +150,6 @@ class Rows:
         )
 
 
-def forward(
-    scores: Tensor, positives: Tensor, quality: Tensor, knots: Tensor, through_denominator: bool
-) -> tuple[Tensor, ...]:
-    """The same as the compiled operator: loss (), bins (N,), slopes (B + 1,), gradients by the positives' scores, qualities.
-
-    The loss is NaN where an input is not usable.
-    """
-    if len(positives) == 0:
-        return without_positives(scores)
-    curves = curves_of(knots.to(scores.device))
-    merged = MergedKnots.of(curves[1], curves[3])
-    valid = usable(scores, positives, quality)
-    own = scores[positives.clamp(0, max(0, len(scores) - 1))] if len(scores) else torch.zeros_like(quality)
-    own, u = torch.where(valid, own, 0).double(), quality.double()
-    # stable: equal thresholds stay in the order of their owners, as the kernels sort them
-    at, owner = (own[:, None] + merged.offset).flatten().sort(stable=True)
-    bins = Bins(edges_of(at, scores.dtype))
-    kept, count, total, valid = fill(bins, scores, valid)
-
-    # a bin's excess over its left threshold, and by how much the positives in it weigh less than 1
-    left, part = torch.cat([at[:1], at]), curves[2].value(u)
-    of_own = bins.of(own.to(scores.dtype)).long()
-    deficit = torch.zeros_like(count).index_add_(0, of_own, part)
-    deficit_total = torch.zeros_like(count).index_add_(0, of_own, part * own)
-    # total - count * left cancels, and rounding may leave less than nothing
-    excess = (total - count * left).clamp(min=0)
-    weighted = (total - deficit_total - (count - deficit) * left).clamp(min=0)
-    suffix_sums = at.new_empty(4, len(at))
-    suffix_sums[:, owner] = torch.stack([*suffix(count, excess, at), *suffix(count - deficit, weighted, at)])
-    rows = Rows.of(curves, merged, suffix_sums.view(4, len(own), -1), u, through_denominator)
-
-    # over all rows: slopes in each bin, and the derivative by a weight at its left threshold
-    row, step = owner // len(merged.offset), owner % len(merged.offset)
-    above = value_of_bins(rows.by_above[row] * slope_changes(merged.above)[step])
-    rank = value_of_bins(rows.by_rank[row] * slope_changes(merged.rank)[step])
-    weight_at = torch.cat([at.new_zeros(2), (above[1:-1] * at.diff()).cumsum(0)])
-    weight = weight_at[of_own] + above[of_own] * (own - left[of_own])
-    weight -= rows.by_above * curves[1].value(u.new_tensor(0.5))
-    slopes = above - rank
-    slopes[-1] = 0  # above every threshold nothing changes
-    by_score = rows.by_score + (1 - part) * above[of_own] - rank[of_own]
-    by_quality = rows.by_quality - curves[2].slope(u) * weight
-    results = (rows.term.sum(), slopes, by_score, by_quality)
-    loss, *others = [torch.where(valid, x, torch.nan).to(scores.dtype) for x in results]
-    return loss, kept, *others
-
-
-def without_positives(scores: Tensor) -> tuple[Tensor, ...]:
-    """What `forward` returns then: 0, or NaN where a score is NaN, and no gradients."""
-    loss = torch.where(scores.isnan().any(), torch.nan, 0.0).to(scores.dtype)
-    bins = torch.zeros_like(scores, dtype=torch.int32)
-    return loss, bins, scores.new_zeros(1), scores.new_empty(0), scores.new_empty(0)
-
-
-def backward(positives: Tensor, bins: Tensor, slopes: Tensor, by_score: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient by the scores (N,)."""
-    result = (slopes * gradient).index_select(0, bins)
-    result[positives] = by_score * gradient  # after the lookup: it replaces what a positive's bin gave
-    return result
-
-
-def fill(bins: Bins, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The bin of every score (N,), count and sum of the scores in each (B + 1,), and whether none is NaN.
-
-    The lowest and highest bins' sums matter to no positive and stay 0: their scores may be infinite.
-    """
-    size = len(bins.edges) + 1
-    kept = torch.empty_like(scores, dtype=torch.int32)
-    count = torch.zeros(size, dtype=torch.int64, device=scores.device)
-    total = torch.zeros(size, dtype=torch.float64, device=scores.device)
-    for chunk, bin_of in zip(chunks(scores), chunks(kept), strict=True):
-        bin_of.copy_(bins.of(chunk))
-        count += torch.bincount(bin_of, minlength=size)
-        total += torch.bincount(bin_of, weights=chunk.double(), minlength=size)
-        valid = valid & ~chunk.isnan().any()
-    total[0] = total[-1] = 0
-    return kept, count.double(), total, valid
-
-
 def suffix(count: Tensor, excess: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """At every threshold (B,): scores right of it, and the sum of min(score, highest threshold) - threshold."""
     right = count[1:].flip(0).cumsum(0).flip(0)
@@ -257,18 +167,167 @@ def value_of_bins(change: Tensor) -> Tensor:
     return torch.cat([change.new_zeros(1), change.cumsum(0)])
 
 
-class ParameterizedApLoss(torch.autograd.Function):
-    """`forward` and `backward` joined for autograd."""
+def flat(level: Tensor) -> Tensor:
+    """All scores of a packed level (n,) in the order of its memory, which no copy is made of."""
+    return level.as_strided((level.numel(),), (1,))
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        loss, bins, slopes, by_score, by_quality = forward(*inputs)
-        ctx.save_for_backward(inputs[1], bins, slopes, by_score, by_quality)
-        return loss
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        positives, bins, slopes, by_score, by_quality = ctx.saved_tensors
-        by_scores = backward(positives, bins, slopes, by_score, gradient)
-        return by_scores, None, by_quality * gradient, None, None
+def places(levels: Sequence[Tensor], rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of every level: its `flat` scores, where in them the first class of each row (R,) is, and whether it is there (R,).
+
+    A row is image x priors of all levels + prior. Where it is not there, the place is any.
+    """
+    priors, first = sum(math.prod(level.shape[1:-1]) for level in levels), 0
+    for level in levels:
+        number = math.prod(level.shape[1:-1])
+        if level.numel() == 0:
+            nowhere = torch.zeros_like(rows)
+            yield flat(level), nowhere, nowhere.bool()
+            continue
+        image, prior = rows // priors, rows % priors - first
+        inside = (rows >= 0) & (image < len(level)) & (prior >= 0) & (prior < number)
+        at = image * level.stride(0)
+        for size, stride in zip(level.shape[-2:0:-1], level.stride()[-2:0:-1], strict=True):
+            at = at + prior % size * stride
+            prior = prior // size
+        yield flat(level), torch.where(inside, at, 0), inside
+        first += number
+
+
+def fill(finder: Bins, scores: Tensor, count: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """The bin of every score (n,), and whether none is NaN; adds to count and sum of the scores in each bin (B + 1,)."""
+    kept = torch.empty_like(scores, dtype=torch.int32)
+    valid = torch.ones((), dtype=torch.bool, device=scores.device)
+    for chunk, bin_of in zip(chunks(scores), chunks(kept), strict=True):
+        bin_of.copy_(finder.of(chunk))
+        count += torch.bincount(bin_of, minlength=len(count))
+        total += torch.bincount(bin_of, weights=chunk.double(), minlength=len(count))
+        valid = valid & ~chunk.isnan().any()
+    return kept, valid
+
+
+def ap_loss_own(levels: Sequence[Tensor], positives: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of the positives (P,), float64, and their places in memory, (P,) int64, all levels one after the other.
+
+    A score is NaN and its place -1 where there is none; all are NaN where a positive is given twice.
+    """
+    own, place = (
+        positives.new_full(positives.shape, math.nan, dtype=torch.float64),
+        torch.full_like(positives, -1),
+    )
+    classes, begin = max(levels[0].shape[-1], 1), 0
+    for level, (scores, at, inside) in zip(levels, places(levels, positives // classes), strict=True):
+        if len(scores):
+            at = at + positives % classes * level.stride(-1)
+            own = torch.where(inside, scores[at].double(), own)
+            place = torch.where(inside, begin + at, place)
+        begin += len(scores)
+    # no early return: on a GPU a look at the indices would wait for it
+    distinct = (positives.sort().values.diff() > 0).all()
+    return torch.where(distinct, own, math.nan), place
+
+
+def ap_loss_bins(
+    levels: Sequence[Tensor], own: Tensor, ignored: Tensor, knots: Tensor, steps: int
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """own (P,): scores of all positives; ignored (I,): rows.
+
+    The bin of every score, (n,) int32 a level in the order of its memory; thresholds in ascending order (B,) and their
+    owners (B,), positive x steps + step; how many scores are in each bin and their sum, float64 (2, B + 1). These are NaN
+    where a score is and where an ignored row does not exist. The lowest bin and the sum of the highest matter to no
+    positive and are 0: their scores may be infinite.
+    """
+    curves = curves_of(knots.to(own.device))
+    offset = MergedKnots.of(curves[1], curves[3]).offset
+    # thresholds that are NaN could not be sorted; the answer is NaN then
+    usable = torch.where(own.abs() <= FARTHEST, own, 0.0)
+    at, owner = (usable[:, None] + offset).flatten().sort(stable=True)  # equal ones in the order of owners
+    finder = Bins(edges_of(at, levels[0].dtype))
+    size = len(at) + 1
+    count = torch.zeros(size, dtype=torch.int64, device=own.device)
+    total = torch.zeros(size, dtype=torch.float64, device=own.device)
+    rows = levels[0].shape[0] * sum(math.prod(level.shape[1:-1]) for level in levels)
+    valid = ((ignored >= 0) & (ignored < rows)).all()
+    kept = []
+    for level, (scores, first, inside) in zip(levels, places(levels, ignored), strict=True):
+        found, numbers = fill(finder, scores, count, total)
+        classes = torch.arange(level.shape[-1], device=own.device) * level.stride(-1)
+        left_out = (first[inside, None] + classes).flatten()
+        count -= torch.bincount(found[left_out], minlength=size)
+        total -= torch.bincount(found[left_out], weights=scores[left_out].double(), minlength=size)
+        found[left_out] = 0  # the lowest bin adds nothing and has no slope
+        kept.append(found)
+        valid = valid & numbers
+    count[0] = total[0] = total[-1] = 0
+    totals = torch.where(valid, torch.stack([count.double(), total]), math.nan)
+    return kept, at, owner.int(), totals
+
+
+def ap_loss_answer(
+    totals: Tensor,
+    at: Tensor,
+    owner: Tensor,
+    own: Tensor,
+    quality: Tensor,
+    knots: Tensor,
+    steps: int,
+    through_denominator: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss (), slopes in every bin (B + 1,), gradients by the positives' scores and qualities (P,), float64.
+
+    totals, at, owner: of `ap_loss_bins`, totals perhaps added over several. own, quality (P,) float64. NaN where one of
+    them cannot be used.
+    """
+    if len(own) == 0:
+        nothing = own.clone()
+        return torch.where(totals.isnan().any(), math.nan, own.sum()), totals[1] * 0, nothing, nothing.clone()
+    curves = curves_of(knots.to(own.device))
+    merged = MergedKnots.of(curves[1], curves[3])
+    valid = ~totals.isnan().any() & ((own.abs() <= FARTHEST) & ~quality.isnan()).all()
+    own = torch.where(valid, own, at.new_zeros(()))
+    count, total = totals
+
+    # a bin's excess over its left threshold, and by how much the positives in it weigh less than 1
+    left, part = torch.cat([at[:1], at]), curves[2].value(quality)
+    of_own = torch.bucketize(own, at, right=True)
+    deficit = torch.zeros_like(count).index_add_(0, of_own, part)
+    deficit_total = torch.zeros_like(count).index_add_(0, of_own, part * own)
+    # total - count * left cancels, and rounding may leave less than nothing
+    excess = (total - count * left).clamp(min=0)
+    weighted = (total - deficit_total - (count - deficit) * left).clamp(min=0)
+    suffix_sums = at.new_empty(4, len(at))
+    suffix_sums[:, owner] = torch.stack([*suffix(count, excess, at), *suffix(count - deficit, weighted, at)])
+    rows = Rows.of(curves, merged, suffix_sums.view(4, len(own), -1), quality, through_denominator)
+
+    # over all rows: slopes in each bin, and the derivative by a weight at its left threshold
+    row, step = owner // len(merged.offset), owner % len(merged.offset)
+    above = value_of_bins(rows.by_above[row] * slope_changes(merged.above)[step])
+    rank = value_of_bins(rows.by_rank[row] * slope_changes(merged.rank)[step])
+    weight_at = torch.cat([at.new_zeros(2), (above[1:-1] * at.diff()).cumsum(0)])
+    weight = weight_at[of_own] + above[of_own] * (own - left[of_own])
+    weight -= rows.by_above * curves[1].value(own.new_tensor(0.5))
+    slopes = above - rank
+    slopes[-1] = 0  # above every threshold nothing changes
+    by_score = rows.by_score + (1 - part) * above[of_own] - rank[of_own]
+    by_quality = rows.by_quality - curves[2].slope(quality) * weight
+    loss, slopes, by_score, by_quality = (
+        torch.where(valid, x, math.nan) for x in (rows.term.sum(), slopes, by_score, by_quality)
+    )
+    return loss, slopes, by_score, by_quality
+
+
+def ap_loss_gradient(bins: Sequence[Tensor], slopes: Tensor, place: Tensor, by_score: Tensor) -> list[Tensor]:
+    """Gradient by the scores of every level (n,), in the order of its memory and in the type of slopes (B + 1,).
+
+    place (P,): of the positives, by `ap_loss_own`; by_score (P,): their own gradients.
+    """
+    results, begin = [], 0
+    for kept in bins:
+        result = slopes.index_select(0, kept)
+        mine = (place >= begin) & (place < begin + len(kept))
+        result[place[mine] - begin] = by_score[
+            mine
+        ]  # after the lookup: it replaces what a positive's bin gave
+        results.append(result)
+        begin += len(kept)
+    return results

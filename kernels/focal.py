@@ -6,7 +6,6 @@ them, and neither one-hot targets nor any other tensor of their size is made but
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._levels import check_levels, packed, working
 from .loader import ready
 
 BACKGROUND, IGNORED = -1, -2
@@ -34,11 +34,11 @@ def focal_sum(
     """
     _check(logits, matched, labels, alpha, gamma)
     # float32 for half precision: p^gamma underflows float16
-    working = [level.float() if level.dtype in (torch.float16, torch.bfloat16) else level for level in logits]
+    wide = [working(level) for level in logits]
     if not ready(matched.device):
-        return reference(working, matched, labels, alpha, gamma)
+        return reference(wide, matched, labels, alpha, gamma)
     total: Tensor = torch.ops.detsearch.focal_sum(
-        [_packed(level) for level in working], matched.contiguous(), labels.contiguous(), alpha, gamma
+        [packed(level) for level in wide], matched.contiguous(), labels.contiguous(), alpha, gamma
     )
     return total
 
@@ -96,31 +96,11 @@ def _no_second_gradient(ctx: Any, *gradients: Tensor) -> None:
     raise NotImplementedError("focal_sum has a first gradient only")
 
 
-def _packed(level: Tensor) -> Tensor:
-    """The tensor itself where it lies as a convolution writes it, in either memory format; else a copy."""
-    if level.is_contiguous() or (level.dim() == 5 and level.permute(0, 3, 4, 1, 2).is_contiguous()):
-        return level
-    return level.contiguous()
-
-
 def _check(logits: Sequence[Tensor], matched: Tensor, labels: Tensor, alpha: float, gamma: float) -> None:
-    if not logits:
-        raise ValueError("logits must have at least one level, got none")
-    first = logits[0]
-    for number, level in enumerate(logits):
-        if level.dim() not in (3, 5):
-            raise ValueError(
-                f"logits must be (B, A, C) or (B, H, W, S, C), got {tuple(level.shape)} at {number}"
-            )
-        if not level.is_floating_point() or level.dtype != first.dtype:
-            raise TypeError(f"logits must share one floating-point dtype, got {level.dtype} at {number}")
-        if (level.shape[0], level.shape[-1]) != (first.shape[0], first.shape[-1]):
-            raise ValueError(
-                f"levels must share images and classes, got {tuple(first.shape)} and {tuple(level.shape)}"
-            )
-    priors = sum(math.prod(level.shape[1:-1]) for level in logits)
-    if matched.shape != (first.shape[0], priors):
-        raise ValueError(f"matched must be {(first.shape[0], priors)}, got {tuple(matched.shape)}")
+    priors = check_levels("logits", logits)
+    images = logits[0].shape[0]
+    if matched.shape != (images, priors):
+        raise ValueError(f"matched must be {(images, priors)}, got {tuple(matched.shape)}")
     if labels.dim() != 1:
         raise ValueError(f"labels must be (G,), got {tuple(labels.shape)}")
     for name, tensor in (("matched", matched), ("labels", labels)):

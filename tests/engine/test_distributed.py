@@ -156,14 +156,26 @@ def test_killed_then_interrupted_the_same_command_ends_in_the_same_weights(
     assert same_weights(tmp_path / ckpt.LAST, whole / "run" / ckpt.LAST)
 
 
-def test_two_processes_train_what_one_does_even_where_one_has_no_ground_truth(tmp_path: Path) -> None:
-    # each of 4 steps x 2 micro-batches of 4 images has one image with boxes, which is rank 0's;
+@pytest.mark.parametrize(
+    ("loss", "term", "with_boxes"),
+    [
+        # each of 4 steps x 2 micro-batches of 4 images has one image with boxes, which is rank 0's
+        ("focal_iou", "regression", {0, 4}),
+        # rank 1 has none in the first micro-batch, and both of its images have some in the second; these rank together
+        ("parameterized_ap", "ap", {0, 4, 5, 7}),
+    ],
+)
+def test_two_processes_train_what_one_does_even_where_one_has_no_ground_truth(
+    tmp_path: Path, loss: str, term: str, with_boxes: set[int]
+) -> None:
     # frozen batch norms, because a share of the batch has other statistics
     order = loader(small(data={"source": "shapes:images=32,val=8,test=8,size=64"}), 0, 1).rows(0)
-    boxes = [[[8.0, 8, 24, 40], [30, 20, 32, 32]] if order.index(i) % 4 == 0 else [] for i in range(32)]
+    some = [[8.0, 8, 24, 40], [30, 20, 32, 32]]
+    boxes = [some if order.index(i) % 8 in with_boxes else [] for i in range(32)]
     write_coco(tmp_path / "data", boxes)
     changes: dict[str, Any] = {
         "data": {"source": str(tmp_path / "data")},
+        "loss": loss,
         "backbone": {"frozen_bn": True},
         "optim": {"name": "sgd", "lr": 0.01, "accumulate": 2, "clip_norm": 0.1},
         "schedule": {"epochs": 1, "warmup_steps": 0},
@@ -173,7 +185,7 @@ def test_two_processes_train_what_one_does_even_where_one_has_no_ground_truth(tm
     for name, recipe in (("one", one), ("two", two)):
         fit(recipe, tmp_path / name)
         entries = map(json.loads, (tmp_path / name / ckpt.LOG).read_text().splitlines())
-        losses[name] = [e["regression"] for e in entries if "step" in e]
+        losses[name] = [e[term] for e in entries if "step" in e]
     assert len(losses["one"]) == 4 and min(losses["one"]) > 0
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
     torch.manual_seed(one.seed)

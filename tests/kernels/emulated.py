@@ -16,7 +16,10 @@ def load(name: str) -> None:
     """Register the operators of emulation/<name>.cpp as torch.ops.detsearch_emulated's, for tensors on the CPU."""
     cpu = build.cpu_library()
     digest = hashlib.sha256(cpu.identity.encode())  # covers the headers, which both include
-    for path in (*sorted(EMULATION.iterdir()), *sorted(build.SOURCES.rglob("*.cu"))):
+    for path in (
+        *sorted(x for x in EMULATION.rglob("*") if x.is_file()),
+        *sorted(build.SOURCES.rglob("*.cu")),
+    ):
         digest.update(path.read_bytes())
     flags = ("-DUSE_CUDA", "-Wno-unknown-pragmas", "-Wno-attributes", f"-I{EMULATION}")
     library = replace(

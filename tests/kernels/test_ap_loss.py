@@ -283,13 +283,19 @@ def test_gradcheck(way: str) -> None:
 def test_opcheck(predictions: int, positives: int) -> None:
     if not loader.ready(torch.device("cpu")):
         pytest.skip("no compiled kernels")
-    scores, index, quality = problem(predictions, positives, 0, torch.float32)
-    operator = torch.ops.detsearch.parameterized_ap_loss.default
-    inputs = scores, index, quality, SEARCHED.knots, SEARCHED.steps, False
-    torch.library.opcheck(operator, inputs)
-    loss, *kept = [x.detach() for x in operator(*inputs)]
-    backward = torch.ops.detsearch.parameterized_ap_loss_backward.default
-    torch.library.opcheck(backward, (index, *kept[:3], loss))
+    scores, index, quality = (x.detach() for x in problem(predictions, positives, 0, torch.float32))
+    levels = [scores[:2, None][None], scores[2:, None][None]]
+    ops, knots = torch.ops.detsearch, (SEARCHED.knots, SEARCHED.steps)
+    own, place = ops.ap_loss_own(levels, index)
+    ignored = torch.tensor([i for i in (1, 3) if i not in index])
+    bins, *rest = ops.ap_loss_bins(levels, own, ignored, *knots)
+    at, owner, totals = rest
+    answer = totals, at, owner, own, quality.double(), *knots, True
+    _, slopes, by_score, _ = ops.ap_loss_answer(*answer)
+    torch.library.opcheck(ops.ap_loss_own.default, (levels, index))
+    torch.library.opcheck(ops.ap_loss_bins.default, (levels, own, ignored, *knots))
+    torch.library.opcheck(ops.ap_loss_answer.default, answer)
+    torch.library.opcheck(ops.ap_loss_gradient.default, (bins, slopes.float(), place, by_score.float()))
 
 
 @pytest.mark.parametrize("predictions", [0, 7])
@@ -344,9 +350,10 @@ def test_a_loss_scaled_by_the_caller_scales_its_gradients(way: str) -> None:
     "change, error, words",
     [
         ({"scores": torch.zeros(4, 2)}, ValueError, r"scores are \(N,\).*\(4, 2\)"),
-        ({"scores": torch.zeros(4, dtype=torch.int64)}, TypeError, "floating point, got torch.int64"),
+        ({"scores": torch.zeros(4, dtype=torch.int64)}, TypeError, "floating-point dtype, got torch.int64"),
+        ({"quality": torch.ones(1, dtype=torch.int64)}, TypeError, "floating point, got torch.int64"),
         ({"positives": torch.tensor([1], dtype=torch.int32)}, TypeError, "int64 .* got torch.int32"),
-        ({"quality": torch.zeros(2)}, ValueError, r"got \(4,\), \(1,\) and \(2,\)"),
+        ({"quality": torch.zeros(2)}, ValueError, r"got \(1,\), \(2,\) and \(0,\)"),
         (
             {"scores": torch.tensor([0, 1, math.nan, 1])},
             ValueError,
@@ -363,6 +370,10 @@ def test_a_loss_scaled_by_the_caller_scales_its_gradients(way: str) -> None:
         ({"scores": torch.tensor([0, math.inf, 0, 0])}, ValueError, "within 1e\\+12 of 0, got inf"),
         ({"scores": torch.empty(4, device="meta")}, ValueError, "one device, got meta"),
         ({"scores": torch.zeros(0)}, ValueError, "index 0 scores, got 1"),
+        ({"scores": []}, ValueError, "at least one level"),
+        ({"ignored": torch.tensor([2], dtype=torch.int32)}, TypeError, "ignored are int64"),
+        ({"ignored": torch.tensor([4])}, ValueError, "ignored index 4 rows, got 4"),
+        ({"ignored": torch.tensor([0, 1])}, ValueError, "a positive is not ignored, got row 1"),
     ],
 )
 def test_bad_input_is_named(way: str, change: dict, error: type, words: str) -> None:

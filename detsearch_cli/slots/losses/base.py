@@ -62,12 +62,17 @@ def mean_over_ranks(value: Tensor, minimum: float = 1.0) -> Tensor:
 
     Dividing by it makes averaged gradients those of one large batch; safe on a rank without objects.
     """
-    value, ranks = value.detach().float(), 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    value, ranks = value.detach().float(), number_of_ranks()
+    if ranks > 1:
         value = value.clone()  # all_reduce writes in place, and `value` may be the caller's
         torch.distributed.all_reduce(value)
-        ranks = torch.distributed.get_world_size()
     return value.clamp(min=minimum) / ranks
+
+
+def number_of_ranks() -> int:
+    """Processes of a distributed training, over which gradients are averaged; 1 of any other."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
 
 
 def box_loss(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from detsearch_cli.errors import RecipeError
-from detsearch_cli.slots.losses.base import DetectionLoss
+from detsearch_cli.slots.losses.base import DetectionLoss, mean_over_ranks, number_of_ranks
 from detsearch_cli.structures import IGNORE, Assignment, Dense, Targets
 
 Points = tuple[tuple[float, float], ...]
@@ -40,6 +41,37 @@ def named_curve(name: str) -> Points:
     return tuple((t, t**2) if name == "square" else (t**4, t**2) for t in parts)
 
 
+@dataclass(frozen=True)
+class _Ranking:
+    """Predictions that are ranked together.
+
+    levels: views of the scores, (B, H, W, priors a cell, C) a level, or one (B, A, C). ignored (B, A) bool. Of the positives
+    image, prior, label (P,) int64 and quality (P,), their localisation scores with gradient.
+    """
+
+    levels: Sequence[Tensor]
+    ignored: Tensor
+    image: Tensor
+    prior: Tensor
+    label: Tensor
+    quality: Tensor
+
+    def positives(self) -> Tensor:
+        """Their indices among the scores, as if these were one (B, A, C): (P,) int64."""
+        return (self.image * self.ignored.shape[1] + self.prior) * self.levels[0].shape[-1] + self.label
+
+    def images(self) -> list[_Ranking]:
+        """Each image alone. The views of a level are made at once, or each would have a gradient as large as the level."""
+        own = zip(*(level.split(1) for level in self.levels), strict=True)
+        parts = []
+        for number, levels in enumerate(own):
+            mine = self.image == number
+            index = torch.zeros_like(self.image[mine])
+            positives = index, self.prior[mine], self.label[mine], self.quality[mine]
+            parts.append(_Ranking(levels, self.ignored[number, None], *positives))
+        return parts
+
+
 class ParameterizedAP(DetectionLoss):
     """1 + Eq. 6 of Tao et al. 2022 (Searching Parameterized AP Loss) over all predictions and classes of the batch: 1 minus
     an average precision whose Heaviside steps are the five curves, 0 where all is right.
@@ -50,11 +82,12 @@ class ParameterizedAP(DetectionLoss):
 
     `sigmoid` is the paper's Table 2: sigmoid(s_j - s_i), which is no curve from (0, 0) to (1, 1), in both functions of
     scores; those of localisation are then linear, where the paper says nothing. It holds positives x predictions
-    numbers, in pieces.
+    numbers, in pieces, and a copy of all scores.
 
     A loss of a ranking does not change when all scores do by the same, so a detector's default score threshold is 0 with
-    it. Micro-batches (`optim.accumulate`) and the processes of a distributed training rank their own images: their
-    average is not the ranking of the whole batch.
+    it. The processes of a distributed training rank their images together, as one process would; with `sigmoid` each
+    ranks its own. Micro-batches (`optim.accumulate`) always rank among themselves: their average is not the ranking of
+    the whole batch.
     """
 
     ranks: ClassVar[bool] = True
@@ -92,34 +125,42 @@ class ParameterizedAP(DetectionLoss):
     def __call__(self, dense: Dense, assignment: Assignment, targets: Targets) -> dict[str, Tensor]:
         image, prior = assignment.positive.nonzero(as_tuple=True)
         gt = assignment.matched[image, prior]
-        logits = dense.logits
-        if bool((assignment.matched == IGNORE).any()):
-            logits = logits.masked_fill((assignment.matched == IGNORE)[..., None], -math.inf)
         reached = _Scaled.apply(dense.boxes[image, prior], self.scale)
         quality = localisation_score(reached, targets.boxes[gt], self.localisation)
-        at = prior * logits.shape[2] + targets.labels[gt]
-        if self.over == "batch":
-            rows = logits.flatten()[None]
-            positives = [(image * logits[0].numel() + at, quality)]
-        else:
-            rows = logits.flatten(1)
-            positives = [(at[image == i], quality[image == i]) for i in range(len(rows))]
-        losses = [self._loss(row, index, score) for row, (index, score) in zip(rows, positives, strict=True)]
-        known = [loss for loss, (index, _) in zip(losses, positives, strict=True) if len(index)]
+        ranking = _Ranking(
+            levels_of(dense), assignment.matched == IGNORE, image, prior, targets.labels[gt], quality
+        )
+        if self.over == "batch" and self.curves != "sigmoid":
+            return {"ap": self._of_all_processes(ranking)}
+        parts = ranking.images() if self.over == "image" else [ranking]
         # without positives a sum over nothing, which still reaches every prediction
-        return {"ap": 1 + torch.stack(known).mean() if known else torch.stack(losses).sum()}
+        losses = [self._rank(part) + (len(part.prior) > 0) for part in parts]
+        number = torch.tensor(sum(len(part.prior) > 0 for part in parts), device=dense.device)
+        return {"ap": torch.stack(losses).sum() / mean_over_ranks(number)}
 
-    def _loss(self, scores: Tensor, positives: Tensor, quality: Tensor) -> Tensor:
-        if len(positives) == 0:
-            return scores[:0].sum() + quality.sum()
+    def _of_all_processes(self, ranking: _Ranking) -> Tensor:
+        """The loss of the whole batch, the same on every rank; its gradient as the others expect, who average them."""
+        number = torch.tensor(len(ranking.prior), device=ranking.quality.device)
+        loss = _Scaled.apply(self._rank(ranking, across=True), number_of_ranks())
+        return loss + (mean_over_ranks(number, minimum=0) > 0)
+
+    def _rank(self, part: _Ranking, across: bool = False) -> Tensor:
+        """Eq. 6; 0 without positives."""
         if self.curves == "sigmoid":
-            return _sigmoid_loss(scores, positives, quality, self.through_denominator)
+            return _sigmoid_loss(part, self.through_denominator)
         try:
-            return parameterized_ap_loss(scores, positives, quality, self._operator, self.through_denominator)
-        except (
-            ValueError
-        ):  # scores that are NaN or beyond all bounds: the training has diverged, and says so itself
-            return scores.sum() * math.nan
+            return parameterized_ap_loss(
+                part.levels,
+                part.positives(),
+                part.quality,
+                self._operator,
+                self.through_denominator,
+                ignored=part.ignored.flatten().nonzero()[:, 0],
+                across=across,
+            )
+        # scores that are NaN or beyond all bounds: the training has diverged, and says so itself
+        except ValueError:
+            return torch.stack([level.sum() for level in part.levels]).sum() * math.nan
 
     def stuck(self, terms: Mapping[str, float]) -> bool:
         """At 1, where no positive counts for anything: the released search gives up there, too."""
@@ -173,8 +214,19 @@ class _Scaled(torch.autograd.Function):
         return gradient * ctx.scale, None
 
 
-def _sigmoid_loss(scores: Tensor, positives: Tensor, quality: Tensor, through_denominator: bool) -> Tensor:
+def levels_of(dense: Dense) -> list[Tensor]:
+    """The scores where the head wrote them: (B, H, W, priors a cell, C) a level, or all in one (B, A, C)."""
+    # such maps are one tensor, whose parts by level would not lie in one piece
+    return list(dense.maps) if dense.maps[0].dim() == 3 else dense.rows()
+
+
+def _sigmoid_loss(part: _Ranking, through_denominator: bool) -> Tensor:
     """Eq. 6 with sigmoid(s_j - s_i) for the second and fourth function and the identity for the others."""
+    logits = torch.cat([level.flatten(1, -2) for level in part.levels], 1)
+    scores = logits.masked_fill(part.ignored[..., None], -math.inf).flatten()
+    positives, quality = part.positives(), part.quality
+    if len(positives) == 0:
+        return logits[:0].sum() + quality.sum()
     pairs = len(positives) * len(scores)
     if pairs > MOST_PAIRS:
         raise RecipeError(

@@ -38,21 +38,42 @@ void in_shares(int64_t n, Work work) {
   });
 }
 
+// The scores of a level in the order of its memory, and where the bin of each is kept.
+template <typename T, typename Index>
+struct Run {
+  const T* scores;
+  Index* bins;
+  int64_t count;
+};
+
+// Calls visit(run, from, to) for the parts of the runs that lie in [from, to) when they are laid one after the other.
+template <typename T, typename Index, typename Visit>
+void in_runs(const std::vector<Run<T, Index>>& runs, int64_t from, int64_t to, Visit visit) {
+  int64_t begin = 0;
+  for (const Run<T, Index>& run : runs) {
+    const int64_t first = std::max(from - begin, int64_t(0)), last = std::min(to - begin, run.count);
+    if (first < last) visit(run, first, last);
+    begin += run.count;
+  }
+}
+
 // Fills the bins and keeps the bin of every score; whether no score is NaN.
 template <typename T, typename Index>
-bool fill(const BinFinder<T>& finder, const T* scores, int64_t n, Index* bin_of, std::vector<Bin>& bins) {
+bool fill(const BinFinder<T>& finder, const std::vector<Run<T, Index>>& runs, int64_t n, std::vector<Bin>& bins) {
   const size_t size = bins.size();
   std::vector<std::vector<Bin>> parts(shares_of(n) - 1);  // of the shares after the first
-  std::vector<char> valid(parts.size() + 1);  // not vector<bool>, whose elements share bytes: threads write them
+  std::vector<char> valid(parts.size() + 1, 1);  // not vector<bool>, whose elements share bytes: threads write them
   in_shares(n, [&](int64_t share, int64_t from, int64_t to) {
     if (share > 0) parts[share - 1].resize(size);
     Bin* part = share > 0 ? parts[share - 1].data() : bins.data();
-    const T* mine = scores + from;
-    Index* kept = bin_of + from;
-    valid[share] = finder.find(mine, to - from, [=](int64_t k, uint32_t bin) {
-      part[bin].sum += static_cast<double>(mine[k]);
-      ++part[bin].count;
-      kept[k] = static_cast<Index>(bin);
+    in_runs(runs, from, to, [&](const Run<T, Index>& run, int64_t first, int64_t last) {
+      const T* mine = run.scores + first;
+      Index* kept = run.bins + first;
+      valid[share] &= finder.find(mine, last - first, [=](int64_t k, uint32_t bin) {
+        part[bin].sum += static_cast<double>(mine[k]);
+        ++part[bin].count;
+        kept[k] = static_cast<Index>(bin);
+      });
     });
   });
   // in the order of the scores, whichever thread ended first
@@ -65,132 +86,29 @@ bool fill(const BinFinder<T>& finder, const T* scores, int64_t n, Index* bin_of,
   return std::find(valid.begin(), valid.end(), 0) == valid.end();
 }
 
-template <typename T>
-struct Positives {
-  std::vector<int64_t> index;
-  std::vector<double> score, quality;
-
-  // Whether they can be used: distinct predictions with finite scores, and qualities that are numbers.
-  bool read(const T* scores, int64_t n, const int64_t* positives, const T* qualities, int64_t count) {
-    index.assign(positives, positives + count);
-    for (int64_t i = 0; i < count; ++i) {
-      if (index[i] < 0 || index[i] >= n || qualities[i] != qualities[i]) return false;
-      score.push_back(static_cast<double>(scores[index[i]]));
-      quality.push_back(static_cast<double>(qualities[i]));
-      if (!(std::fabs(score[i]) <= kFarthest)) return false;
+// Takes the scores of ignored rows out again: into the lowest bin, which adds nothing and has no slope. Afterwards,
+// because a question asked of every score would cost more than all of them. False where there is no such row.
+template <typename T, typename Index>
+bool leave_out(const Levels& levels, const std::vector<Run<T, Index>>& runs, const Tensor& ignored,
+               std::vector<Bin>& bins) {
+  const int64_t* row = ignored.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < ignored.numel(); ++i) {
+    bool found = false;
+    for (size_t l = 0; l < runs.size() && !found; ++l) {
+      const LogitLayout& layout = levels.layouts[l];
+      const int64_t first = layout.find(row[i], levels.priors);
+      found = first >= 0;
+      for (int64_t c = 0; found && c < layout.classes; ++c) {
+        const int64_t k = first + c * layout.class_stride();
+        Index& bin = runs[l].bins[k];
+        bins[bin].sum -= static_cast<double>(runs[l].scores[k]);
+        --bins[bin].count;
+        bin = 0;
+      }
     }
-    std::vector<int64_t> ordered = index;
-    // most callers pass them ascending, and the test is much cheaper than sorting
-    if (!std::is_sorted(ordered.begin(), ordered.end())) std::sort(ordered.begin(), ordered.end());
-    return std::adjacent_find(ordered.begin(), ordered.end()) == ordered.end();
+    if (!found) return false;
   }
-};
-
-// The loss, and what backward needs.
-template <typename T, typename Index>
-struct Result {
-  T* loss;
-  Index* bins;    // of the scores
-  T* slopes;      // gradient by a negative's score, of every bin
-  T* by_score;    // positives'
-  T* by_quality;  // positives'
-};
-
-// Thresholds in ascending order and what fell between them; bin b lies left of threshold b.
-struct Binned {
-  std::vector<double> at;
-  std::vector<int32_t> owner;  // of thresholds: positive x steps + step
-  std::vector<Bin> bins;
-  std::vector<uint32_t> own_bin;  // the positives' bins
-  // of each bin: by how much the positives weigh less than 1, and that times their scores
-  std::vector<double> deficit, deficit_sum;
-};
-
-// False where a score is NaN.
-template <typename T, typename Index>
-bool sort_into_bins(const Loss& loss, const T* scores, int64_t n, const Positives<T>& positives, Index* bin_of,
-                    Binned& result) {
-  const int64_t rows = static_cast<int64_t>(positives.index.size()), steps = loss.merged.steps;
-  std::vector<double> threshold(rows * steps);
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t k = 0; k < steps; ++k) threshold[i * steps + k] = positives.score[i] + loss.merged.offset[k];
-  }
-  const BinFinder<T> finder(threshold, n, result.at, result.owner);
-  result.bins.resize(rows * steps + 1);
-  result.deficit.resize(rows * steps + 1);
-  result.deficit_sum.resize(rows * steps + 1);
-  for (int64_t i = 0; i < rows; ++i) {
-    // negatives have weight 1, so only the few positives need their weights subtracted
-    const uint32_t bin = finder.bin_of(static_cast<T>(positives.score[i]));
-    const double part = loss.others.value(positives.quality[i]);
-    result.own_bin.push_back(bin);
-    result.deficit[bin] += part;
-    result.deficit_sum[bin] += part * positives.score[i];
-  }
-  return fill(finder, scores, n, bin_of, result.bins);
-}
-
-// The suffix sums at every threshold, in the order of owners.
-std::vector<SuffixSums> suffix_sums_of(const Binned& binned) {
-  const auto& [at, owner, bins, own_bin, deficit, deficit_sum] = binned;
-  const int64_t count = static_cast<int64_t>(at.size());
-  std::vector<SuffixSums> suffix_sums(count);
-  SuffixSums p = {double(bins[count].count), 0, bins[count].count - deficit[count], 0};
-  for (int64_t b = count - 1; b >= 0; --b) {
-    if (b < count - 1) {
-      const double gap = at[b + 1] - at[b], all = double(bins[b + 1].count), weighted = all - deficit[b + 1];
-      // the scores right of the bin lie farther from this threshold by `gap`; those of the bin count from the
-      // threshold. at_least_0: a sum minus count x threshold cancels, and rounding may leave less than nothing
-      p.excess += p.count * gap + at_least_0(bins[b + 1].sum - all * at[b]);
-      p.weighted_excess +=
-          p.weighted_count * gap + at_least_0((bins[b + 1].sum - deficit_sum[b + 1]) - weighted * at[b]);
-      p.count += all;
-      p.weighted_count += weighted;
-    }
-    suffix_sums[owner[b]] = p;
-  }
-  return suffix_sums;
-}
-
-template <typename T>
-std::vector<Row> rows_of(const Loss& loss, const std::vector<SuffixSums>& suffix_sums, const Positives<T>& positives) {
-  std::vector<Row> rows;
-  const SuffixSums* of = suffix_sums.data();
-  for (const double quality : positives.quality) {
-    Sums sums = {};
-    for (int k = 0; k + 1 < loss.merged.steps; ++k) sums.add(loss.merged, k, of[k], of[k + 1]);
-    rows.push_back(row_of(loss, sums, quality));
-    of += loss.merged.steps;
-  }
-  return rows;
-}
-
-template <typename T, typename Index>
-void write_results(const Loss& loss, const Binned& binned, const Positives<T>& positives, Result<T, Index> out) {
-  const std::vector<Row> row = rows_of(loss, suffix_sums_of(binned), positives);
-  const MergedKnots& merged = loss.merged;
-  const int64_t count = static_cast<int64_t>(binned.at.size());
-  std::vector<Column> column(count + 1);
-  for (int64_t b = 0; b < count; ++b) {
-    const int32_t i = binned.owner[b] / merged.steps, k = binned.owner[b] % merged.steps;
-    // running sums: what the thresholds up to here change, so that a bin's value is read off
-    Column& next = column[b + 1] = column[b];
-    // with the slope before this threshold: the weight grows along the bin that ends here
-    if (b > 0) next.weight += column[b].above * (binned.at[b] - binned.at[b - 1]);
-    next.above += row[i].by_above * (merged.above[k] - (k ? merged.above[k - 1] : 0.0));
-    next.rank += row[i].by_rank * (merged.rank[k] - (k ? merged.rank[k - 1] : 0.0));
-    out.slopes[b] = static_cast<T>(column[b].above - column[b].rank);
-  }
-  out.slopes[count] = T(0);  // above every threshold nothing changes
-  double value = 0;
-  for (size_t i = 0; i < row.size(); ++i) {
-    const Column& c = column[binned.own_bin[i]];
-    const double quality = positives.quality[i], beyond = positives.score[i] - binned.at[binned.own_bin[i] - 1];
-    out.by_score[i] = static_cast<T>(score_gradient(loss, row[i], c, quality));
-    out.by_quality[i] = static_cast<T>(quality_gradient(loss, row[i], c, quality, beyond));
-    value += row[i].value;
-  }
-  *out.loss = static_cast<T>(value);
+  return true;
 }
 
 template <typename T>
@@ -200,65 +118,183 @@ bool has_nan(const T* scores, int64_t n) {
   return saw_nan != 0;
 }
 
+// The suffix sums at every threshold, in the order of owners. deficit, deficit_sum: of each bin, by how much the
+// positives weigh less than 1, and that times their scores.
+std::vector<SuffixSums> suffix_sums_of(const double* at, const int32_t* owner, int64_t count, const double* totals,
+                                       const std::vector<double>& deficit, const std::vector<double>& deficit_sum) {
+  const double *number = totals, *sum = totals + count + 1;
+  std::vector<SuffixSums> suffix_sums(count);
+  SuffixSums p = {number[count], 0, number[count] - deficit[count], 0};
+  for (int64_t b = count - 1; b >= 0; --b) {
+    if (b < count - 1) {
+      const double gap = at[b + 1] - at[b], all = number[b + 1], weighted = all - deficit[b + 1];
+      // the scores right of the bin lie farther from this threshold by `gap`; those of the bin count from the
+      // threshold. at_least_0: a sum minus count x threshold cancels, and rounding may leave less than nothing
+      p.excess += p.count * gap + at_least_0(sum[b + 1] - all * at[b]);
+      p.weighted_excess += p.weighted_count * gap + at_least_0((sum[b + 1] - deficit_sum[b + 1]) - weighted * at[b]);
+      p.count += all;
+      p.weighted_count += weighted;
+    }
+    suffix_sums[owner[b]] = p;
+  }
+  return suffix_sums;
+}
+
+std::vector<Row> rows_of(const Loss& loss, const std::vector<SuffixSums>& suffix_sums, const double* quality,
+                         int64_t number) {
+  std::vector<Row> rows;
+  const SuffixSums* of = suffix_sums.data();
+  for (int64_t i = 0; i < number; ++i) {
+    Sums sums = {};
+    for (int k = 0; k + 1 < loss.merged.steps; ++k) sums.add(loss.merged, k, of[k], of[k + 1]);
+    rows.push_back(row_of(loss, sums, quality[i]));
+    of += loss.merged.steps;
+  }
+  return rows;
+}
+
+// What follows from the thresholds up to a bin; writes the slopes of all bins.
+std::vector<Column> columns_of(const Loss& loss, const std::vector<Row>& row, const double* at, const int32_t* owner,
+                               int64_t count, double* slopes) {
+  const MergedKnots& merged = loss.merged;
+  std::vector<Column> column(count + 1);
+  for (int64_t b = 0; b < count; ++b) {
+    const int32_t i = owner[b] / merged.steps, k = owner[b] % merged.steps;
+    // running sums: what the thresholds up to here change, so that a bin's value is read off
+    Column& next = column[b + 1] = column[b];
+    // with the slope before this threshold: the weight grows along the bin that ends here
+    if (b > 0) next.weight += column[b].above * (at[b] - at[b - 1]);
+    next.above += row[i].by_above * (merged.above[k] - (k ? merged.above[k - 1] : 0.0));
+    next.rank += row[i].by_rank * (merged.rank[k] - (k ? merged.rank[k - 1] : 0.0));
+    slopes[b] = column[b].above - column[b].rank;
+  }
+  slopes[count] = 0.0;  // above every threshold nothing changes
+  return column;
+}
+
 struct Cpu {
-  template <typename T, typename Index>
-  static Outputs forward(const Tensor& scores, const Tensor& positives, const Tensor& quality, const Loss& loss) {
-    const int64_t n = scores.numel(), rows = positives.numel(), count = rows * loss.merged.steps;
-    Tensor value = torch::stable::new_empty(scores, {}),
-           bins = torch::stable::new_empty(scores, {n}, sizeof(Index) == 2 ? ScalarType::Short : ScalarType::Int),
-           slopes = torch::stable::new_empty(scores, {count + 1}), by_score = torch::stable::new_empty(scores, {rows}),
-           by_quality = torch::stable::new_empty(scores, {rows});
-    use_large_pages(bins);
-    const Result<T, Index> out = {value.mutable_data_ptr<T>(), static_cast<Index*>(bins.mutable_data_ptr()),
-                                  slopes.mutable_data_ptr<T>(), by_score.mutable_data_ptr<T>(),
-                                  by_quality.mutable_data_ptr<T>()};
-    const T* s = scores.const_data_ptr<T>();
-    Positives<T> checked;
-    bool valid = checked.read(s, n, positives.const_data_ptr<int64_t>(), quality.const_data_ptr<T>(), rows);
-    if (valid && rows) {
-      Binned binned;
-      valid = sort_into_bins(loss, s, n, checked, out.bins, binned);
-      if (valid) write_results(loss, binned, checked, out);
+  template <typename T>
+  static void own(const Levels& levels, const Tensor& positives, Tensor& own, Tensor& place) {
+    const int64_t rows = positives.numel(), classes = levels.layouts[0].classes;
+    const int64_t* index = positives.const_data_ptr<int64_t>();
+    double* score = own.mutable_data_ptr<double>();
+    int64_t* at = place.mutable_data_ptr<int64_t>();
+    for (int64_t i = 0; i < rows; ++i) {
+      score[i] = std::numeric_limits<double>::quiet_NaN();  // the caller says what is wrong
+      at[i] = -1;
+      if (index[i] < 0) continue;
+      for (size_t l = 0; l < levels.layouts.size(); ++l) {
+        const LogitLayout& layout = levels.layouts[l];
+        const int64_t first = classes ? layout.find(index[i] / classes, levels.priors) : -1;
+        if (first < 0) continue;
+        const int64_t k = first + index[i] % classes * layout.class_stride();
+        score[i] = static_cast<double>(levels.scores[l].const_data_ptr<T>()[k]);
+        at[i] = levels.begin[l] + k;
+      }
     }
-    if (rows == 0) {
-      valid = !has_nan(s, n);
-      std::fill(out.bins, out.bins + n, Index(0));  // backward looks the slope 0 up for all
-      *out.loss = out.slopes[0] = T(0);
-    }
-    if (!valid) {  // the caller says what is wrong
-      constexpr T nan = std::numeric_limits<T>::quiet_NaN();
-      *out.loss = nan;
-      std::fill(out.bins, out.bins + n, Index(0));
-      std::fill(out.slopes, out.slopes + count + 1, nan);
-      std::fill(out.by_score, out.by_score + rows, nan);
-      std::fill(out.by_quality, out.by_quality + rows, nan);
-    }
-    return {value, bins, slopes, by_score, by_quality};
+    std::vector<int64_t> ordered(index, index + rows);
+    // most callers pass them ascending, and the test is much cheaper than sorting
+    if (!std::is_sorted(ordered.begin(), ordered.end())) std::sort(ordered.begin(), ordered.end());
+    if (std::adjacent_find(ordered.begin(), ordered.end()) != ordered.end())
+      std::fill(score, score + rows, std::numeric_limits<double>::quiet_NaN());
   }
 
   template <typename T, typename Index>
-  static Tensor backward(const Tensor& positives, const Tensor& bins, const Tensor& slopes, const Tensor& by_score,
-                         const Tensor& gradient) {
-    const int64_t n = bins.numel(), count = slopes.numel();
-    Tensor result = torch::stable::new_empty(slopes, {n});
-    use_large_pages(result);
-    T* out = result.mutable_data_ptr<T>();
-    const T factor = *gradient.const_data_ptr<T>();
-    std::vector<T> slope(slopes.const_data_ptr<T>(), slopes.const_data_ptr<T>() + count);
-    for (T& x : slope) x *= factor;  // once a bin, not once a score
-    const Index* bin = static_cast<const Index*>(bins.const_data_ptr());
-    in_shares(n, [&](int64_t, int64_t from, int64_t to) {
-      const T* table = slope.data();
-      for (int64_t k = from; k < to; ++k) out[k] = table[bin[k]];
-    });
-    // after all scores: a positive's own gradient replaces that of its bin
-    const int64_t* index = positives.const_data_ptr<int64_t>();
-    const T* own = by_score.const_data_ptr<T>();
-    for (int64_t i = 0; i < positives.numel(); ++i) {
-      // a loss that is NaN still has a backward pass, with indices that may lie anywhere
-      if (index[i] >= 0 && index[i] < n) out[index[i]] = own[i] * factor;
+  static void bins(const Levels& levels, const Tensor& own, const Tensor& ignored, const Loss& loss, Binned& results) {
+    const int64_t rows = own.numel(), steps = loss.merged.steps, count = rows * steps;
+    std::vector<Run<T, Index>> runs;
+    for (size_t l = 0; l < levels.scores.size(); ++l) {
+      use_large_pages(results.bins[l]);
+      runs.push_back({levels.scores[l].const_data_ptr<T>(), static_cast<Index*>(results.bins[l].mutable_data_ptr()),
+                      levels.layouts[l].count()});
     }
-    return result;
+    std::vector<Bin> bins(count + 1);
+    bool valid = true;
+    if (rows == 0) {
+      for (const Run<T, Index>& run : runs) {
+        valid &= !has_nan(run.scores, run.count);
+        std::fill(run.bins, run.bins + run.count, Index(0));  // the slope 0 is looked up for all
+      }
+    } else {
+      std::vector<double> threshold(count);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t k = 0; k < steps; ++k)
+          threshold[i * steps + k] = usable(own.const_data_ptr<double>()[i]) + loss.merged.offset[k];
+      }
+      const BinFinder<T> finder(threshold, levels.count, results.at.mutable_data_ptr<double>(),
+                                results.owner.mutable_data_ptr<int32_t>());
+      valid = fill(finder, runs, levels.count, bins) && leave_out(levels, runs, ignored, bins);
+    }
+    bins[0] = {};  // may be infinite, and so may the highest sum; neither matters
+    bins[count].sum = 0;
+    double *number = results.totals.mutable_data_ptr<double>(), *sum = number + count + 1;
+    for (int64_t b = 0; b <= count; ++b) {
+      // all of them: added up over processes they tell each of the NaN
+      number[b] = valid ? static_cast<double>(bins[b].count) : std::numeric_limits<double>::quiet_NaN();
+      sum[b] = valid ? bins[b].sum : std::numeric_limits<double>::quiet_NaN();
+    }
+  }
+
+  static void answer(const Tensor& totals, const Tensor& at, const Tensor& owner, const Tensor& own,
+                     const Tensor& quality, const Loss& loss, const Answer& out) {
+    const int64_t rows = own.numel(), count = at.numel();
+    const double *threshold = at.const_data_ptr<double>(), *total = totals.const_data_ptr<double>(),
+                 *score = own.const_data_ptr<double>(), *u = quality.const_data_ptr<double>();
+    double *value = out.loss.mutable_data_ptr<double>(), *slopes = out.slopes.mutable_data_ptr<double>(),
+           *by_score = out.by_score.mutable_data_ptr<double>(), *by_quality = out.by_quality.mutable_data_ptr<double>();
+    bool valid = total[0] == total[0];
+    for (int64_t i = 0; i < rows; ++i) valid &= std::fabs(score[i]) <= kFarthest && u[i] == u[i];
+    if (!valid) {  // the caller says what is wrong
+      constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+      *value = nan;
+      std::fill(slopes, slopes + count + 1, nan);
+      std::fill(by_score, by_score + rows, nan);
+      std::fill(by_quality, by_quality + rows, nan);
+      return;
+    }
+    std::vector<int64_t> bin(rows);
+    // negatives have weight 1, so only the few positives need their weights subtracted
+    std::vector<double> deficit(count + 1), deficit_sum(count + 1);
+    for (int64_t i = 0; i < rows; ++i) {
+      bin[i] = std::upper_bound(threshold, threshold + count, score[i]) - threshold;
+      const double part = loss.others.value(u[i]);
+      deficit[bin[i]] += part;
+      deficit_sum[bin[i]] += part * score[i];
+    }
+    const int32_t* owners = owner.const_data_ptr<int32_t>();
+    const std::vector<Row> row =
+        rows_of(loss, suffix_sums_of(threshold, owners, count, total, deficit, deficit_sum), u, rows);
+    const std::vector<Column> column = columns_of(loss, row, threshold, owners, count, slopes);
+    *value = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const Column& c = column[bin[i]];
+      by_score[i] = score_gradient(loss, row[i], c, u[i]);
+      by_quality[i] = quality_gradient(loss, row[i], c, u[i], score[i] - threshold[bin[i] - 1]);
+      *value += row[i].value;
+    }
+  }
+
+  template <typename T, typename Index>
+  static void gradient(const Tensors& bins, const Tensor& slopes, const Tensor& place, const Tensor& by_score,
+                       const Tensors& results) {
+    const T *table = slopes.const_data_ptr<T>(), *own = by_score.const_data_ptr<T>();
+    const int64_t* at = place.const_data_ptr<int64_t>();
+    int64_t begin = 0;
+    for (size_t l = 0; l < bins.size(); ++l) {
+      use_large_pages(results[l]);  // before the first store to it
+      const int64_t n = bins[l].numel();
+      const Index* bin = static_cast<const Index*>(bins[l].const_data_ptr());
+      T* out = results[l].mutable_data_ptr<T>();
+      in_shares(n, [&](int64_t, int64_t from, int64_t to) {
+        for (int64_t k = from; k < to; ++k) out[k] = table[bin[k]];
+      });
+      // after all scores: a positive's own gradient replaces that of its bin
+      for (int64_t i = 0; i < place.numel(); ++i) {
+        const int64_t k = at[i] - begin;
+        if (k >= 0 && k < n) out[k] = own[i];
+      }
+      begin += n;
+    }
   }
 };
 
@@ -266,12 +302,14 @@ struct Cpu {
 }  // namespace detsearch::ap
 
 STABLE_TORCH_LIBRARY_FRAGMENT(detsearch, m) {
+  m.def("ap_loss_own(Tensor[] levels, Tensor positives) -> (Tensor own, Tensor place)");
   m.def(
-      "parameterized_ap_loss(Tensor scores, Tensor positives, Tensor quality, Tensor knots, int steps, "
-      "bool through_denominator) -> (Tensor loss, Tensor bins, Tensor slopes, Tensor by_score, Tensor by_quality)");
+      "ap_loss_bins(Tensor[] levels, Tensor own, Tensor ignored, Tensor knots, int steps) -> "
+      "(Tensor[] bins, Tensor at, Tensor owner, Tensor totals)");
   m.def(
-      "parameterized_ap_loss_backward(Tensor positives, Tensor bins, Tensor slopes, Tensor by_score, Tensor gradient) "
-      "-> Tensor");
+      "ap_loss_answer(Tensor totals, Tensor at, Tensor owner, Tensor own, Tensor quality, Tensor knots, int steps, "
+      "bool through_denominator) -> (Tensor loss, Tensor slopes, Tensor by_score, Tensor by_quality)");
+  m.def("ap_loss_gradient(Tensor[] bins, Tensor slopes, Tensor place, Tensor by_score) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(detsearch, CPU, m) { detsearch::ap::implement<detsearch::ap::Cpu>(m); }

@@ -112,6 +112,10 @@ DETSEARCH_INLINE double quality_gradient(const Loss& loss, const Row& row, const
   return row.by_quality - loss.others.slope(quality) * weight;
 }
 
+// A positive's score where thresholds can be made of it, else 0: thresholds that are NaN could not be sorted. The
+// answer is NaN then.
+DETSEARCH_INLINE double usable(double score) { return std::fabs(score) <= kFarthest ? score : 0.0; }
+
 // The least T not below a threshold: comparing a score with it is comparing the score with the threshold.
 DETSEARCH_INLINE void edge_of(double threshold, double* edge) { *edge = threshold; }
 DETSEARCH_INLINE void edge_of(double threshold, float* edge) {

@@ -21,7 +21,7 @@ template <typename T>
 class BinFinder {
  public:
   // Sorts thresholds, at least 1, with their owners. n: how many scores will be looked up.
-  BinFinder(const std::vector<double>& threshold, int64_t n, std::vector<double>& sorted, std::vector<int32_t>& owner) {
+  BinFinder(const std::vector<double>& threshold, int64_t n, double* sorted, int32_t* owner) {
     const int64_t count = static_cast<int64_t>(threshold.size());
     const auto [low, high] = std::minmax_element(threshold.begin(), threshold.end());
     T ends[2];
@@ -38,9 +38,7 @@ class BinFinder {
     }
     uint32_t begin = 0;  // from counts to beginnings; the loop below moves each on to the end of its cell
     for (int64_t c = 0; c < cells_; ++c) begin += std::exchange(end[c], begin);
-    owner.resize(count);
     for (int64_t b = 0; b < count; ++b) owner[end[cell[b]]++] = static_cast<int32_t>(b);
-    sorted.resize(count);
     edges_.resize(count);
     table_ = std::make_unique_for_overwrite<Cell[]>(cells_ + 1);
     constexpr T none = std::numeric_limits<T>::quiet_NaN();  // no score passes it
@@ -88,12 +86,6 @@ class BinFinder {
       }
     }
     return valid;
-  }
-
-  uint32_t bin_of(T score) const {
-    const int32_t cell = cell_of(score);
-    const Cell& at = table_[cell];
-    return at.bin & kSeveral ? search(cell, score) : at.bin + (score >= at.first) + (score >= at.second);
   }
 
  private:

@@ -47,7 +47,7 @@ void for_each(const std::vector<Task>& tasks, const Work& work) {
 // row: of the ground truths, or kIgnored.
 template <typename Visit>
 void visit_exceptions(const Call& call, const Task& task, const Visit& visit) {
-  const int64_t* matched = call.matched.const_data_ptr<int64_t>() + task.image * call.priors + task.layout->first;
+  const int64_t* matched = call.matched.const_data_ptr<int64_t>() + task.image * call.priors() + task.layout->first;
   for (int64_t prior = task.begin; prior < task.end; ++prior) {
     if (matched[prior] != kBackground) visit(task.layout->offset(prior), matched[prior]);
   }

@@ -26,7 +26,7 @@ struct Cuda {
             call.logits[i].const_data_ptr<T>(),
             call.matched.const_data_ptr<int64_t>(),
             call.labels.const_data_ptr<int64_t>(),
-            call.priors,
+            call.priors(),
             call.labels.numel(),
             blocks,
             static_cast<T>(call.alpha),

@@ -1,8 +1,8 @@
-// The focal loss of one logit and its slope, and where the logits of a prior lie; the same for CPU and CUDA.
+// The focal loss of one logit and its slope, and the prior of a logit; the same for CPU and CUDA.
 
 #pragma once
 
-#include "common/numeric.h"
+#include "common/logits.h"
 
 namespace detsearch::focal {
 
@@ -31,22 +31,6 @@ DETSEARCH_INLINE Term<T> negative_focal(T x, T gamma) {
   const T power = gamma_is_2 ? p * p : exponential(gamma * ((x < T(0) ? x : T(0)) - logarithm));
   return {power * loss, power * ((gamma_is_2 ? T(2) : gamma) * miss * loss + p)};
 }
-
-// Logits of one level. In memory they are (images, cells, shapes, classes) or (images, shapes, classes, cells).
-struct LogitLayout {
-  int64_t images, cells, shapes, classes;
-  int64_t first;  // of its priors in matched
-  bool classes_last;
-
-  DETSEARCH_INLINE int64_t priors() const { return cells * shapes; }
-  DETSEARCH_INLINE int64_t per_image() const { return cells * shapes * classes; }
-  DETSEARCH_INLINE int64_t class_stride() const { return classes_last ? 1 : cells; }
-
-  // Offset in its image of a prior's first class.
-  DETSEARCH_INLINE int64_t offset(int64_t prior) const {
-    return classes_last ? prior * classes : prior % shapes * classes * cells + prior / shapes;
-  }
-};
 
 // The prior and the class of a logit, from its offset in an image.
 struct LogitIndex {

@@ -13,7 +13,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <array>
 #include <vector>
 
 #include "focal/focal.h"
@@ -28,52 +27,16 @@ struct Call {
   std::vector<LogitLayout> layouts;
   Tensors logits;
   Tensor matched, labels;
-  int64_t priors;  // of all layouts
   double alpha, gamma;
+
+  int64_t priors() const { return priors_of(layouts); }
 };
-
-// Whether the elements lie packed when the dimensions are taken in this order.
-template <size_t N>
-bool packed(const Tensor& tensor, const std::array<int64_t, N>& order) {
-  int64_t step = 1;
-  for (size_t i = N; i-- > 0; step *= tensor.size(order[i])) {
-    // torch lets the stride of a dimension of one element be anything
-    if (tensor.size(order[i]) != 1 && tensor.stride(order[i]) != step) return false;
-  }
-  return true;
-}
-
-// logits (B, A, C) or (B, H, W, S, C); the latter may lie in memory as (B, S, C, H, W).
-inline LogitLayout read_layout(const Tensor& logits, int64_t first) {
-  const int64_t last = logits.dim() - 1;
-  STD_TORCH_CHECK(last == 2 || last == 4, "logits must be (B, A, C) or (B, H, W, S, C), got ", last + 1, " dimensions");
-  LogitLayout layout{logits.size(0), logits.size(1), 1, logits.size(last), first, true};
-  bool fits = true;
-  if (last == 4) {
-    layout.cells *= logits.size(2);
-    layout.shapes = logits.size(3);
-    layout.classes_last = packed<5>(logits, {0, 1, 2, 3, 4});
-    fits = layout.classes_last || packed<5>(logits, {0, 3, 4, 1, 2});
-  } else {
-    fits = packed<3>(logits, {0, 1, 2});
-  }
-  STD_TORCH_CHECK(fits, "logits must lie packed in memory, as (B, A, C), (B, H, W, S, C) or (B, S, C, H, W)");
-  return layout;
-}
 
 template <typename Device>
 Call read(const Tensors& logits, const Tensor& matched, const Tensor& labels, double alpha, double gamma) {
-  Call call{{}, logits, matched, labels, 0, alpha, gamma};
-  for (const Tensor& level : logits) {
-    call.layouts.push_back(read_layout(level, call.priors));
-    call.priors += call.layouts.back().priors();
-    const LogitLayout &layout = call.layouts.back(), &other = call.layouts.front();
-    STD_TORCH_CHECK(layout.images == other.images && layout.classes == other.classes,
-                    "levels must have the same images and classes, got ", layout.images, " and ", layout.classes,
-                    " after ", other.images, " and ", other.classes);
-  }
-  STD_TORCH_CHECK(!logits.empty() && matched.size(0) == call.layouts[0].images && matched.size(1) == call.priors,
-                  "matched must have a row an image and a column for each of ", call.priors, " priors, got ",
+  const Call call{read_layouts(logits), logits, matched, labels, alpha, gamma};
+  STD_TORCH_CHECK(matched.size(0) == call.layouts[0].images && matched.size(1) == call.priors(),
+                  "matched must have a row an image and a column for each of ", call.priors(), " priors, got ",
                   matched.size(0), " x ", matched.size(1));
   Device::check(matched, labels, call.layouts[0].classes);
   return call;

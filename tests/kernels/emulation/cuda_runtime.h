@@ -1,6 +1,7 @@
-// As much of CUDA as the kernels of assign.cu, matchers.cu, simota.cu and focal.cu use, on a CPU. The threads of a block
-// are fibers of one thread, which run in a random order from one barrier to the next. So the indices of a kernel, the
-// barriers and the effect of every order are tested where there is no GPU. Speed and the memory model are not.
+// As much of CUDA as the kernels of assign.cu, matchers.cu, simota.cu, focal.cu and ap_loss.cu use, on a CPU. The
+// threads of a block are fibers of one thread, which run in a random order from one barrier to the next. So the indices
+// of a kernel, the barriers and the effect of every order are tested where there is no GPU. Speed and the memory model
+// are not.
 
 #pragma once
 
@@ -19,6 +20,7 @@
 #include <vector>
 
 #define __global__ inline
+#define __host__
 #define __device__
 #define __shared__ thread_local
 #define __grid_constant__
@@ -152,6 +154,9 @@ struct cudaLaunchConfig_t {
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) { return *value = 1 << 16, 0; }
 inline cudaError_t cudaFuncSetAttribute(const void*, int, int) { return 0; }
+inline cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t) {
+  return std::memset(memory, byte, bytes), 0;
+}
 
 // Blocks in a random order, too.
 template <typename... Formal, typename... Actual>
@@ -203,6 +208,16 @@ inline int __popc(unsigned value) { return __builtin_popcount(value); }
 template <typename T>
 T atomicAdd(T* at, T more) {
   return std::exchange(*at, *at + more);
+}
+
+template <typename T>
+T atomicSub(T* at, T less) {
+  return std::exchange(*at, *at - less);
+}
+
+template <typename T>
+T atomicOr(T* at, T bits) {
+  return std::exchange(*at, *at | bits);
 }
 
 template <typename T>

@@ -73,7 +73,7 @@ def parameterized_ap_loss(
     ignored: Tensor | None = None,
     across: bool = False,
 ) -> Tensor:
-    """Eq. 6, a scalar between -1 (perfect) and 1, differentiable by scores and quality.
+    """Eq. 6, a scalar of at least -1 (perfect), differentiable by scores and quality; at most 1 where f(.; 2) <= f(.; 4).
 
     scores: logits of all predictions of all classes, floating point: (N,), or a sequence of levels where a head wrote them,
     views (B, H, W, S, C) of its maps with S priors a cell, or (B, A, C), read without a copy. -inf leaves one out.

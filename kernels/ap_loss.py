@@ -73,7 +73,8 @@ def parameterized_ap_loss(
     ignored: Tensor | None = None,
     across: bool = False,
 ) -> Tensor:
-    """Eq. 6, a scalar of at least -1 (perfect), differentiable by scores and quality; at most 1 where f(.; 2) <= f(.; 4).
+    """Eq. 6, a scalar, differentiable by scores and quality: at least -1, which is perfect, and at most 1 where f(.; 2) is
+    nowhere above f(.; 4).
 
     scores: logits of all predictions of all classes, floating point: (N,), or a sequence of levels where a head wrote them,
     views (B, H, W, S, C) of its maps with S priors a cell, or (B, A, C), read without a copy. -inf leaves one out.
@@ -221,7 +222,7 @@ def _levels_of(scores: Tensor | Sequence[Tensor]) -> list[Tensor]:
         return list(scores)
     if scores.ndim != 1:
         raise ValueError(f"scores are (N,) or a sequence of levels, got {tuple(scores.shape)}")
-    return [scores[None, :, None]]
+    return [scores.view(1, -1, 1)]
 
 
 def _check(levels: list[Tensor], positives: Tensor, quality: Tensor, ignored: Tensor) -> None:

@@ -179,6 +179,8 @@ struct Cpu {
     const int64_t* index = positives.const_data_ptr<int64_t>();
     double* score = own.mutable_data_ptr<double>();
     int64_t* at = place.mutable_data_ptr<int64_t>();
+    std::vector<const T*> scores;  // asked once: through the stable ABI a pointer is a call
+    for (const Tensor& level : levels.scores) scores.push_back(level.const_data_ptr<T>());
     for (int64_t i = 0; i < rows; ++i) {
       score[i] = std::numeric_limits<double>::quiet_NaN();  // the caller says what is wrong
       at[i] = -1;
@@ -188,7 +190,7 @@ struct Cpu {
         const int64_t first = classes ? layout.find(index[i] / classes, levels.priors) : -1;
         if (first < 0) continue;
         const int64_t k = first + index[i] % classes * layout.class_stride();
-        score[i] = static_cast<double>(levels.scores[l].const_data_ptr<T>()[k]);
+        score[i] = static_cast<double>(scores[l][k]);
         at[i] = levels.begin[l] + k;
       }
     }
@@ -216,10 +218,10 @@ struct Cpu {
         std::fill(run.bins, run.bins + run.count, Index(0));  // the slope 0 is looked up for all
       }
     } else {
+      const double* score = own.const_data_ptr<double>();
       std::vector<double> threshold(count);
       for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t k = 0; k < steps; ++k)
-          threshold[i * steps + k] = usable(own.const_data_ptr<double>()[i]) + loss.merged.offset[k];
+        for (int64_t k = 0; k < steps; ++k) threshold[i * steps + k] = usable(score[i]) + loss.merged.offset[k];
       }
       const BinFinder<T> finder(threshold, levels.count, results.at.mutable_data_ptr<double>(),
                                 results.owner.mutable_data_ptr<int32_t>());

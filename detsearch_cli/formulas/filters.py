@@ -15,70 +15,33 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detsearch_cli.formulas.formula import Formula, subtree
-from detsearch_cli.formulas.graph import Graph, Inputs
+from detsearch_cli.formulas.formula import Formula
+from detsearch_cli.formulas.graph import Graph
 from detsearch_cli.formulas.grids import Grid, Mask, grid
 from detsearch_cli.formulas.language import Language
+from detsearch_cli.formulas.library import initial
 from detsearch_cli.formulas.operators import Array
-from detsearch_cli.formulas.properties import Finding, Reason, Stage, shape, validity
+from detsearch_cli.formulas.properties import Finding, Reason, Stage, gradient, shape, validity
+from detsearch_cli.formulas.simulation import simulate
+from detsearch_cli.formulas.verdicts import Verdict, explain
 
 STAGES = (Stage.VALIDITY, Stage.MONOTONICITY, Stage.DISTANCE, Stage.DUPLICATE)
 _AT_A_TIME = 100_000
+LEARNS = 0.5
+"""Of the initial loss's score in the simulation."""
 DIGITS = 20
 """Binary digits of a function's fingerprint, counted from its largest derivative."""
-
-
-class Point(NamedTuple):
-    """One row of the grid: inputs, the formula's value there and its derivative, None for regression."""
-
-    inputs: dict[str, float | list[float]]
-    value: float
-    slope: float | None
-
-    def __str__(self) -> str:
-        said = ", ".join(f"{name} = {_short(value)}" for name, value in self.inputs.items())
-        slope = "" if self.slope is None else f" and the slope {self.slope:.4g}"
-        return f"at {said} the value is {self.value:.6g}{slope}"
-
-
-def _short(value: float | list[float]) -> str:
-    return f"({', '.join(f'{one:g}' for one in value)})" if isinstance(value, list) else f"{value:g}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was found about a formula. stage and reason: None where it passed all; where: the sweep that shows it.
-
-    points: the counterexample, one row or two in a line. culprit: the subexpression that is no finite number, or the
-    formula that was there before.
-    """
-
-    passed: bool
-    stage: Stage | None = None
-    reason: Reason | None = None
-    where: str = ""
-    points: tuple[Point, ...] = ()
-    culprit: str = ""
-
-    def __str__(self) -> str:
-        """One sentence without its subject and its full stop."""
-        if self.passed or self.reason is None:
-            return "passes"
-        where = f" ({self.where})" if self.where else ""
-        culprit = f", because of {self.culprit}" if self.culprit else ""
-        shown = f": {'; '.join(str(point) for point in self.points)}" if self.points else ""
-        return f"{self.reason}{where}{culprit}{shown}"
 
 
 @dataclass(frozen=True)
 class Filtered:
     """A population after its filters. kept: indices of the formulas that passed, in order, and fingerprints of their
-    functions. distinct: formulas that differ as graphs. seconds: processor time of interning, evaluation, each stage.
+    functions. scores: of those that were simulated. distinct: formulas that differ as graphs. seconds: processor time
+    of interning, evaluation and each stage.
 
     Verdicts are made when asked for: sentences about ten thousand formulas would take longer than the filters.
     """
@@ -86,29 +49,34 @@ class Filtered:
     formulas: Sequence[Formula]
     language: Language
     kept: Mapping[int, str]
+    scores: Mapping[int, float]
     distinct: int
     seconds: Mapping[str, float]
     _found: Sequence[Finding | None] = field(repr=False)
     _rows: NDArray[np.intp] = field(repr=False)
     _node_of: NDArray[np.intp] = field(repr=False)
-    _before: Mapping[int, str] = field(repr=False)
+    _before: Mapping[int, str | int] = field(repr=False)
 
     def removed(self) -> Counter[Stage]:
         """How many formulas each stage has removed."""
         found = (self._found[node] for node in self._node_of.tolist())
         counted = Counter(finding.stage for finding in found if finding is not None)
         counted[Stage.DUPLICATE] = len(self._before)
+        counted[Stage.SIMULATION] = len(self.formulas) - counted.total() - len(self.kept)
         return counted
 
     def verdict(self, index: int) -> Verdict:
         """Why a formula was removed, or that it was kept."""
         if index in self._before:
-            return Verdict(False, Stage.DUPLICATE, Reason.DUPLICATE, culprit=self._before[index])
+            other = self._before[index]
+            text = other if isinstance(other, str) else self.formulas[other].text
+            return Verdict(False, Stage.DUPLICATE, Reason.DUPLICATE, culprit=text)
         node = int(self._node_of[index])
         finding = self._found[node]
         if finding is None:
-            return Verdict(True)
-        return _verdict(self.formulas[index], self.language, finding, int(self._rows[node]))
+            learnt = index in self.kept
+            return Verdict(True) if learnt else Verdict(False, Stage.SIMULATION, Reason.DOES_NOT_LEARN)
+        return explain(self.formulas[index], self.language, finding, int(self._rows[node]))
 
 
 def check(formulas: Sequence[Formula], language: Language) -> list[Verdict]:
@@ -123,59 +91,96 @@ def run(
     stages: Collection[Stage] = STAGES,
     seen: Mapping[str, str] = MappingProxyType({}),
 ) -> Filtered:
-    """Filters a population. stages: which of the first four. seen: fingerprints of functions that are there already,
-    and how they are written.
+    """Filters a population. stages: which run; the first always does. seen: fingerprints of functions that are there
+    already, and how they are written.
 
-    Of formulas that are one function the first is kept.
+    Of formulas that are one function the first is kept. The simulation drops what scores less than a part of the loss
+    that searches begin with.
     """
     clock = _Clock()
     graph = Graph(formulas, language)
     # formulas of one node share their verdict, so only distinct ones are looked at
-    nodes, node_of = np.unique(graph.roots, return_inverse=True)
+    nodes, first, node_of = np.unique(graph.roots, return_index=True, return_inverse=True)
     clock.lap("interning")
     places = grid(language)
-    values, slopes = graph.evaluate(places.inputs, places.directions, nodes)
+    values, slopes = _evaluated(graph, places, nodes)
     clock.lap("evaluation")
     found: list[Finding | None] = [None] * len(nodes)
     rows = np.zeros(len(nodes), np.intp)
     left = np.arange(len(nodes))
     for stage, look in _looks(places):
-        if stage in stages:
+        if stage in stages or stage is Stage.VALIDITY:
             # a few hundred at a time, which the processor's cache holds
             parts = np.array_split(left, len(left) * places.rows // _AT_A_TIME + 1)
             passed = [_passed(look(values[part], _at(slopes, part)), part, found, rows) for part in parts]
             left = left[np.concatenate(passed)]
         clock.lap(stage)
+    if language.branch == "reg" and len(left):
+        # derivatives double the work, so they wait until few are left
+        alive = [formulas[index] for index in first[left]]
+        left = left[_passed([_gradient(alive, places)], left, found, rows)]
+        clock.lap("gradients")
     keys = dict(zip(left.tolist(), _fingerprints(values[left], _at(slopes, left)), strict=True))
-    kept: dict[int, str] = {}
-    before: dict[int, str] = {}
-    written = dict(seen)
-    for index, node in enumerate(node_of.tolist()):
-        key = keys.get(node)
-        if key is None:
-            continue
-        if Stage.DUPLICATE in stages and key in written:
-            before[index] = written[key]
-        else:
-            kept[index] = key
-            written[key] = f"formula {index} of this population"
+    kept, before = _without_duplicates(node_of, keys, seen if Stage.DUPLICATE in stages else None)
     clock.lap(Stage.DUPLICATE)
-    return Filtered(formulas, language, kept, len(nodes), clock.seconds, found, rows, node_of, before)
+    scores: dict[int, float] = {}
+    if Stage.SIMULATION in stages:
+        wanted = simulate([*(formulas[index] for index in kept), initial(language)], language).tolist()
+        scores = dict(zip(kept, wanted, strict=False))
+        kept = {index: key for index, key in kept.items() if scores[index] >= LEARNS * wanted[-1]}
+        clock.lap(Stage.SIMULATION)
+    return Filtered(formulas, language, kept, scores, len(nodes), clock.seconds, found, rows, node_of, before)
 
 
 def examine(formula: Formula, language: Language) -> list[Verdict]:
     """Every property of stages 1 to 3 by itself, passed or not; those of later stages only of a valid formula."""
     places = grid(language)
-    values, slopes = Graph([formula], language).evaluate(places.inputs, places.directions)
-    verdicts: list[Verdict] = []
-    for _, look in _looks(places):
-        for finding in look(values, slopes):
-            failed = _verdict(formula, language, finding, int(finding.row[0]))
-            held = Verdict(True, finding.stage, finding.reason, finding.where)
-            verdicts.append(failed if finding.failed[0] else held)
-        if not all(verdict.passed for verdict in verdicts):
-            break
-    return verdicts
+    values, slopes = _evaluated(Graph([formula], language), places)
+    valid = [*validity(values, slopes)]
+    if language.branch == "reg":
+        valid.append(_gradient([formula], places))
+    later = [] if any(finding.failed[0] for finding in valid) else [*shape(places, values, slopes)]
+    return [
+        explain(formula, language, finding, int(finding.row[0]))
+        if finding.failed[0]
+        else Verdict(True, finding.stage, finding.reason, finding.where)
+        for finding in (*valid, *later)
+    ]
+
+
+def _evaluated(
+    graph: Graph, places: Grid, nodes: NDArray[np.intp] | None = None
+) -> tuple[Array, Array | None]:
+    """Values and, where properties need them, derivatives: those of regression look at values only."""
+    return graph.evaluate(places.inputs, places.directions if graph.language.branch == "cls" else None, nodes)
+
+
+def _gradient(formulas: Sequence[Formula], places: Grid) -> Finding:
+    slopes = Graph(formulas, places.language).evaluate(places.inputs, places.directions)[1]
+    assert slopes is not None
+    return gradient(slopes)
+
+
+def _without_duplicates(
+    node_of: NDArray[np.intp], keys: Mapping[int, str], seen: Mapping[str, str] | None
+) -> tuple[dict[int, str], dict[int, str | int]]:
+    """Formulas whose nodes have a fingerprint: those to keep, and for the others the text or index of the one before.
+
+    seen: None keeps all.
+    """
+    kept: dict[int, str] = {}
+    before: dict[int, str | int] = {}
+    there: dict[str, str | int] = dict(seen or {})
+    for index, node in enumerate(node_of.tolist()):
+        key = keys.get(node)
+        if key is None:
+            continue
+        if seen is not None and key in there:
+            before[index] = there[key]
+        else:
+            kept[index] = key
+            there[key] = index
+    return kept, before
 
 
 def _at(array: Array | None, rows: NDArray[np.intp]) -> Array | None:
@@ -200,7 +205,7 @@ _Look = Callable[[Array, Array | None], Iterable[Finding]]
 
 def _looks(places: Grid) -> list[tuple[Stage, _Look]]:
     """Stages 1 to 3 of a language, in order: classification has no third, regression no second."""
-    later = Stage.DISTANCE if places.directions is None else Stage.MONOTONICITY
+    later = Stage.DISTANCE if places.language.branch == "reg" else Stage.MONOTONICITY
     return [(Stage.VALIDITY, validity), (later, partial(shape, places))]
 
 
@@ -231,36 +236,3 @@ def _fingerprints(values: Array, slopes: Array | None) -> list[str]:
         blake2b(row.tobytes() + int(power).to_bytes(4, "little", signed=True), digest_size=12).hexdigest()
         for row, power in zip(rounded, exponent, strict=True)
     ]
-
-
-def _verdict(formula: Formula, language: Language, finding: Finding, row: int) -> Verdict:
-    """The finding of one formula, with the rows of the grid that show it."""
-    places = grid(language)
-    part = slice(row, row + finding.rows)
-    inputs = {name: values[part] for name, values in places.inputs.items()}
-    along = (
-        None
-        if places.directions is None
-        else {name: values[part] for name, values in places.directions.items()}
-    )
-    values, slopes = Graph([formula], language).evaluate(inputs, along)
-    points = tuple(
-        Point(places.row(row + k), float(values[0, k]), None if slopes is None else float(slopes[0, k]))
-        for k in range(finding.rows)
-    )
-    where = finding.where or next((s.name for s in places.sweeps if s.start <= row < s.stop), "")
-    source = culprit(formula, language, inputs) if finding.reason is Reason.NOT_FINITE else None
-    return Verdict(False, finding.stage, finding.reason, where, points, source.text if source else "")
-
-
-def culprit(formula: Formula, language: Language, inputs: Inputs) -> Formula | None:
-    """The smallest subexpression that is no finite number somewhere though what it is made of is; None: all are finite.
-
-    inputs: as for `Graph.evaluate`, of at least one row.
-    """
-    # every subexpression is a formula; shorter ones first, so operands come before their operators
-    parts = [Formula(formula.tokens[subtree(formula.tokens, start)]) for start in range(len(formula))]
-    parts.sort(key=len)
-    values, _ = Graph(parts, language).evaluate(inputs)
-    bad = ~np.isfinite(values).all(1)
-    return parts[int(bad.argmax())] if bad.any() else None

@@ -52,14 +52,15 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Grid:
-    """inputs: name to values (R,), or (R, C + 1). directions: by how much x moves in each row, None for regression.
+    """inputs: name to values (R,), or (R, C + 1). directions: by how much x moves in each row; for
+    regression i, u and e, when the right edge of the box moves by one.
 
     positive, negative: names of the sweeps in which a simulation looks gradients up, one for each w.
     """
 
     language: Language
     inputs: Mapping[str, Array]
-    directions: Mapping[str, Array] | None
+    directions: Mapping[str, Array]
     sweeps: tuple[Sweep, ...]
     positive: tuple[str, ...] = ()
     negative: str = ""
@@ -179,6 +180,7 @@ _SHIFTS = np.array([0, 1, 2, 3, 5, 7, 9, 11, 13, 15, 16]) / 16
 _GAPS = np.array([0.25, 0.5, 1.0])
 _LARGER = np.array([16, 17, 18, 20, 22, 24, 28, 32, 40, 48, 64, 80, 104, 128]) / 16
 _SMALLER = np.array([64, 60, 56, 52, 48, 44, 40, 36, 32, 26, 20, 16, 12, 8]) / 64
+_NUDGE = 2.0**-10
 """All of these are sums of powers of 2, so that areas are exact and what is equal differs by nothing."""
 
 
@@ -201,7 +203,11 @@ def regression() -> Grid:
     far = [(a, b, gap) for a in sides[:3] for b in sides[:3] for gap in (0.0, sides[2] - a)][:8]
     targets.append(np.array([[0.0, 0.0, a, a] for a, _, _ in far]))
     predictions.append(np.array([[gap, gap, gap + b, gap + b] for _, b, gap in far]))
-    return Grid(REGRESSION, areas(np.concatenate(targets), np.concatenate(predictions)), None, tuple(sweeps))
+    target, predicted = np.concatenate(targets), np.concatenate(predictions)
+    inputs = areas(target, predicted)
+    nudged = areas(target, predicted + np.array([0, 0, _NUDGE, 0]))
+    directions = {name: (nudged[name] - values) / _NUDGE for name, values in inputs.items()}
+    return Grid(REGRESSION, inputs, directions, tuple(sweeps))
 
 
 def _ways(width: float, height: float) -> list[tuple[str, Array]]:

@@ -81,9 +81,8 @@ def validity(values: Array, slopes: Array | None) -> Iterator[Finding]:
     ):
         if array is None:
             continue
-        large = ~(
-            np.maximum(array.max(1), -array.min(1)) <= limit
-        )  # a comparison with NaN is false, so NaN is large
+        # a comparison with NaN is false, so NaN is large
+        large = ~(np.maximum(array.max(1), -array.min(1)) <= limit)
         failed = np.flatnonzero(large)
         row, finite = np.zeros(len(array), np.intp), np.ones(len(array), bool)
         row[failed] = (~(np.abs(array[failed]) <= limit)).argmax(1)
@@ -93,6 +92,12 @@ def validity(values: Array, slopes: Array | None) -> Iterator[Finding]:
         row[lost] = (~np.isfinite(array[lost])).argmax(1)
         yield Finding(Stage.VALIDITY, no_number, "", large & ~finite, row)
         yield Finding(Stage.VALIDITY, Reason.EXPLODES, "", large & finite, row)
+
+
+def gradient(slopes: Array) -> Finding:
+    """What is left of validity for regression: sqrt(i) has a finite value and no gradient where boxes are apart."""
+    lost = ~np.isfinite(slopes)
+    return Finding(Stage.VALIDITY, Reason.GRADIENT_NOT_FINITE, "", np.asarray(lost.any(1)), lost.argmax(1))
 
 
 def shape(grid: Grid, values: Array, slopes: Array | None) -> Iterator[Finding]:
@@ -144,4 +149,4 @@ def _departures(grid: Grid, values: Array) -> Iterator[Finding]:
         flat = wrong.reshape(len(values), -1)
         first = flat.argmax(1)
         row = first // (length - 1) * length + first % (length - 1)
-        yield Finding(Stage.DISTANCE, reason, "", flat.any(1), row, 2)
+        yield Finding(Stage.DISTANCE, reason, "", np.asarray(flat.any(1)), row, 2)

@@ -29,6 +29,7 @@ _BLOCK_BYTES = 12_000_000
 _LEAST_ROWS = 8
 """Blocks of less would pay more for the calls than for the arithmetic."""
 _CODES = {name: code for code, name in enumerate(OPERATORS)}
+_OVER_COLUMNS = (_CODES["softmax"], _CODES["dot"])
 _FUNCTIONS = tuple(OPERATORS.values())
 
 
@@ -168,7 +169,7 @@ class Graph:
         width = next(iter(inputs.values())).shape[-1] if self.language.columns else 1
         counts = [int((self._columns == shape).sum()) for shape in (False, True)]
         per_row = 8 * (counts[0] + counts[1] * width) * (1 if directions is None else 2)
-        block = int(min(rows, max(_BLOCK_BYTES // per_row, _LEAST_ROWS)))
+        block = int(min(rows, max(_BLOCK_BYTES // max(per_row, 1), _LEAST_ROWS)))
         # one allocation for all blocks: fresh pages would cost as much as the arithmetic
         room = [np.empty(counts[0] * block), np.empty(counts[1] * block * width)]
         room_of_slopes = None if directions is None else [np.empty_like(flat) for flat in room]
@@ -222,9 +223,14 @@ class Graph:
                 if mixed and not operand.columns:
                     a, da = a[..., None], None if da is None else da[..., None]
                 given += [a, da]
-            if group.operator == _CODES["dot"] and not any(operand.columns for operand in group.operands):
+            single = group.operator in _OVER_COLUMNS and not any(
+                operand.columns for operand in group.operands
+            )
+            if single:  # one value a row is a single column
                 given = [None if array is None else array[..., None] for array in given]
             value, slope = _FUNCTIONS[group.operator](*given)
+            if single and value.ndim == 3:  # dot has joined the columns itself
+                value, slope = value[..., 0], None if slope is None else slope[..., 0]
             now[group.columns][group.start : group.stop] = value
             if moved is not None and slope is not None:
                 moved[group.columns][group.start : group.stop] = slope

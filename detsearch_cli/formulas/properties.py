@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detsearch_cli.formulas.grids import Grid, Mask, Sweep
+from detsearch_cli.formulas.grids import Grid, Sweep
 from detsearch_cli.formulas.operators import Array
 
 LARGEST_VALUE = 1e6
@@ -27,9 +28,9 @@ FLAT = 0.01
 CONSTANT = 1e-9
 NOISE = 1e-8
 """Relative: 1 - sigmoid(20) has so many digits in double precision."""
-SAME = 1e-10
+SAME = 1e-13
 """Relative: values of a regression closer than this are equal."""
-NOTHING = 1e-12
+NOTHING = 1e-13
 """Absolute: what cancels leaves rounding errors, which are no rise and no fall."""
 
 
@@ -68,7 +69,7 @@ class Finding:
     stage: Stage
     reason: Reason
     where: str
-    failed: Mask
+    failed: Any  # (F,) bool; numpy's stubs take a reduction over axes for a scalar
     row: NDArray[np.intp]
     rows: int = 1
 
@@ -97,7 +98,7 @@ def validity(values: Array, slopes: Array | None) -> Iterator[Finding]:
 def gradient(slopes: Array) -> Finding:
     """What is left of validity for regression: sqrt(i) has a finite value and no gradient where boxes are apart."""
     lost = ~np.isfinite(slopes)
-    return Finding(Stage.VALIDITY, Reason.GRADIENT_NOT_FINITE, "", np.asarray(lost.any(1)), lost.argmax(1))
+    return Finding(Stage.VALIDITY, Reason.GRADIENT_NOT_FINITE, "", lost.any(1), lost.argmax(1))
 
 
 def shape(grid: Grid, values: Array, slopes: Array | None) -> Iterator[Finding]:
@@ -120,13 +121,11 @@ def _sweep(sweep: Sweep, values: Array, slopes: Array) -> Iterator[Finding]:
     wrong = (upward < -NOISE * steepest) & sweep.ruled
     failed, row = wrong.any(1), wrong.argmax(1)
     if sweep.rests is not None:
-        end = 0 if sweep.rests else len(sweep.along) - 1  # the worst score stands opposite of rest
-        yield Finding(
-            stage, Reason.WRONG_SIGN, name, wrong[:, [end]].any(1), np.full(len(values), start + end)
-        )
-        yield Finding(stage, Reason.TURNS, name, failed, row + start)
-    else:
-        yield Finding(stage, Reason.TURNS_EARLY, name, failed, row + start)
+        never = ~(upward > NOISE * steepest).any(1)
+        yield Finding(stage, Reason.WRONG_SIGN, name, never, np.abs(slopes).argmax(1) + start)
+    yield Finding(
+        stage, Reason.TURNS if sweep.rests is not None else Reason.TURNS_EARLY, name, failed, row + start
+    )
     steps = np.diff(values) if sweep.rises else -np.diff(values)
     back = (steps < -NOISE * np.abs(values).max(1, keepdims=True)) & (sweep.ruled[1:] & sweep.ruled[:-1])
     yield Finding(stage, Reason.JUMPS, name, back.any(1), back.argmax(1) + start, 2)
@@ -145,8 +144,13 @@ def _departures(grid: Grid, values: Array) -> Iterator[Finding]:
     # scaled by what is compared: one value near a pole must not hide that the others fall
     size = SAME * np.maximum(np.abs(along[..., 1:]), np.abs(along[..., :-1])) + NOTHING
     meets = np.stack([sweep.learns[:-1] for sweep in grid.sweeps])
-    for reason, wrong in ((Reason.FALLS, steps < -size), (Reason.FLAT, (steps <= size) & meets)):
-        flat = wrong.reshape(len(values), -1)
+    falls, rises = steps < -size, steps > size
+    never = ~rises.any((1, 2))
+    start = np.zeros(len(values), np.intp)
+    yield Finding(Stage.DISTANCE, Reason.CONSTANT, "", never & ~falls.any((1, 2)), start, 2)
+    yield Finding(Stage.DISTANCE, Reason.WRONG_SIGN, "", never, start, 2)
+    for reason, wrong in ((Reason.FALLS, falls), (Reason.FLAT, ~rises & meets)):
+        flat = wrong.reshape(len(values), count * (length - 1))
         first = flat.argmax(1)
         row = first // (length - 1) * length + first % (length - 1)
-        yield Finding(Stage.DISTANCE, reason, "", np.asarray(flat.any(1)), row, 2)
+        yield Finding(Stage.DISTANCE, reason, "", flat.any(1), row, 2)

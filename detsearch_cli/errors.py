@@ -13,6 +13,10 @@ class RecipeError(DetsearchError):
     """A recipe, a fragment or a `--set` that does not validate; names the key."""
 
 
+class FormulaError(RecipeError):
+    """A loss formula that cannot be read; points at the character."""
+
+
 class DataError(DetsearchError):
     """A data set that cannot be found, recognised or read; names the file."""
 

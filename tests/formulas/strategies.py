@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from detsearch_cli.formulas.formula import Formula
 from detsearch_cli.formulas.language import ARITY, Language
 
+steady = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""The same examples each time, however busy the machine."""
 numbers = st.one_of(
     st.sampled_from([0.0, 1.0, 2.0, 3.0, 0.5, 1e-20, 1e300, 123456789.25]),
     st.floats(min_value=0, allow_infinity=False, allow_nan=False),

@@ -12,12 +12,12 @@ from detsearch_cli.formulas.language import LANGUAGES, ONE_STAGE, REGRESSION, TW
 from detsearch_cli.formulas.library import names, resolve
 from detsearch_cli.formulas.reading import parse
 
-from .strategies import formulas
+from .strategies import formulas, steady
 
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
 def test_printed_text_reads_back_to_the_same_graph(language: Language) -> None:
-    @settings(max_examples=300, deadline=None)
+    @settings(steady, max_examples=300)
     @given(formulas(language))
     def holds(formula: Formula) -> None:
         back = parse(formula.text, language)

@@ -187,6 +187,12 @@ def _imply(fragment: Fragment, implied: Fragment, by: str, tell: Tell) -> Fragme
         # a size from the command line is a tuple, one from YAML a list
         if key in given and _brief(given[key]) != _brief(value)
     ]
+    # a slot that is set to null has no keys of its own to compare
+    lost += [
+        f"{section} null (theirs: {value['name']})"
+        for section, value in implied.items()
+        if section in fragment and fragment[section] is None
+    ]
     tell(f"{by} sets {', '.join(_items(implied))}" + (f"; yours stay: {', '.join(lost)}" if lost else ""))
     return merge(implied, fragment)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ NETWORK = {
     "head": None,
     "priors": None,
     "loss": None,
+    "region_loss": None,
     "augment": ("image_size", "mean", "std"),
 }
 """Of a run's recipe, what its weights mean nothing without: the network, its priors, its input. The loss says how a
@@ -232,7 +233,11 @@ def _class_rows(
     source: Source,
 ) -> list[tuple[Tensor, Tensor]]:
     """(here, there) rows of one class layer that are to be copied: of shared classes, and those of no class."""
-    here, there = (_split(t, rows, n) for t, n in zip((target, given), counts, strict=True))
+    here = _split(target, rows, counts[0])
+    there = _split(given, rows, counts[1])
+    if there is None and rows.after < 2:
+        # a softmax has a row for background, sigmoids have none: then that of the recipe's detector stays as it was drawn
+        there = _split(given, replace(rows, after=1 - rows.after), counts[1])
     if (
         here is None
         or there is None
@@ -240,7 +245,7 @@ def _class_rows(
         or here[0].shape[2:] != there[0].shape[2:]
     ):
         raise _misfit(key, given, target, source)
-    pairs = [(here[0], there[0]), (here[2], there[2])]
+    pairs = [(here[0], there[0]), *([(here[2], there[2])] if here[2].shape == there[2].shape else [])]
     return pairs + [(here[1][:, own], there[1][:, other]) for own, other in same]
 
 

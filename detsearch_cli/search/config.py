@@ -14,7 +14,7 @@ from detsearch_cli.document import checked
 from detsearch_cli.errors import SpaceError, StudyError
 from detsearch_cli.fragments import differences, shown
 from detsearch_cli.search.documents import StudyDocument
-from detsearch_cli.search.space import Product, Space, read_space
+from detsearch_cli.search.space import Choice, Integer, Product, Real, Space, read_space
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -64,7 +64,7 @@ class SamplerChoice:
             return
         able = [name for name in parts.names(PACKAGE) if _sampler_class(name).accepts(space)]
         raise StudyError(
-            f"the sampler {self.name} cannot search a space of the kind {space.kind!r}; "
+            f"the sampler {self.name} cannot search {_described(space)}; "
             f"{' and '.join([', '.join(able[:-1]), able[-1]] if len(able) > 1 else able) or 'none'} can"
         )
 
@@ -156,6 +156,14 @@ class RecordedConfig:
         named = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
         search = {"sampler": self.sampler.compared(), "seed": self.seed, "space": self.space_json}
         return {**identity, **named, **recipe, **search}
+
+
+def _described(space: Space) -> str:
+    if not isinstance(space, Product):
+        return f"a space of the kind {space.kind!r}"
+    kinds = {Integer: "whole numbers", Real: "real numbers", Choice: "choices"}
+    found = dict.fromkeys(kinds[type(parameter)] for parameter in space.parameters)
+    return f"a space of {' and '.join(found)}"
 
 
 def told_differences(there: RecordedConfig, here: RecordedConfig) -> str | None:

@@ -167,6 +167,13 @@ def compared(folders: Sequence[Path]) -> Comparison:
 
     Searches of one sampler count up to the length of the shortest of all; their seeds may differ.
     """
+    twice = [
+        folder
+        for number, folder in enumerate(folders)
+        if folder.resolve() in {f.resolve() for f in folders[:number]}
+    ]
+    if twice:
+        raise StudyError(f"{twice[0]} was given twice; name every search once")
     studies = [study_of(folder) for folder in folders]
     first = _without_seed(studies[0])
     for folder, study in zip(folders[1:], studies[1:], strict=True):
@@ -285,6 +292,7 @@ def finding_of(folder: Path) -> Fragment:
     """What a finished search has found, {} for nothing better. Raises StudyError where it has not ended."""
     from detsearch_cli.recipe import read_fragment
 
+    read_settings(folder)  # a folder that is no study is told first
     if not (folder / BEST).is_file():
         raise StudyError(
             f"the search in {folder} has not ended, it holds no {BEST} yet; go on with it by "

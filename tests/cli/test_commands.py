@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,8 @@ def test_searches_are_compared_by_what_they_found_so_far(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "searches.png"
-    assert run(["study", "compare", str(study), str(study), "--out", str(picture), "--json"]) == 0
+    again = shutil.copytree(study, tmp_path / "again")
+    assert run(["study", "compare", str(study), str(again), "--out", str(picture), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     scores = [
         t.value or 0.0 for t in study_of(study).trials if t.candidate is not None and t.again_of is None
@@ -133,7 +135,9 @@ def test_searches_are_compared_by_what_they_found_so_far(
     expected = list(itertools.accumulate(scores, max))
     assert content["best_so_far"] == {"dycors": [expected, expected]} and len(expected) > 1
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert run(["study", "compare", str(study), str(study), "--out", str(picture)]) == 0
+    assert run(["study", "compare", str(study), str(again), "--out", str(picture)]) == 0
+    assert run(["study", "compare", str(study), f"{study}/.", "--out", str(picture)]) == 2
+    assert "was given twice" in capsys.readouterr().err
     assert run(["study", "compare", str(study), "--out", str(tmp_path / "searches.jpg")]) == 2
     assert "the picture is a .png" in capsys.readouterr().err
 

@@ -46,7 +46,7 @@ FOLDERS = {
 FILES = {
     "anchors fit": ["anchors", "fit", *ANCHORED, "--out"],
     "data preview": ["data", "preview", DATA, "--images", "2", "--tile", "32", "--out"],
-    "study compare": ["study", "compare", "STUDY", "STUDY", "--out", "FILE.png"],
+    "study compare": ["study", "compare", "STUDY", "--out", "FILE.png"],
     "study export csv": ["study", "export", "STUDY", "FILE.csv"],
     "study export json": ["study", "export", "STUDY", "FILE.json"],
     "study export parquet": ["study", "export", "STUDY", "FILE.parquet"],

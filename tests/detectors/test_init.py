@@ -80,6 +80,30 @@ def test_rows_of_other_classes_stay_as_they_were_drawn(tmp_path: Path) -> None:
     assert "class layers kept for 1 of 2 classes, the rest drawn anew" in str(started)
 
 
+@pytest.mark.parametrize("before", [None, "parameterized_ap"])
+def test_a_region_head_with_and_without_background_share_the_rows_of_classes(
+    before: str | None, tmp_path: Path
+) -> None:
+    after = "parameterized_ap" if before is None else None
+    old = saved(tmp_path / "last.safetensors", small(**few("faster_rcnn"), region_loss=before)).state_dict()
+    begun = from_file(tmp_path, region_loss=after)
+    new = detector_of(begun, seed=1)
+    fresh = new.state_dict()["regions.cls.weight"].clone()
+    assert start(new, begun, CLASSES) is not None
+    weight = new.state_dict()["regions.cls.weight"]
+    classes = len(CLASSES)
+    assert torch.equal(weight[:classes], old["regions.cls.weight"][:classes])
+    assert torch.equal(weight[classes:], fresh[classes:])
+    assert len(weight) == classes + (after is None)
+
+
+def test_a_loss_that_is_set_to_null_is_told_as_the_users(tmp_path: Path) -> None:
+    saved(tmp_path / "last.safetensors", small(loss="rank_sort"))
+    told: list[str] = []
+    recipe = compose([("test", {"init": str(tmp_path), "loss": None, "data": SMALL["data"]})], told.append)
+    assert recipe.loss is None and "yours stay: loss null (theirs: rank_sort)" in told[0]
+
+
 def test_the_best_weights_of_a_run_come_before_its_last(tmp_path: Path) -> None:
     saved(tmp_path / "last.safetensors")
     saved(tmp_path / "best.safetensors")

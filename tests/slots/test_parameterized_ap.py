@@ -234,6 +234,18 @@ def test_a_score_that_is_no_number_makes_the_loss_none_either() -> None:
 @pytest.mark.parametrize(
     ("curves", "said"),
     [
+        *[
+            (odd, r"curves are five lists of points \(x, y\)")
+            for odd in (
+                [[0, 0], ["a", 0.5], [1, 1]],
+                [[0, 0], [0.5, 0.5, 0.5], [1, 1]],
+                3,
+                None,
+                {"a": 1},
+                [],
+                ["square"],
+            )
+        ],
         (
             [[(0, 0), (0.5, 0.7), (0.8, 0.2), (1, 1)]] * 5,
             r"no decreasing y, got \(0.5, 0.7\) before \(0.8, 0.2\)",
@@ -241,8 +253,7 @@ def test_a_score_that_is_no_number_makes_the_loss_none_either() -> None:
         ([(0, 0), (1, 0.9)], r"must lead from \(0, 0\) to \(1, 1\)"),
         ([[(0, 0), (1, 1)]] * 4, "5 functions, got 4"),
         ([[(k / 40, k / 40) for k in range(41)]] * 5, "needs 2 to 33 points"),
-        ([], "five lists of points, or one list"),
-        ("cubic", "points, or one of linear, square, sqrt, sigmoid"),
+        ("cubic", "or one of linear, square, sqrt, sigmoid"),
     ],
 )
 def test_curves_that_are_none_are_refused(curves: Any, said: str) -> None:

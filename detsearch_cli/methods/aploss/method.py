@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -88,8 +89,9 @@ class APLoss(Method):
         losses = _losses(recipe)
         if not losses:
             raise RecipeError(
-                "aploss show needs curves: give --study, or --recipe with a fragment such as best.yaml (an empty one "
-                "means that nothing better than the recipe as given was found)"
+                "aploss show needs a loss parameterized_ap with curves, and `sigmoid` is none: give --study, --recipe "
+                "with a fragment such as best.yaml (an empty one means that nothing better than the recipe as given was "
+                "found), or --set loss=parameterized_ap"
             )
         content = {
             slot: {"curves": loss.points(), "scale": loss.scale, "localisation": loss.localisation}
@@ -97,7 +99,11 @@ class APLoss(Method):
         }
         others = _known_curves(recipe)
         drawn = {NAMES[slot]: figures.curves(loss.points(), others[slot]) for slot, loss in losses.items()}
-        return Shown(content, self.tables(recipe), (), drawn)
+        notes = [
+            f"{slot}: the gradient into the boxes is multiplied by {loss.scale:.4g}; localisation score {loss.localisation}"
+            for slot, loss in losses.items()
+        ]
+        return Shown(content, self.tables(recipe), notes, drawn)
 
     def study_figures(self, study: Study) -> Sequence[Figure]:
         """The curves at the mean of each round of PPO2; nothing of other samplers, which have none."""
@@ -174,22 +180,21 @@ def _losses(recipe: Recipe) -> dict[str, ParameterizedAP]:
 
 
 def knots_table(loss: ParameterizedAP, slot: str) -> Table:
-    """One row a function: its points, in the order of Eq. 6."""
+    """One row a knot, one column a function, in the order of Eq. 6."""
     from detsearch_cli.methods.aploss.figures import MEANINGS
     from detsearch_cli.methods.aploss.space import FUNCTIONS
     from detsearch_cli.report.page import Table
 
     points = loss.points()
-    widest = max(len(curve) for curve in points)
-    rows: list[list[str | int | float]] = []
-    for name, curve in zip(FUNCTIONS, points, strict=True):
-        cells = [f"{x:.3f} {y:.3f}" for x, y in curve]
-        rows.append([name, *cells, *[""] * (widest - len(cells))])
+    rows: list[list[str | int | float]] = [
+        [str(number), *("" if point is None else f"{point[0]:.3f} {point[1]:.3f}" for point in knots)]
+        for number, knots in enumerate(zip_longest(*points))
+    ]
     caption = (
         f"Knots x y of the five functions of Eq. 6 ({'; '.join(MEANINGS)}). The gradient into the boxes is multiplied by "
         f"{loss.scale:.4g}; the localisation score is {loss.localisation}."
     )
-    columns = ["function", *(f"knot {k}" for k in range(widest))]
+    columns = ["knot", *FUNCTIONS]
     return Table(
         "Curves found" if slot == "loss" else "Curves found for regions", caption, columns, rows, heat=False
     )

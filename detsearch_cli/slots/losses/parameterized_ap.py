@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from detsearch_cli.errors import RecipeError
+from detsearch_cli.reading import decimal
 from detsearch_cli.slots.losses.base import DetectionLoss, mean_over_ranks, number_of_ranks
 from detsearch_cli.structures import IGNORE, Assignment, Dense, Targets
 
@@ -111,8 +112,11 @@ class ParameterizedAP(DetectionLoss):
     @field_validator("curves", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in NAMED:
-            raise ValueError(f"curves are points, or one of {', '.join(NAMED)}")
+        if not (value in NAMED if isinstance(value, str) else _are_points(value)):
+            raise ValueError(
+                "curves are five lists of points (x, y), one such list for all five functions, or one of "
+                f"{', '.join(NAMED)}"
+            )
         return value
 
     @field_validator("curves")
@@ -175,14 +179,28 @@ class ParameterizedAP(DetectionLoss):
         return _five(self.curves)
 
 
+def _are_points(value: Any) -> bool:
+    """Whether these are pairs of numbers, or lists of such pairs."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return _are_pairs(value) or all(isinstance(one, list | tuple) and _are_pairs(one) for one in value)
+
+
+def _are_pairs(value: Sequence[Any]) -> bool:
+    return all(isinstance(x, list | tuple) and len(x) == 2 and all(map(_is_number, x)) for x in value)
+
+
+def _is_number(value: Any) -> bool:
+    """YAML reads 1e-3 as text, which becomes a number in the conversion."""
+    return type(value) in (int, float) or (isinstance(value, str) and decimal(value) is not None)
+
+
 def _five(curves: Any) -> Curves:
     """The operator's five curves. Raises ValueError naming the function and the point that break its rules."""
     if curves == "sigmoid":
         raise ValueError("the sigmoid of score differences is no curve from (0, 0) to (1, 1)")
     if isinstance(curves, str):
         return Curves([named_curve(curves)] * 5)
-    if not curves:
-        raise ValueError("it is five lists of points, or one list of points for all five")
     shared = len(curves[0]) == 2 and not isinstance(curves[0][0], tuple | list)
     return Curves([curves] * 5 if shared else curves)
 

@@ -144,10 +144,13 @@ def test_a_search_trains_its_rounds_and_what_it_finds_is_shown(tmp_path: Path) -
     recipe = with_fragment(small(), trials[3].fragment)
     method = load_method("aploss", {})
     (table,) = method.tables(recipe)
-    assert table.rows[0][0] == "f1" and len(table.rows) == 5
+    assert list(table.columns) == ["knot", "f1", "f2", "f3", "f4", "f5"]
+    assert table.rows[0] == ["0", *["0.000 0.000"] * 5] and len(table.rows) == 3
     shown = method.show(recipe, [], None)
     assert (
-        shown.content["loss"]["curves"][1][0] == (0.0, 0.0) and shown.figures["curves"].png[:4] == b"\x89PNG"
+        "multiplied by" in shown.notes[0]
+        and shown.content["loss"]["curves"][1][0] == (0.0, 0.0)
+        and shown.figures["curves"].png[:4] == b"\x89PNG"
     )
     assert (tmp_path / "s" / "best.yaml").exists()
     study = study_of(tmp_path / "s")
@@ -158,5 +161,5 @@ def test_a_search_trains_its_rounds_and_what_it_finds_is_shown(tmp_path: Path) -
     sampler = sampler_of(study)
     assert isinstance(sampler, PPO2) and sampler.means()[0] == pytest.approx(started(2), abs=1e-6)
     assert sampler.means()[1] != sampler.means()[0]
-    with pytest.raises(RecipeError, match="aploss show needs curves"):
+    with pytest.raises(RecipeError, match="aploss show needs a loss parameterized_ap with curves"):
         method.show(small(), [], None)

@@ -124,7 +124,9 @@ def test_every_validation_image_is_scored_once(whole: Path, capsys: pytest.Captu
     assert run(["eval", str(whole / "run"), "--split", "val", "--device", "cpu", "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["coco"] == pytest.approx(metrics["coco"], abs=1e-9)
-    assert alone["per_class"] == metrics["per_class"]
+    for own, theirs in zip(alone["per_class"], metrics["per_class"], strict=True):
+        # a score is one of the network's, which rounds otherwise where a batch holds other images
+        assert own == pytest.approx(theirs, abs=1e-5)
 
 
 def test_killed_then_interrupted_the_same_command_ends_in_the_same_weights(

@@ -6,7 +6,7 @@
 #   DETECTOR=retinanet BACKBONE=resnet50 EPOCHS=12 IMAGE_SIZE=512 TRIALS=80 examples/aploss_tables.sh path/to/set
 #
 # TRIALS trainings a search, SEEDS a row. Trainings as they are: table 1 17 + 18, 2 18, 3 to 6 17 + 6 each, 7 6, 8 6 after the
-# search of table 1, figure 3 17 more. A training takes 20 seconds of a core, so that all of them take two hours.
+# search of table 1, figure 3 17 more. A training takes 30 to 40 seconds of a core, so that all of them take about an hour.
 # Interrupt it whenever you like: the same command goes on where it was.
 set -euo pipefail
 

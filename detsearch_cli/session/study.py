@@ -6,10 +6,10 @@ and is kept in search.json, the first file of the study's folder.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate, takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -207,19 +207,15 @@ class Comparison:
 
 
 def best_so_far(trials: Sequence[Trial]) -> list[float]:
-    """The highest score after each candidate that was trained; one that failed has none, and counts."""
-    highest, found = -math.inf, []
-    for trial in trials:
-        if trial.candidate is None or trial.repeat_of is not None or trial.again_of is not None:
-            continue
-        if trial.state == "running":
-            break
-        if trial.state == "complete":
-            highest = max(highest, trial.value or 0.0)
-        found.append(highest)
-    # before the first score there is nothing to draw
-    known = next((value for value in found if value > -math.inf), None)
-    return [] if known is None else [max(value, known) if value == -math.inf else value for value in found]
+    """The highest score after each candidate that was trained, up to the first that is under way.
+
+    A candidate that failed counts as 0; nothing where none has a score.
+    """
+    own = [t for t in trials if t.candidate is not None and t.repeat_of is None and t.again_of is None]
+    ended = list(takewhile(lambda trial: trial.state != "running", own))
+    if not any(trial.state == "complete" for trial in ended):
+        return []
+    return list(accumulate((trial.value or 0.0 for trial in ended), max))
 
 
 def _without_seed(study: Study) -> dict[str, Any]:

@@ -112,7 +112,8 @@ class APLoss(Method):
         from detsearch_cli.search.past import sampler_of
         from detsearch_cli.search.samplers.ppo2 import PPO2
 
-        sampler = sampler_of(study)
+        # another sampler has no rounds, and would be rebuilt for nothing
+        sampler = sampler_of(study) if study.config.sampler.name == "ppo2" else None
         if not isinstance(sampler, PPO2) or len(sampler.rounds) < 2:
             return ()
         means = sampler.means()

@@ -217,6 +217,7 @@ def test_a_fragment_is_shown_as_counts_and_pictures(tmp_path: Path) -> None:
         (["assign", "search", *SMALL, "--sampler", "magic"], "magic"),
         (["assign", "search", *SMALL, "--bins", "3,3"], "bins must be"),
         (["study", "show", "no/study"], "no/study"),
+        (["assign", "show", "--study", "no/study"], "no/study is no study"),
         (["data", "inspect", "no/data"], "no/data"),
     ],
 )
